@@ -1,0 +1,324 @@
+"""Configuration: one frozen, validated dataclass a section, and its `ml_collections` form.
+
+The dataclasses below are the only place where an option, its default, its range and its
+description are written. `default()` turns them into the `ConfigDict` that the files in `configs/`
+fill in and that `--config.section.key=value` overrides; `Config.from_dict` turns it back, checked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ndsm_jax.control_variates import ESTIMATORS
+from ndsm_jax.datasets import DATASETS
+from ndsm_jax.gmm import COVARIANCES
+from ndsm_jax.integrators import GRIDS
+from ndsm_jax.networks import NETWORKS, PARAMETERISATIONS
+from ndsm_jax.noising import TIME_LAWS, WEIGHTS
+from ndsm_jax.objectives import OBJECTIVES
+from ndsm_jax.sampling import SAMPLERS
+from ndsm_jax.sde import PROCESSES, TIME_COORDINATES
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    low: float = -math.inf,
+    above: float = -math.inf,
+    high: float = math.inf,
+    choices: Iterable[str] = (),
+) -> Any:
+    """A dataclass field with its description and range: low <= x <= high, x > above."""
+    metadata = {"doc": doc, "low": low, "above": above, "high": high, "choices": tuple(choices)}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """Base of the sections: checks every field's type, range and choice.
+
+    Raises:
+      ValueError: naming the dotted key, the value and what is allowed.
+    """
+
+    def __post_init__(self) -> None:
+        section = type(self).__name__.removesuffix("Config")
+        section = re.sub(r"(?<!^)(?=[A-Z])", "_", section).lower()
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            key, default = f"{section}.{field.name}", field.default
+            if isinstance(default, float) and type(value) is int:
+                object.__setattr__(self, field.name, float(value))
+            elif isinstance(default, tuple) and isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+            elif type(value) is not type(default):
+                raise ValueError(
+                    f"{key}={value!r}: expected {type(default).__name__},"
+                    f" got {type(value).__name__}"
+                )
+            for item in value if isinstance(value, tuple | list) else (value,):
+                _check_range(key, item, field.metadata)
+
+
+def _check_range(key: str, value: Any, allowed: Mapping[str, Any]) -> None:
+    choices = allowed["choices"]
+    if choices and value not in choices:
+        raise ValueError(
+            f"{key}={value!r}: choose one of {', '.join(choices)}{_hint(str(value), choices)}"
+        )
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ValueError(f"{key}={value!r}: a finite number is needed")
+        if value < allowed["low"] or value > allowed["high"] or value <= allowed["above"]:
+            raise ValueError(f"{key}={value!r}: must be {_range(allowed)}")
+
+
+def _range(allowed: Mapping[str, Any]) -> str:
+    parts = []
+    if allowed["low"] > -math.inf:
+        parts.append(f">= {allowed['low']:g}")
+    if allowed["above"] > -math.inf:
+        parts.append(f"> {allowed['above']:g}")
+    if allowed["high"] < math.inf:
+        parts.append(f"<= {allowed['high']:g}")
+    return " and ".join(parts)
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """What is modelled."""
+
+    name: str = option("digits", "data set", choices=DATASETS)
+    dir: str = option("", "folder or file of mnist, array and folder data; '' where none is needed")
+    num_train: int = option(0, "training samples used, a seeded stratified subset; 0: all", low=0)
+    num_test: int = option(0, "held-out samples used; 0: all", low=0)
+    test_fraction: float = option(
+        0.2, "share held out when the data have no test split", above=0, high=0.9
+    )
+    image_size: int = option(0, "side to which a folder's images are resized; 0: as they are", low=0)
+    channels: int = option(1, "channels of a folder's images, 1 or 3", low=1, high=3)
+    seed: int = option(0, "of toy data, splits and subsets", low=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixtureConfig(Section):
+    """The Gaussian mixture fitted to the data: prior and drift of mixture Langevin noising."""
+
+    num_components: int = option(10, "K", low=1)
+    covariance: str = option("spherical", "kind of covariance", choices=COVARIANCES)
+    subset: int = option(0, "samples used for the fit; 0: all training samples", low=0)
+    num_inits: int = option(4, "k-means starts; the best likelihood wins", low=1)
+    min_covariance: float = option(1e-4, "added to variances, squared data units", above=0)
+    max_iterations: int = option(200, "of expectation-maximisation, per start", low=1)
+    seed: int = option(0, "of subset and starts", low=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessConfig(Section):
+    """The noising process."""
+
+    name: str = option("mixture_langevin", "process", choices=PROCESSES)
+    horizon: float = option(0.0, "T, time units; 0: 4 sigma^2 for Langevin and OU, 1 for VP", low=0)
+    variance: float = option(1.0, "stationary variance of ornstein_uhlenbeck", above=0)
+    beta_min: float = option(0.1, "beta(0) of variance_preserving", above=0)
+    beta_max: float = option(20.0, "beta(T) of variance_preserving", above=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoisingConfig(Section):
+    """How training data are noised. Grid, times and weight on the process's clock by default."""
+
+    steps: int = option(150, "grid steps from 0 to T", low=3)
+    grid: str = option("clock", "time grid: the process's clock, or uniform in t", choices=GRIDS)
+    smallest_variance: float = option(
+        1e-3, "first grid time, as v(t_1) / v(T), of the clock grid", above=0, high=0.5
+    )
+    times: str = option("clock", "law of the training times", choices=TIME_LAWS)
+    stratified: bool = option(True, "low-discrepancy times over a batch instead of independent")
+    k: int = option(4, "random times a path", low=1)
+    weight: str = option("variance", "loss weight: v(t) or 1", choices=WEIGHTS)
+    loss_step: float = option(0.0, "fixed length of the loss step, time units; 0: off", low=0)
+    loss_fraction: float = option(
+        0.5, "loss step that adds this fraction of v(t); 0: off", low=0, high=10
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(Section):
+    """What is minimised."""
+
+    name: str = option("ndsm_cv", "objective", choices=OBJECTIVES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ControlVariateConfig(Section):
+    """eps(t) of the objective ndsm_cv, and the estimator of the gradient's variance."""
+
+    kind: str = option(
+        "learned", "eps(t): constant, closed-form, network", choices=("constant", "optimal", "learned")
+    )
+    value: float = option(0.0, "of the constant; 0 is NDSM, 1 undoes the cancellation")
+    num_bins: int = option(20, "time bins of optimal; 1: the best constant", low=1)
+    decay: float = option(0.95, "memory of optimal, per update", low=0, high=0.9999)
+    width: int = option(10, "hidden width of eps_phi", low=1)
+    depth: int = option(3, "hidden layers of eps_phi", low=1)
+    learning_rate: float = option(1e-3, "of phi (Adam)", above=0)
+    period: int = option(20, "N_CV, steps between updates of eps and variance estimates", low=1)
+    estimator: str = option("probes", "per-sample gradient products", choices=ESTIMATORS)
+    num_probes: int = option(1, "random directions an update, for probes", low=1)
+    chunk: int = option(16, "per-sample gradients in memory at a time, for exact", low=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkConfig(Section):
+    """The score network and its parameterisation."""
+
+    name: str = option("mlp", "architecture", choices=NETWORKS)
+    parameterisation: str = option(
+        "residual", "score = network, or prior score + network / std", choices=PARAMETERISATIONS
+    )
+    time: str = option("clock", "time the network sees", choices=TIME_COORDINATES)
+    width: int = option(256, "hidden width of mlp", low=1)
+    depth: int = option(5, "hidden layers of mlp", low=1)
+    skip: bool = option(True, "residual, normalised hidden layers in mlp")
+    widths: tuple[int, ...] = option((32, 64, 128, 256), "channels of each unet level", low=1)
+    time_features: int = option(64, "Gaussian Fourier features; 0 (mlp only): append the time", low=0)
+    time_scale: float = option(1.0, "standard deviation of their frequencies", above=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Section):
+    """Adam and the average of the parameters."""
+
+    learning_rate: float = option(1e-3, "peak learning rate", above=0)
+    schedule: str = option("constant", "after the warm-up", choices=("constant", "cosine"))
+    warmup_steps: int = option(0, "linear warm-up, optimiser updates", low=0)
+    clip_norm: float = option(0.0, "largest global gradient norm; 0: off", low=0)
+    accumulate: int = option(1, "steps whose gradients are averaged into one update", low=1)
+    ema_decay: float = option(0.999, "of the parameter average, per step", low=0, high=0.999999)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(Section):
+    """The loop."""
+
+    steps: int = option(3000, "training steps", low=1)
+    batch_size: int = option(64, "data points (paths) a step; each is noised at noising.k times", low=1)
+    seed: int = option(0, "of initialisation, batches and noise", low=0)
+    log_every: int = option(50, "steps averaged into one line of metrics.jsonl", low=1)
+    checkpoint_every: int = option(500, "steps between checkpoints", low=1)
+    keep: int = option(3, "checkpoints kept", low=1)
+    picture_every: int = option(1000, "steps between sample pictures; 0: none", low=0)
+    tensorboard: bool = option(True, "write TensorBoard events beside metrics.jsonl")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig(Section):
+    """The reverse process."""
+
+    num: int = option(5000, "samples drawn for evaluation", low=1)
+    sampler: str = option("reverse_sde", "sampler", choices=SAMPLERS)
+    steps: int = option(200, "grid steps", low=3)
+    grid: str = option("clock", "time grid", choices=GRIDS)
+    smallest_variance: float = option(
+        1e-3, "last time before the denoising step, as v(t_1) / v(T)", above=0, high=0.5
+    )
+    chunk: int = option(500, "samples in memory at a time", low=1)
+    ema: bool = option(True, "use the average of the parameters")
+    seed: int = option(0, "of the samples", low=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Section):
+    """Metrics."""
+
+    max_points: int = option(5000, "largest number of points in a pairwise metric", low=20)
+    seed: int = option(0, "of projections, subsets and classifiers", low=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole experiment; every section is frozen and checked."""
+
+    data: DataConfig = DataConfig()
+    mixture: MixtureConfig = MixtureConfig()
+    process: ProcessConfig = ProcessConfig()
+    noising: NoisingConfig = NoisingConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    control_variate: ControlVariateConfig = ControlVariateConfig()
+    network: NetworkConfig = NetworkConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any] | ConfigDict) -> Config:
+        """The checked form of a `ConfigDict` or of `to_dict`'s output (missing keys: defaults).
+
+        Raises:
+          ValueError: naming the dotted key that is unknown, of a wrong type or out of range.
+        """
+        tree = tree.to_dict() if isinstance(tree, ConfigDict) else tree
+        sections = {f.name: type(f.default) for f in dataclasses.fields(cls)}
+        built = {}
+        for name, values in tree.items():
+            if name not in sections:
+                raise ValueError(f"{name}: unknown section; one of {', '.join(sections)}{_hint(name, sections)}")
+            known = [f.name for f in dataclasses.fields(sections[name])]
+            for key in values:
+                if key not in known:
+                    raise ValueError(
+                        f"{name}.{key}: unknown key; {name} has {', '.join(known)}{_hint(key, known)}"
+                    )
+            built[name] = sections[name](**values)
+        return cls(**built)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Nested plain dict (tuples kept), the inverse of `from_dict`."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """Readable JSON of `to_dict`."""
+        return json.dumps(self.to_dict(), indent=2)
+
+
+def default() -> ConfigDict:
+    """A fully populated, type-locked `ConfigDict` of the defaults, to start a config file from."""
+    return ConfigDict(Config().to_dict())
+
+
+def reference() -> str:
+    """A Markdown table of every key, default, range and meaning (docs/configuration.md)."""
+    lines = [
+        "# Configuration reference",
+        "",
+        "Made by `python -m ndsm_jax.config`. Override with `--config.section.key=value`.",
+    ]
+    for section in dataclasses.fields(Config):
+        kind = type(section.default)
+        lines += ["", f"## `{section.name}`", "", str(kind.__doc__), ""]
+        lines += ["| key | default | allowed | meaning |", "| --- | --- | --- | --- |"]
+        for field in dataclasses.fields(kind):
+            meta = field.metadata
+            allowed = ", ".join(meta["choices"]) or _range(meta)
+            lines.append(f"| `{field.name}` | `{field.default!r}` | {allowed} | {meta['doc']} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(reference(), end="")

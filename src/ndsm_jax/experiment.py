@@ -1,0 +1,178 @@
+"""Wiring: from a `Config` and data to the process, noising, objective, network and optimisers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from ndsm_jax import control_variates, gmm
+from ndsm_jax.config import Config
+from ndsm_jax.control_variates import ControlVariate
+from ndsm_jax.datasets import Dataset
+from ndsm_jax.gmm import FitReport, GaussianMixture
+from ndsm_jax.integrators import time_grid
+from ndsm_jax.networks import EpsNet, ScoreMLP, ScoreModel, UNet
+from ndsm_jax.noising import ExactKernel, NoisingFn, SimulatedPaths, loss_steps, time_law
+from ndsm_jax.objectives import OBJECTIVES, Objective, check_fields
+from ndsm_jax.sde import PROCESSES, SDE, time_coordinate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """Everything that training and sampling need besides data and parameters."""
+
+    config: Config
+    shape: tuple[int, ...]
+    sde: SDE
+    noising: NoisingFn
+    objective: Objective
+    control: ControlVariate
+    model: ScoreModel
+    optimizer: optax.GradientTransformation
+    sample_grid: np.ndarray
+
+
+def load_data(config: Config) -> Dataset:
+    """The data set of the config, checked (see `datasets.load` for the errors)."""
+    from ndsm_jax import datasets
+
+    return datasets.load(**dataclasses.asdict(config.data))
+
+
+def fit_prior(config: Config, dataset: Dataset) -> tuple[GaussianMixture, FitReport | None]:
+    """The law at the horizon: a mixture fitted to the training data, or the process's normal."""
+    if config.process.name == "mixture_langevin":
+        options = dataclasses.asdict(config.mixture)
+        return gmm.fit(dataset.train, options.pop("num_components"), **options)
+    return abstract_prior(config, dataset.dim), None
+
+
+def abstract_prior(config: Config, dim: int) -> GaussianMixture:
+    """A prior of the right structure: the process's normal, or a stand-in for a fitted mixture."""
+    c = config.process
+    if c.name != "mixture_langevin":
+        return gmm.standard_normal(dim, c.variance if c.name == "ornstein_uhlenbeck" else 1.0)
+    k, covariance = config.mixture.num_components, config.mixture.covariance
+    eye = np.eye(dim) if covariance in ("tied", "full") else np.ones(dim)
+    covariances = {
+        "spherical": np.ones(k),
+        "tied_spherical": np.float64(1.0),
+        "diag": np.ones((k, dim)),
+        "tied": eye,
+        "full": np.broadcast_to(eye, (k, *eye.shape)),
+    }[covariance]
+    return gmm.mixture(np.ones(k), np.zeros((k, dim)), covariances, covariance=covariance)
+
+
+def build_sde(config: Config, prior: GaussianMixture) -> SDE:
+    """The noising process with its prior."""
+    c = config.process
+    horizon = c.horizon or None
+    if c.name == "mixture_langevin":
+        return PROCESSES[c.name](prior, horizon=horizon)
+    if c.name == "ornstein_uhlenbeck":
+        return PROCESSES[c.name](prior.dim, variance=c.variance, horizon=horizon)
+    betas = {"beta_min": c.beta_min, "beta_max": c.beta_max}
+    return PROCESSES[c.name](prior.dim, horizon=horizon, **betas)
+
+
+def build(config: Config, shape: tuple[int, ...], prior: GaussianMixture) -> Experiment:
+    """Builds an experiment for items of `shape` and a prior in flat states.
+
+    Raises:
+      ValueError: an objective that the process cannot serve, or settings that contradict each other.
+    """
+    sde = build_sde(config, prior)
+    grid = _grid(sde, config.noising)
+    objective = OBJECTIVES[config.objective.name]
+    noising = _build_noising(config, sde, grid)
+    check_fields(objective, noising.provides, sde.name)
+    coordinate = time_coordinate(sde, config.network.time, first=float(grid[1]))
+    model = ScoreModel(
+        sde=sde,
+        coordinate=coordinate,
+        network=_build_network(config, shape),
+        parameterisation=config.network.parameterisation,
+    )
+    return Experiment(
+        config=config,
+        shape=shape,
+        sde=sde,
+        noising=noising,
+        objective=objective,
+        control=_build_control(config, coordinate),
+        model=model,
+        optimizer=_build_optimizer(config),
+        sample_grid=_grid(sde, config.sample),
+    )
+
+
+def _grid(sde: SDE, section: Any) -> np.ndarray:
+    smallest = section.smallest_variance
+    return time_grid(sde, section.steps, kind=section.grid, smallest_variance=smallest)
+
+
+def _build_noising(config: Config, sde: SDE, grid: np.ndarray) -> ExactKernel | SimulatedPaths:
+    c = config.noising
+    times = time_law(sde, grid, kind=c.times, stratified=c.stratified)
+    if sde.kernel is not None:
+        return ExactKernel(sde=sde, times=times, k=c.k, weight=c.weight)
+    lengths = loss_steps(sde, grid, fixed=c.loss_step, fraction=c.loss_fraction)
+    return SimulatedPaths(sde=sde, times=times, loss_steps=lengths, k=c.k, weight=c.weight)
+
+
+def _build_network(config: Config, shape: tuple[int, ...]) -> ScoreMLP | UNet:
+    c = config.network
+    zero_output = c.parameterisation == "residual"
+    features = {"time_features": c.time_features, "time_scale": c.time_scale}
+    if c.name == "mlp":
+        return ScoreMLP(
+            width=c.width, depth=c.depth, skip=c.skip, zero_output=zero_output, **features
+        )
+    if len(shape) != 3:
+        raise ValueError(
+            f"network.name='unet' needs images, the data have shape {shape}; use network.name=mlp"
+        )
+    if c.time_features < 2 or min(shape[:2]) < 2 ** (len(c.widths) - 1):
+        raise ValueError(
+            f"network.name='unet' with {len(c.widths)} network.widths needs images of at least"
+            f" {2 ** (len(c.widths) - 1)} pixels a side (got {shape}) and network.time_features >= 2"
+        )
+    return UNet(shape=(shape[0], shape[1], shape[2]), widths=c.widths, zero_output=zero_output, **features)
+
+
+def _build_control(config: Config, coordinate: Any) -> ControlVariate:
+    c = config.control_variate
+    if config.objective.name != "ndsm_cv":
+        return control_variates.constant(0.0)
+    if c.kind == "constant":
+        return control_variates.constant(c.value)
+    if c.kind == "optimal":
+        return control_variates.optimal(coordinate, num_bins=c.num_bins, decay=c.decay)
+    network = EpsNet(width=c.width, depth=c.depth)
+    return control_variates.learned(network, coordinate, optax.adam(c.learning_rate))
+
+
+def _build_optimizer(config: Config) -> optax.GradientTransformation:
+    c = config.optimizer
+    updates = max(1, config.train.steps // c.accumulate)
+    if c.schedule == "cosine":
+        decay_steps = max(updates, c.warmup_steps + 1)
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0 if c.warmup_steps else c.learning_rate, c.learning_rate, c.warmup_steps, decay_steps
+        )
+    elif c.warmup_steps:
+        schedule = optax.linear_schedule(0.0, c.learning_rate, c.warmup_steps)
+    else:
+        schedule = optax.constant_schedule(c.learning_rate)
+    clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
+    optimizer = optax.chain(clip, optax.adam(schedule))
+    if c.accumulate > 1:
+        return optax.MultiSteps(optimizer, c.accumulate).gradient_transformation()
+    return optimizer
+
+

@@ -1,0 +1,120 @@
+"""Time grids, single steps, and the one loop over a grid that everything else uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ndsm_jax.sde import SDE
+
+Carry = TypeVar("Carry")
+
+
+def uniform_grid(horizon: float, num_steps: int) -> np.ndarray:
+    """0 = t_0 < ... < t_n = horizon with equal steps: [n + 1] float32, time units."""
+    return np.linspace(0, horizon, num_steps + 1, dtype=np.float32)
+
+
+def clock_grid(sde: SDE, num_steps: int, *, smallest_variance: float) -> np.ndarray:
+    """Grid with equal steps of `SDE.clock`: [n + 1] float32, time units.
+
+    t_0 = 0 and t_n = T; t_1 is where the kernel variance is `smallest_variance` times that at T,
+    and from t_1 on the clock advances uniformly, so early steps are geometric in t and late ones
+    a fixed fraction of the relaxation time.
+
+    Raises:
+      ValueError: fewer than 2 steps, or a smallest variance outside (0, 1).
+    """
+    if num_steps < 2 or not 0 < smallest_variance < 1:
+        raise ValueError(
+            "clock_grid needs num_steps >= 2 and 0 < smallest_variance < 1,"
+            f" got {num_steps} and {smallest_variance}"
+        )
+    t = np.concatenate([[0.0], np.geomspace(1e-12, 1.0, 20_000)]) * sde.horizon
+    v = np.asarray(sde.variance(jnp.asarray(t, jnp.float32)), np.float64)
+    clock = np.asarray(sde.clock(jnp.asarray(t, jnp.float32)), np.float64)
+    first = np.interp(smallest_variance * v[-1], v, t)
+    # Interpolated in log t, where the clock is smooth at both ends.
+    log_t = np.log(t[1:])
+    start = np.interp(np.log(first), log_t, clock[1:])
+    inner = np.exp(np.interp(np.linspace(start, clock[-1], num_steps), clock[1:], log_t))
+    return np.concatenate([[0.0, first], inner[1:-1], [sde.horizon]]).astype(np.float32)
+
+
+GRIDS = ("clock", "uniform")
+
+
+def time_grid(
+    sde: SDE, num_steps: int, *, kind: str = "clock", smallest_variance: float = 1e-3
+) -> np.ndarray:
+    """`clock_grid` or `uniform_grid` by name: [num_steps + 1] float32, time units."""
+    if kind == "uniform":
+        return uniform_grid(sde.horizon, num_steps)
+    return clock_grid(sde, num_steps, smallest_variance=smallest_variance)
+
+
+def euler_maruyama_kernel(sde: SDE, y: Array, t: Array, h: Array) -> tuple[Array, Array]:
+    """One step's Gaussian: mu = y + b(y, t) h [..., d] and sigma = g(t) sqrt(h) [...].
+
+    2405.15625, Algorithm 2 and Eq. 12; y [..., d], t and h [...] in time units.
+    """
+    return y + h[..., None] * sde.drift(y, t), sde.diffusion(t) * jnp.sqrt(h)
+
+
+def euler_maruyama_step(sde: SDE, y: Array, t: Array, h: Array, z: Array) -> Array:
+    """Y_{n+1} = mu_n + sigma_n Z_{n+1} for given standard normals z [..., d]."""
+    mu, sigma = euler_maruyama_kernel(sde, y, t, h)
+    return mu + sigma[..., None] * z
+
+
+def heun_step(
+    velocity: Callable[[Array, Array], Array], x: Array, t: Array, t_next: Array
+) -> Array:
+    """Heun's second-order step of dX/dtau = velocity(X, t), tau = T - t, from t to t_next <= t."""
+    h = (t - t_next)[..., None]
+    slope = velocity(x, t)
+    return x + 0.5 * h * (slope + velocity(x + h * slope, t_next))
+
+
+def scan_grid(
+    step: Callable[[Carry, Array, Array, Array], tuple[Carry, Any]], carry: Carry, grid: Array
+) -> tuple[Carry, Any]:
+    """Folds `step(carry, n, t_n, t_{n+1}) -> (carry, output)` over a grid [n + 1], up or down.
+
+    Returns the last carry and the stacked outputs, as `lax.scan` does.
+    """
+    grid = jnp.asarray(grid)
+    steps = (jnp.arange(grid.shape[0] - 1), grid[:-1], grid[1:])
+    return jax.lax.scan(lambda c, x: step(c, *x), carry, steps)
+
+
+def simulate(key: Array, sde: SDE, y0: Array, grid: Array) -> Array:
+    """Euler-Maruyama path of the forward process (2405.15625, Algorithm 2).
+
+    Args:
+      key: typed PRNG key; step n uses fold_in(key, n).
+      sde: the process.
+      y0: start [..., d].
+      grid: increasing times [n + 1].
+
+    Returns:
+      The whole path [n + 1, ..., d]. (Noising keeps only the states it needs, see `noising`.)
+    """
+
+    def step(y: Array, n: Array, t: Array, t_next: Array) -> tuple[Array, Array]:
+        z = jax.random.normal(jax.random.fold_in(key, n), y.shape, y.dtype)
+        y = euler_maruyama_step(sde, y, broadcast_time(t, y), broadcast_time(t_next - t, y), z)
+        return y, y
+
+    path = scan_grid(step, y0, grid)[1]
+    return jnp.concatenate([y0[None], path])
+
+
+def broadcast_time(t: Any, y: Array) -> Array:
+    """A scalar time as t [...] beside y [..., d]."""
+    return jnp.broadcast_to(jnp.asarray(t, y.dtype), y.shape[:-1])

@@ -1,0 +1,49 @@
+"""Fully connected score network."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+
+from ndsm_jax.networks.embedding import GaussianFourierFeatures
+
+
+class ScoreMLP(nn.Module):
+    """(y [n, d], c [n]) -> [n, d]; 7 x 32 GELU by default (2405.15625, A.2).
+
+    Attributes:
+      width, depth: of the hidden layers.
+      time_features: 0 appends c to the input, as published; otherwise that many Gaussian Fourier
+        features of c are added, through a dense layer, to every hidden layer.
+      time_scale: standard deviation of their frequencies.
+      skip: hidden layers after the first are residual and normalised, for deep, wide networks.
+      zero_output: whether the last layer starts at zero (right for a residual score).
+    """
+
+    width: int = 32
+    depth: int = 7
+    time_features: int = 0
+    time_scale: float = 1.0
+    skip: bool = False
+    zero_output: bool = False
+
+    @nn.compact
+    def __call__(self, y: Array, c: Array) -> Array:
+        if self.time_features:
+            features = GaussianFourierFeatures(self.time_features, self.time_scale)(c)
+            features = nn.gelu(nn.Dense(self.width)(features))
+            x = y
+        else:
+            features = None
+            x = jnp.concatenate([y, c[:, None]], axis=-1)
+        for layer in range(self.depth):
+            inner = nn.LayerNorm()(x) if self.skip and layer else x
+            inner = nn.Dense(self.width)(inner)
+            if features is not None:
+                inner = inner + nn.Dense(self.width, use_bias=False)(features)
+            inner = nn.gelu(inner)
+            x = x + inner if self.skip and layer else inner
+        zero = nn.initializers.zeros
+        kernel_init = zero if self.zero_output else nn.initializers.lecun_normal()
+        return nn.Dense(y.shape[-1], kernel_init=kernel_init)(x)

@@ -1,0 +1,66 @@
+"""Convolutional score network."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ndsm_jax.networks.embedding import GaussianFourierFeatures
+
+
+class Block(nn.Module):
+    """3 x 3 convolution, time injection, GroupNorm, swish: [n, h, w, c], [n, e] -> [n, h', w', width]."""
+
+    width: int
+    strides: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array, time: Array) -> Array:
+        x = nn.Conv(self.width, (3, 3), strides=self.strides, use_bias=False)(x)
+        x = x + nn.Dense(self.width)(time)[:, None, None, :]
+        return nn.swish(nn.GroupNorm(num_groups=math.gcd(self.width, 32))(x))
+
+
+class UNet(nn.Module):
+    """(y [n, d], c [n]) -> [n, d] for images: the encoder-decoder of 2405.15625, A.3.
+
+    One level a width, each half the resolution of the last; the decoder resizes to the size of the
+    skip connection and concatenates it. Up-sampling is by resizing, not by transposed
+    convolution, whose weight gradient is slow in XLA on the CPU.
+
+    Attributes:
+      shape: (height, width, channels) of the image; d is their product.
+      widths: channels of each level, from the finest.
+      time_features, time_scale: size and frequency scale of the Gaussian Fourier features.
+      zero_output: whether the last layer starts at zero (right for a residual score).
+    """
+
+    shape: tuple[int, int, int]
+    widths: tuple[int, ...] = (32, 64, 128, 256)
+    time_features: int = 128
+    time_scale: float = 4.0
+    zero_output: bool = False
+
+    @nn.compact
+    def __call__(self, y: Array, c: Array) -> Array:
+        n = y.shape[0]
+        time = GaussianFourierFeatures(self.time_features, self.time_scale)(c)
+        time = nn.swish(nn.Dense(self.time_features)(time))
+        x = y.reshape(n, *self.shape)
+        skips = []
+        for level, width in enumerate(self.widths):
+            x = Block(width, strides=2 if level else 1)(x, time)
+            skips.append(x)
+        skips.pop()
+        for width, skip in zip(self.widths[-2::-1], reversed(skips), strict=True):
+            x = nn.Conv(width, (1, 1))(x)  # narrow first, while the resolution is low
+            x = jax.image.resize(x, skip.shape, "nearest")
+            x = Block(width)(jnp.concatenate([x, skip], axis=-1), time)
+        zero = nn.initializers.zeros
+        kernel_init = zero if self.zero_output else nn.initializers.lecun_normal()
+        x = nn.Conv(self.shape[2], (3, 3), kernel_init=kernel_init)(x)
+        return x.reshape(n, -1)

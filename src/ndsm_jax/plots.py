@@ -1,0 +1,125 @@
+"""Figures, as matplotlib objects; `render` and `png` turn them into pixels and bytes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def _new(width: float, height: float, **options: Any) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(**options)
+
+
+def render(figure: Any, dpi: int = 100) -> np.ndarray:
+    """A figure as pixels [height, width, 3], uint8."""
+    figure.set_dpi(dpi)
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()
+
+
+def png(figure: Any, dpi: int = 110) -> bytes:
+    """A figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def tile(images: np.ndarray, shape: tuple[int, ...], columns: int) -> np.ndarray:
+    """Flat images [n, d] with values in [-1, 1] as one picture with thin gaps, values in [0, 1]."""
+    height, width, channels = shape
+    rows = -(-len(images) // columns)
+    canvas = np.ones((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), np.float32)
+    for i, image in enumerate(images):
+        top, left = 1 + (i // columns) * (height + 1), 1 + (i % columns) * (width + 1)
+        pixels = np.nan_to_num(image).reshape(shape)
+        canvas[top : top + height, left : left + width] = np.clip((pixels + 1) / 2, 0, 1)
+    return canvas[..., 0] if channels == 1 else canvas
+
+
+def _show(axis: Any, x: np.ndarray, shape: tuple[int, ...], limits: np.ndarray) -> None:
+    if len(shape) == 3:
+        columns = int(np.ceil(np.sqrt(len(x))))
+        axis.imshow(tile(x, shape, columns), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.axis("off")
+        return
+    first_two = x[:, :2]
+    axis.scatter(*first_two.T, s=2, alpha=0.5, linewidths=0, color="#1f4e79", rasterized=True)
+    axis.set(xlim=limits[0], ylim=limits[1], aspect="equal")
+
+
+def panels(sets: Mapping[str, np.ndarray], shape: tuple[int, ...], *, size: float = 4.0) -> Any:
+    """Point sets or images [n, d] side by side, one panel a title, in common limits.
+
+    Data of more than two dimensions that are no images show their first two coordinates.
+    """
+    figure, axes = _new(size * len(sets), size + 0.3, ncols=len(sets), squeeze=False)
+    points = next(iter(sets.values()))[:, :2]
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = 0.15 * (high - low).max() + 1e-6
+    limits = np.stack([low - margin, high + margin], axis=1)
+    for axis, (title, x) in zip(axes[0], sets.items(), strict=True):
+        _show(axis, x, shape, limits)
+        axis.set_title(title)
+    return figure
+
+
+def samples_figure(samples: np.ndarray, shape: tuple[int, ...], *, reference: np.ndarray) -> Any:
+    """Data beside samples."""
+    return panels({"data": reference, "samples": samples}, shape)
+
+
+def neighbours_figure(samples: np.ndarray, nearest: np.ndarray, shape: tuple[int, ...]) -> Any:
+    """Images above their nearest training images, to see what is memorised: both [n, d]."""
+    figure, axis = _new(0.55 * len(samples) + 1.2, 1.7)
+    rows = np.concatenate([samples, nearest])
+    axis.imshow(tile(rows, shape, len(samples)), cmap="gray", vmin=0, vmax=1)
+    axis.set_yticks([shape[0] / 2, 1.5 * shape[0]], ["sample", "nearest\ntraining image"])
+    axis.set_xticks([])
+    return figure
+
+
+def curves_figure(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> Any:
+    """Training curves over steps, one panel a name that occurs in the rows."""
+    names = [n for n in names if any(n in row for row in rows)] or ["step"]
+    figure, axes = _new(4.0 * len(names), 3.0, ncols=len(names), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        points = np.array([(r["step"], r[name]) for r in rows if r.get(name) is not None], float)
+        axis.plot(points[:, 0], points[:, 1], lw=1, color="#1f4e79")
+        positive = points[np.isfinite(points[:, 1]), 1]
+        if positive.size and positive.min() > 0 and positive.max() > 20 * positive.min():
+            axis.set_yscale("log")
+        axis.set(xlabel="step", title=name.replace("_", " "))
+        axis.grid(alpha=0.3)
+    return figure
+
+
+def modes_figure(labels: Sequence[str], fractions: Mapping[str, Sequence[float]]) -> Any:
+    """Bars of the mode fractions of several sample sets."""
+    figure, axis = _new(8.0, 3.2)
+    width = 0.8 / len(fractions)
+    colours = ("#444444", "#1f4e79", "#d08a2e", "#7a9e7e")
+    for i, (name, values) in enumerate(fractions.items()):
+        offset = (i - (len(fractions) - 1) / 2) * width
+        axis.bar(np.arange(len(labels)) + offset, values, width, label=name, color=colours[i % 4])
+    axis.set_xticks(np.arange(len(labels)), labels)
+    axis.set(xlabel="mode", ylabel="fraction")
+    axis.legend()
+    return figure
+
+
+def eps_figure(t: np.ndarray, eps: np.ndarray) -> Any:
+    """eps(t) over the training times, as 2405.15625, Figure 2."""
+    figure, axis = _new(5.0, 3.2)
+    axis.plot(t, eps, color="#1f4e79")
+    axis.axhline(0, color="#999999", lw=0.8)
+    axis.set(xlabel="t", ylabel="eps(t)", xscale="log")
+    axis.grid(alpha=0.3)
+    return figure

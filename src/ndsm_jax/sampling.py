@@ -1,0 +1,117 @@
+"""Samplers: the noising process run backwards from the prior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from tqdm import tqdm
+
+from ndsm_jax.integrators import broadcast_time, heun_step, scan_grid
+from ndsm_jax.sde import SDE, ScoreFn, probability_flow, reverse_drift
+
+
+def reverse_sde(keys: Array, score: ScoreFn, sde: SDE, x: Array, grid: Array) -> Array:
+    """Reverse Euler-Maruyama (2405.15625, Algorithm 3) down a decreasing grid [n + 1].
+
+    Row i of x [B, d] is driven by keys[i] alone: x <- x + (-b + g^2 s) h + g sqrt(h) z.
+    """
+    drift = reverse_drift(sde, score)
+
+    def step(x: Array, n: Array, t: Array, t_next: Array) -> tuple[Array, None]:
+        t = broadcast_time(t, x)
+        h = t - t_next
+        z = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, n), x.shape[1:]))(keys)
+        scale = sde.diffusion(t) * jnp.sqrt(h)
+        return x + h[:, None] * drift(x, t) + scale[:, None] * z, None
+
+    return scan_grid(step, x, grid)[0]
+
+
+def heun_flow(keys: Array, score: ScoreFn, sde: SDE, x: Array, grid: Array) -> Array:
+    """Heun's method on the probability-flow ODE down a decreasing grid; keys are not used.
+
+    Two evaluations of the score a step.
+    """
+    velocity = probability_flow(sde, score)
+
+    def step(x: Array, n: Array, t: Array, t_next: Array) -> tuple[Array, None]:
+        return heun_step(velocity, x, broadcast_time(t, x), broadcast_time(t_next, x)), None
+
+    return scan_grid(step, x, grid)[0]
+
+
+def denoise(score: ScoreFn, sde: SDE, x: Array, t: Array) -> Array:
+    """The reverse step from t to 0 without its noise, x + t (-b + g^2 s): [B, d] -> [B, d].
+
+    To first order in t it is the posterior mean E[Y_0 | Y_t = x] (Tweedie).
+    """
+    t = broadcast_time(t, x)
+    return x + t[:, None] * reverse_drift(sde, score)(x, t)
+
+
+SAMPLERS: dict[str, Callable[[Array, ScoreFn, SDE, Array, Array], Array]] = {
+    "reverse_sde": reverse_sde,
+    "heun_flow": heun_flow,
+}
+
+
+@partial(jax.jit, static_argnames=("sampler",))
+def sample_chunk(
+    root: Array, index: Array, score: ScoreFn, sde: SDE, grid: Array, *, sampler: str
+) -> Array:
+    """Samples number `index` [B] of the stream `root`: [B, d], on an increasing grid [n + 1].
+
+    From the prior at T to the first time of the grid by `sampler`, then one `denoise` step to 0.
+    """
+    keys = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(root, i)))(index)
+    x = jax.vmap(sde.prior.sample)(keys[:, 0])
+    x = SAMPLERS[sampler](keys[:, 1], score, sde, x, jnp.flip(grid[1:]))
+    return denoise(score, sde, x, grid[1])
+
+
+def sample(
+    key: Array,
+    score: ScoreFn,
+    sde: SDE,
+    num: int,
+    *,
+    grid: np.ndarray,
+    sampler: str = "reverse_sde",
+    chunk: int = 500,
+    progress: bool = False,
+) -> np.ndarray:
+    """Draws `num` samples, `chunk` at a time in bounded memory: [num, d].
+
+    Sample i depends on `key` and i alone, not on `num` or `chunk` (up to rounding).
+
+    Args:
+      key: typed PRNG key.
+      score: s(y [B, d], t [B]) -> [B, d]; a `ScoreModel.bind(params)`, or any function.
+      sde: the noising process.
+      num: number of samples.
+      grid: increasing times [n + 1] from 0, see `integrators.time_grid`.
+      sampler: a key of `SAMPLERS`.
+      chunk: samples in memory at a time.
+      progress: whether to show a progress bar.
+
+    Raises:
+      ValueError: unknown sampler.
+    """
+    if sampler not in SAMPLERS:
+        raise ValueError(f"sample.sampler={sampler!r}: choose one of {', '.join(SAMPLERS)}")
+    score = score if isinstance(score, jax.tree_util.Partial) else jax.tree_util.Partial(score)
+    chunk = min(chunk, num)
+    grid = jnp.asarray(grid)
+    done = []
+    with tqdm(total=num, desc="sampling", unit=" samples", disable=not progress) as bar:
+        for start in range(0, num, chunk):
+            index = jnp.arange(start, start + chunk, dtype=jnp.uint32)
+            x = sample_chunk(key, index, score, sde, grid, sampler=sampler)
+            done.append(np.asarray(x)[: num - start])
+            bar.update(len(done[-1]))
+    return np.concatenate(done)

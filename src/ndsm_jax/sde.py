@@ -1,0 +1,260 @@
+"""Noising processes dY = b(Y, t) dt + g(t) dW, their reverse, and their own clock.
+
+Time t runs from 0 (data) to `horizon`, in the units of the SDE. The convention is b = + drift of
+the forward process throughout; 2405.15625 writes -f for it in its Eq. 1 and + in its text.
+An `SDE` is a pytree: functions that depend on arrays are `jax.tree_util.Partial`s over them, so a
+compiled training step takes the process as an argument and is not retraced for another mixture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.tree_util import Partial
+
+from ndsm_jax.gmm import GaussianMixture, standard_normal
+
+ScoreFn = Callable[[Array, Array], Array]
+"""s(y [..., d], t [...]) -> [..., d], an approximation of grad log p_t(y)."""
+
+RELAXATION_TIMES = 4.0
+"""Default horizon of Langevin noising, in units of the mixture's typical variance."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("drift", "diffusion", "prior", "variance", "saturation", "kernel"),
+    meta_fields=("name", "horizon"),
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SDE:
+    """A forward noising process, with what reversing it needs.
+
+    Attributes:
+      name: for messages and reports (static).
+      drift: b(y [..., d], t [...]) -> [..., d].
+      diffusion: g(t [...]) -> [...], scalar noise.
+      prior: the law at the horizon, from which the reverse process starts.
+      variance: the local kernel variance v(t) [...] -> [...], increasing from v(0) = 0.
+      saturation: the limit of v(t) for t -> infinity (a scalar, may be infinite).
+      horizon: T, in time units (static).
+      kernel: for linear processes t -> (a, s) with Y_t | Y_0 ~ N(a Y_0, s^2 I), otherwise None.
+    """
+
+    name: str
+    drift: Callable[[Array, Array], Array]
+    diffusion: Callable[[Array], Array]
+    prior: GaussianMixture
+    variance: Callable[[Array], Array]
+    saturation: Array
+    horizon: float
+    kernel: Callable[[Array], tuple[Array, Array]] | None = None
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        return self.prior.dim
+
+    def std(self, t: Array) -> Array:
+        """sqrt(v(t)) [...]: the scale by which a preconditioned network is divided."""
+        return jnp.sqrt(self.variance(t))
+
+    def clock(self, t: Array) -> Array:
+        """The process's own time, log v(t) - log(1 - v(t) / v(infinity)): [...] -> [...].
+
+        It is minus a log signal-to-noise ratio: equal steps are geometric in t while little noise has
+        been added, and uniform in t, a fixed fraction of the relaxation time, once v saturates.
+        """
+        v = jnp.maximum(self.variance(t), jnp.finfo(jnp.float32).tiny)
+        return jnp.log(v) - jnp.log1p(-v / self.saturation)
+
+
+def _langevin_drift(prior: GaussianMixture, y: Array, t: Array) -> Array:
+    return prior.score(y)
+
+
+def _sqrt_two(t: Array) -> Array:
+    return jnp.full_like(t, 2**0.5)
+
+
+def _langevin_variance(sigma_squared: Array, t: Array) -> Array:
+    return -sigma_squared * jnp.expm1(-2 * t / sigma_squared)
+
+
+def mixture_langevin(prior: GaussianMixture, *, horizon: float | None = None) -> SDE:
+    """Overdamped Langevin dynamics of a mixture (2405.15625, Eq. 3).
+
+    b = grad log eta*(y), g = sqrt(2). The clock is the variance kernel of the typical component,
+    v(t) = sigma^2 (1 - exp(-2 t / sigma^2)); the default horizon is `RELAXATION_TIMES` sigma^2.
+    """
+    sigma_squared = prior.typical_variance()
+    return SDE(
+        name="mixture_langevin",
+        drift=Partial(_langevin_drift, prior),
+        diffusion=Partial(_sqrt_two),
+        prior=prior,
+        variance=Partial(_langevin_variance, sigma_squared),
+        saturation=sigma_squared,
+        horizon=_horizon(horizon, RELAXATION_TIMES * float(sigma_squared)),
+    )
+
+
+def _ou_kernel(variance: Array, t: Array) -> tuple[Array, Array]:
+    return jnp.exp(-t / variance), jnp.sqrt(_langevin_variance(variance, t))
+
+
+def ornstein_uhlenbeck(dim: int, *, variance: float = 1.0, horizon: float | None = None) -> SDE:
+    """Langevin dynamics of N(0, variance I): b = -y / variance, g = sqrt(2), exact kernel
+
+    a(t) = exp(-t / variance), s(t)^2 = variance (1 - exp(-2 t / variance)).
+    """
+    sde = mixture_langevin(standard_normal(dim, variance), horizon=horizon)
+    kernel = Partial(_ou_kernel, sde.saturation)
+    return dataclasses.replace(sde, name="ornstein_uhlenbeck", kernel=kernel)
+
+
+def _vp_beta(beta_min: Array, beta_slope: Array, t: Array) -> Array:
+    return beta_min + beta_slope * t
+
+
+def _vp_integral(beta_min: Array, beta_slope: Array, t: Array) -> Array:
+    return beta_min * t + 0.5 * beta_slope * t**2
+
+
+def _vp_drift(beta_min: Array, beta_slope: Array, y: Array, t: Array) -> Array:
+    return -0.5 * _vp_beta(beta_min, beta_slope, t)[..., None] * y
+
+
+def _vp_diffusion(beta_min: Array, beta_slope: Array, t: Array) -> Array:
+    return jnp.sqrt(_vp_beta(beta_min, beta_slope, t))
+
+
+def _vp_variance(beta_min: Array, beta_slope: Array, t: Array) -> Array:
+    return -jnp.expm1(-_vp_integral(beta_min, beta_slope, t))
+
+
+def _vp_kernel(beta_min: Array, beta_slope: Array, t: Array) -> tuple[Array, Array]:
+    variance = _vp_variance(beta_min, beta_slope, t)
+    return jnp.exp(-0.5 * _vp_integral(beta_min, beta_slope, t)), jnp.sqrt(variance)
+
+
+def variance_preserving(
+    dim: int, *, beta_min: float = 0.1, beta_max: float = 20.0, horizon: float | None = None
+) -> SDE:
+    """VP-SDE dY = -beta(t)/2 Y dt + sqrt(beta(t)) dW (2405.15625, Eq. 23; 2011.13456, Eq. 11).
+
+    beta is linear from beta_min at 0 to beta_max at the horizon (default 1). With
+    B(t) = int_0^t beta the kernel is a = exp(-B/2), s^2 = v = 1 - exp(-B).
+    """
+    horizon = _horizon(horizon, 1.0)
+    beta = (jnp.float32(beta_min), jnp.float32((beta_max - beta_min) / horizon))
+    return SDE(
+        name="variance_preserving",
+        drift=Partial(_vp_drift, *beta),
+        diffusion=Partial(_vp_diffusion, *beta),
+        prior=standard_normal(dim),
+        variance=Partial(_vp_variance, *beta),
+        saturation=jnp.float32(1.0),
+        horizon=horizon,
+        kernel=Partial(_vp_kernel, *beta),
+    )
+
+
+def _local_variance(
+    diffusion: Callable[[Array], Array], sigma_squared: Array, t: Array
+) -> Array:
+    rate = diffusion(jnp.zeros_like(t)) ** 2
+    return -sigma_squared * jnp.expm1(-rate * t / sigma_squared)
+
+
+def user_process(
+    drift: Callable[[Array, Array], Array],
+    diffusion: Callable[[Array], Array],
+    prior: GaussianMixture,
+    *,
+    horizon: float,
+    variance: Callable[[Array], Array] | None = None,
+    saturation: float | None = None,
+    name: str = "user",
+) -> SDE:
+    """Any drift b(y [..., d], t [...]) and scalar diffusion g(t [...]) > 0, noising towards `prior`.
+
+    Without a clock of its own (`variance` and its limit `saturation`) the process uses that of the
+    prior's typical component: v(t) = sigma^2 (1 - exp(-g(0)^2 t / sigma^2)).
+
+    Raises:
+      ValueError: a horizon that is not positive, or `variance` without `saturation`.
+    """
+    if (variance is None) != (saturation is None):
+        raise ValueError("user_process: give both variance and saturation, or neither")
+    diffusion = Partial(diffusion)
+    sigma_squared = prior.typical_variance()
+    return SDE(
+        name=name,
+        drift=Partial(drift),
+        diffusion=diffusion,
+        prior=prior,
+        variance=Partial(variance or Partial(_local_variance, diffusion, sigma_squared)),
+        saturation=sigma_squared if saturation is None else jnp.float32(saturation),
+        horizon=_horizon(horizon, horizon),
+    )
+
+
+PROCESSES = {
+    "mixture_langevin": mixture_langevin,
+    "ornstein_uhlenbeck": ornstein_uhlenbeck,
+    "variance_preserving": variance_preserving,
+}
+
+
+def _horizon(horizon: float | None, default: float) -> float:
+    horizon = default if horizon is None else float(horizon)
+    if not 0 < horizon < float("inf"):
+        raise ValueError(f"process.horizon={horizon}: a positive, finite time is needed")
+    return horizon
+
+
+def reverse_drift(sde: SDE, score: ScoreFn) -> ScoreFn:
+    """Drift of the reverse SDE in tau = T - t (2405.15625, Eq. 1): -b(x, t) + g(t)^2 s(x, t)."""
+
+    def drift(x: Array, t: Array) -> Array:
+        return -sde.drift(x, t) + sde.diffusion(t)[..., None] ** 2 * score(x, t)
+
+    return drift
+
+
+def probability_flow(sde: SDE, score: ScoreFn) -> ScoreFn:
+    """Velocity dX/dtau of the probability-flow ODE (2011.13456, Eq. 13): -b + g^2 s / 2."""
+
+    def velocity(x: Array, t: Array) -> Array:
+        return -sde.drift(x, t) + 0.5 * sde.diffusion(t)[..., None] ** 2 * score(x, t)
+
+    return velocity
+
+
+TIME_COORDINATES = ("clock", "time")
+
+
+def _clock_coordinate(sde: SDE, first: Array, t: Array) -> Array:
+    ends = sde.clock(jnp.stack([first, jnp.full_like(first, sde.horizon)]))
+    return jnp.clip(2 * (sde.clock(t) - ends[0]) / (ends[1] - ends[0]) - 1, -1, 1)
+
+
+def _time_coordinate(sde: SDE, t: Array) -> Array:
+    return 2 * t / sde.horizon - 1
+
+
+def time_coordinate(sde: SDE, kind: str, *, first: float) -> Callable[[Array], Array]:
+    """What networks see of the time: a function [0, T] -> [-1, 1].
+
+    `clock`: `SDE.clock` between the smallest time `first` and T, so that a tenfold smaller time is as
+    visible as a tenfold larger one; `time`: t itself, as published.
+    """
+    if kind == "time":
+        return Partial(_time_coordinate, sde)
+    return Partial(_clock_coordinate, sde, jnp.float32(first))

@@ -1,0 +1,426 @@
+"""The training loop: one compiled dispatch of many steps, checkpoints, metrics, pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import json
+import pathlib
+import platform
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import logging
+from jax import Array
+from tqdm import tqdm
+
+from ndsm_jax import plots
+from ndsm_jax.checkpointing import Checkpoints, read_host
+from ndsm_jax.config import Config
+from ndsm_jax.control_variates import exact_products, probe_products
+from ndsm_jax.datasets import Dataset
+from ndsm_jax.experiment import Experiment, abstract_prior, build, fit_prior
+from ndsm_jax.gmm import GaussianMixture
+from ndsm_jax.noising import NoisedBatch
+from ndsm_jax.sampling import sample
+from ndsm_jax.writers import MetricWriter
+
+# Streams folded into the root key (initialisation) or into a step's key (the others).
+STREAM_INIT, STREAM_NOISE, STREAM_PROBES, STREAM_PICTURE = range(4)
+
+PICTURE_SAMPLES = 64
+"""Samples in an interim picture of images; four times as many points in the plane."""
+
+
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("step", "params", "ema", "opt_state", "control"),
+    meta_fields=(),
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainState:
+    """All that changes in training; with config, data and prior it determines the rest of the run.
+
+    Attributes:
+      step: steps done (int32 scalar).
+      params: theta.
+      ema: running average of theta, started at theta.
+      opt_state: of theta.
+      control: state of the control variate (phi and its optimiser, or the closed form's sums).
+    """
+
+    step: Array
+    params: Any
+    ema: Any
+    opt_state: Any
+    control: Any
+
+
+class NonFiniteError(FloatingPointError):
+    """Training produced a NaN or an infinity; the message names the step and the remedy."""
+
+
+def init_state(experiment: Experiment) -> TrainState:
+    """The state before the first step, a function of train.seed alone."""
+    key = jax.random.fold_in(jax.random.key(experiment.config.train.seed), STREAM_INIT)
+    key_params, key_control = jax.random.split(key)
+    params = experiment.model.init(key_params)
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),  # its own buffers, as both are donated
+        opt_state=experiment.optimizer.init(params),
+        control=experiment.control.init(key_control),
+    )
+
+
+def batch_indices(seed: int, step: int, num_items: int, batch_size: int) -> np.ndarray:
+    """Rows [batch_size] of the data used in a step, a function of (seed, step) alone.
+
+    Every epoch is a fresh permutation; its last incomplete batch is dropped.
+    """
+    epoch, position = divmod(step, num_items // batch_size)
+    start = position * batch_size
+    return _epoch_order(seed, epoch, num_items)[start : start + batch_size]
+
+
+@functools.lru_cache(maxsize=2)
+def _epoch_order(seed: int, epoch: int, num_items: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(num_items).astype(np.int32)
+
+
+def train_step(
+    experiment: Experiment, state: TrainState, key: Array, x0: Array
+) -> tuple[TrainState, dict[str, Array]]:
+    """One step of 2405.15625, Algorithm 1, for any objective: x0 [B, d] -> (state, metrics).
+
+    The theta-update uses eps(t) of the state; every control_variate.period steps the products of
+    per-sample gradients update it, and give an estimate of one sample's gradient variance (NaN on the
+    other steps).
+    """
+    config, model, control = experiment.config, experiment.model, experiment.control
+    batch = experiment.noising(jax.random.fold_in(key, STREAM_NOISE), x0)
+    eps = control.eps(state.control, batch.t)
+
+    def terms(params: Any, batch: NoisedBatch) -> tuple[Array, Array]:
+        loss, control = experiment.objective.terms(partial(model, params), batch)
+        return loss, jnp.zeros_like(loss) if control is None else control
+
+    def mean_loss(params: Any) -> Array:
+        loss, control = terms(params, batch)
+        return jnp.mean(loss + eps * control)
+
+    loss, gradient = jax.value_and_grad(mean_loss)(state.params)
+    updates, opt_state = experiment.optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    # The ramp lets the average forget the initialisation while training is young.
+    decay = jnp.minimum(config.optimizer.ema_decay, (1 + state.step) / (10 + state.step))
+    ema = optax.incremental_update(params, state.ema, 1 - decay)
+
+    c = config.control_variate
+
+    def update_control(_: None) -> tuple[Any, Array]:
+        if c.estimator == "exact":
+            products = exact_products(terms, params, batch, chunk=c.chunk)
+        else:
+            key_probes = jax.random.fold_in(key, STREAM_PROBES)
+            products = probe_products(key_probes, terms, params, batch, num_probes=c.num_probes)
+        return control.update(state.control, batch.t, products), products.gradient_variance(eps)
+
+    due = (state.step + 1) % c.period == 0
+    control_state, variance = jax.lax.cond(
+        due, update_control, lambda _: (state.control, jnp.float32(jnp.nan)), None
+    )
+    metrics = {
+        "loss": loss,
+        "grad_norm": optax.global_norm(gradient),
+        "grad_variance": variance,
+        "eps_mean": jnp.mean(eps),
+        "eps_max": jnp.max(jnp.abs(eps)),
+    }
+    state = TrainState(
+        step=state.step + 1, params=params, ema=ema, opt_state=opt_state, control=control_state
+    )
+    return state, metrics
+
+
+def make_dispatch(experiment: Experiment) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+    """Compiles (state, arrays, data [N, d], rows [S, B], num) -> (state, metrics [S]).
+
+    Runs `num` <= S training steps on the device without returning to the host. `num` is an
+    argument of the loop, so any number of steps runs the same code: one trace, and results that do not
+    depend on how a run was cut into dispatches. The state is donated. `arrays` is `(sde, noising,
+    model)` of the experiment, passed in so that they are no constants of the program.
+    """
+    root = jax.random.key(experiment.config.train.seed)
+
+    @partial(jax.jit, donate_argnums=0)
+    def dispatch(
+        state: TrainState, arrays: Any, data: Array, rows: Array, num: Array
+    ) -> tuple[TrainState, dict[str, Array]]:
+        sde, noising, model = arrays
+        current = dataclasses.replace(experiment, sde=sde, noising=noising, model=model)
+
+        def body(i: Array, carry: Any) -> Any:
+            state, metrics = carry
+            key = jax.random.fold_in(root, state.step)
+            state, now = train_step(current, state, key, data[rows[i]])
+            return state, {name: metrics[name].at[i].set(now[name]) for name in metrics}
+
+        names = ("loss", "grad_norm", "grad_variance", "eps_mean", "eps_max")
+        metrics = {name: jnp.full(rows.shape[0], jnp.nan, jnp.float32) for name in names}
+        return jax.lax.fori_loop(0, num, body, (state, metrics))
+
+    return dispatch
+
+
+def device_arrays(experiment: Experiment) -> tuple[Any, Any, Any]:
+    """The pytrees that `make_dispatch`'s function takes."""
+    return experiment.sde, experiment.noising, experiment.model
+
+
+def restore(workdir: str | pathlib.Path) -> tuple[Experiment, TrainState, dict[str, Any]]:
+    """The experiment and newest good state of a run, without its data.
+
+    Raises:
+      FileNotFoundError: no checkpoint in workdir.
+      ValueError: every checkpoint is damaged.
+    """
+    directory = pathlib.Path(workdir) / "checkpoints"
+    host = read_host(directory)
+    return _restore(Config.from_dict(host["config"]), tuple(host["data"]["shape"]), directory)
+
+
+def _restore(
+    config: Config, shape: tuple[int, ...], directory: pathlib.Path
+) -> tuple[Experiment, TrainState, dict[str, Any]]:
+    prior = abstract_prior(config, int(np.prod(shape)))
+    stand_in = build(config, shape, prior)
+    like = {"train": jax.eval_shape(lambda: init_state(stand_in)), "prior": prior}
+    with Checkpoints(directory) as checkpoints:
+        restored = checkpoints.restore(like)
+    experiment = build(config, shape, restored.state["prior"])
+    return experiment, restored.state["train"], restored.host
+
+
+RESUMABLE_CHANGES = ("train.steps", "train.log_every", "train.checkpoint_every", "train.keep")
+RESUMABLE_CHANGES += ("train.picture_every", "train.tensorboard", "data.dir")
+"""Keys, with the sections sample and evaluate, that may differ from the run that is resumed."""
+
+
+def check_resumable(config: Config, host: dict[str, Any], dataset: Dataset) -> None:
+    """Raises ValueError, with the differing keys, when a checkpoint belongs to another experiment."""
+    old, new = Config.from_dict(host["config"]).to_dict(), config.to_dict()
+    free = set(RESUMABLE_CHANGES)
+    if config.optimizer.schedule == "cosine":
+        free.discard("train.steps")  # the schedule depends on it
+    differing = [
+        f"{section}.{key}: {old[section][key]!r} in the checkpoint, {value!r} now"
+        for section, values in new.items()
+        for key, value in values.items()
+        if section not in ("sample", "evaluate")
+        and f"{section}.{key}" not in free
+        and old[section][key] != value
+    ]
+    if host["data"]["digest"] != dataset.digest:
+        differing.append("the data themselves (another file content)")
+    if differing:
+        raise ValueError(
+            "the checkpoints in --workdir belong to another experiment; choose another --workdir or"
+            " restore these settings:\n  " + "\n  ".join(differing)
+        )
+
+
+def host_facts(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint records beside arrays: config, data, versions."""
+    packages = ("ndsm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    data = {"name": dataset.name, "shape": list(dataset.shape), "digest": dataset.digest}
+    data |= {"num_train": len(dataset.train), "source": dataset.source}
+    return {
+        "config": config.to_dict(),
+        "data": data,
+        "versions": versions | {"python": platform.python_version()},
+    }
+
+
+def train(
+    config: Config, dataset: Dataset, workdir: str | pathlib.Path, *, progress: bool = True
+) -> TrainState:
+    """Trains to train.steps, resuming from the newest good checkpoint in workdir if there is one.
+
+    Writes checkpoints/, metrics.jsonl, tensorboard/, images/, config.json and, when a mixture is
+    fitted, mixture.txt. An interrupt (Ctrl-C) saves a checkpoint before it is passed on.
+
+    Raises:
+      NonFiniteError: a loss or gradient was not finite; the last good checkpoint is kept.
+      ValueError: batch larger than the data, or workdir belongs to another experiment.
+    """
+    c = config.train
+    if c.batch_size > len(dataset.train):
+        raise ValueError(
+            f"train.batch_size={c.batch_size} is larger than the {len(dataset.train)} training samples"
+        )
+    workdir = pathlib.Path(workdir)
+    experiment, state, resumed = _start(config, dataset, workdir)
+    start = int(state.step)
+    if start >= c.steps:
+        logging.info("nothing to do: step %d of train.steps=%d is saved", start, c.steps)
+        return state
+    facts = host_facts(config, dataset)
+    (workdir / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+    dispatch = make_dispatch(experiment)
+    arrays = device_arrays(experiment)
+    data = jnp.asarray(dataset.train)
+    capacity = min(c.log_every, c.steps)
+    window: list[dict[str, np.ndarray]] = []
+    clock = _Clock()
+
+    def save(state: TrainState) -> None:
+        if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state.params)):
+            raise NonFiniteError(_non_finite_message(int(state.step)))
+        checkpoints.save(int(state.step), {"train": state, "prior": experiment.sde.prior}, facts)
+
+    with (
+        Checkpoints(workdir / "checkpoints", keep=c.keep) as checkpoints,
+        MetricWriter(workdir, tensorboard=c.tensorboard) as writer,
+        tqdm(total=c.steps, initial=start, desc="training", disable=not progress) as bar,
+    ):
+        if resumed:
+            writer.truncate(start)
+        else:
+            save(state)
+        try:
+            step = start
+            while step < c.steps:
+                num = min(clock.steps(capacity), _until(step, c.log_every), c.steps - step)
+                for every in (c.checkpoint_every, c.picture_every):
+                    num = min(num, _until(step, every))
+                rows = np.zeros((capacity, c.batch_size), np.int32)
+                for i in range(num):
+                    rows[i] = batch_indices(c.seed, step + i, len(data), c.batch_size)
+                state, metrics = dispatch(state, arrays, data, jnp.asarray(rows), jnp.int32(num))
+                measured = {name: np.asarray(x)[:num] for name, x in metrics.items()}
+                clock.record(num)
+                _check_finite(measured, step)
+                step += num
+                window.append(measured)
+                bar.update(num)
+                bar.set_postfix(loss=f"{measured['loss'].mean():.4g}", refresh=False)
+                if step % c.log_every == 0 or step == c.steps:
+                    writer.write(step, _means(window) | {"steps_per_second": clock.rate})
+                    window.clear()
+                if step % c.checkpoint_every == 0 or step == c.steps:
+                    save(state)
+                if c.picture_every and (step % c.picture_every == 0 or step == c.steps):
+                    writer.image(step, "samples", _picture(experiment, state, dataset))
+                    clock.restart()
+        except KeyboardInterrupt:
+            save(state)
+            logging.warning("interrupted: step %d is saved; the same command resumes", step)
+            raise
+    return state
+
+
+def _start(
+    config: Config, dataset: Dataset, workdir: pathlib.Path
+) -> tuple[Experiment, TrainState, bool]:
+    directory = workdir / "checkpoints"
+    if directory.is_dir() and any(p.name.isdigit() for p in directory.iterdir()):
+        check_resumable(config, read_host(directory), dataset)
+        experiment, state, _ = _restore(config, dataset.shape, directory)
+        logging.info("resuming %s from step %d", workdir, int(state.step))
+        return experiment, state, True
+    prior, report = fit_prior(config, dataset)
+    workdir.mkdir(parents=True, exist_ok=True)
+    if report is not None:
+        logging.info("%s", report)
+        (workdir / "mixture.txt").write_text(f"{report}\n")
+    experiment = build(config, dataset.shape, prior)
+    return experiment, init_state(experiment), False
+
+
+class _Clock:
+    """Chooses how many steps one dispatch runs, so that it takes about `target` seconds."""
+
+    def __init__(self, target: float = 0.5) -> None:
+        self._target = target
+        self.rate = 0.0
+        self._num = 1
+        self.restart()
+
+    def restart(self) -> None:
+        self._last = time.perf_counter()
+
+    def steps(self, capacity: int) -> int:
+        return max(1, min(self._num, capacity))
+
+    def record(self, num: int) -> None:
+        now = time.perf_counter()
+        seconds, self._last = max(now - self._last, 1e-9), now
+        self.rate = num / seconds
+        # Grows at most fourfold a dispatch: the first ones include compilation.
+        self._num = max(1, min(4 * num, round(self._target * self.rate)))
+
+
+def _until(step: int, every: int) -> int:
+    """Steps until the next multiple of `every` (0: never)."""
+    return every - step % every if every else 2**31 - 1
+
+
+def _means(window: list[dict[str, np.ndarray]]) -> dict[str, float]:
+    """Means over the window's steps; a metric that was never measured in it is left out."""
+    joined = {name: np.concatenate([w[name] for w in window]) for name in window[0]}
+    joined = {name: x[~np.isnan(x)] for name, x in joined.items()}
+    return {name: float(x.mean()) for name, x in joined.items() if x.size}
+
+
+def _check_finite(metrics: dict[str, np.ndarray], step: int) -> None:
+    bad = ~(np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"]))
+    if bad.any():
+        raise NonFiniteError(_non_finite_message(step + int(np.argmax(bad)) + 1))
+
+
+def _non_finite_message(step: int) -> str:
+    return (
+        f"loss or gradient is not finite at step {step}; the last good checkpoint is kept. Lower"
+        " optimizer.learning_rate, set optimizer.clip_norm, or raise noising.smallest_variance"
+    )
+
+
+def _picture(experiment: Experiment, state: TrainState, dataset: Dataset) -> np.ndarray:
+    config = experiment.config
+    num = PICTURE_SAMPLES if dataset.is_image else 16 * PICTURE_SAMPLES
+    x = sample(
+        jax.random.fold_in(jax.random.key(config.sample.seed), STREAM_PICTURE),
+        experiment.model.bind(state.ema if config.sample.ema else state.params),
+        experiment.sde,
+        num,
+        grid=experiment.sample_grid,
+        sampler=config.sample.sampler,
+        chunk=num,
+    )
+    return plots.render(plots.samples_figure(x, dataset.shape, reference=dataset.test[:num]))
+
+
+def draw(experiment: Experiment, state: TrainState, num: int, *, progress: bool) -> np.ndarray:
+    """`num` samples [num, d] of a trained model, as the config's sample section says."""
+    c = experiment.config.sample
+    return sample(
+        jax.random.key(c.seed),
+        experiment.model.bind(state.ema if c.ema else state.params),
+        experiment.sde,
+        num,
+        grid=experiment.sample_grid,
+        sampler=c.sampler,
+        chunk=c.chunk,
+        progress=progress,
+    )
