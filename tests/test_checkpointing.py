@@ -409,8 +409,7 @@ def test_killed_while_saving(tmp_path):
             pass
         time.sleep(rng.uniform(0.0, 0.2))
         child.send_signal(signal.SIGKILL)
-        rest = child.stdout.read().split()
-        child.wait()
+        rest = child.communicate()[0].split()
         on_disk = int((rest or [line])[-1])
 
         like = {"noise": noise, "step": np.int32(0)}

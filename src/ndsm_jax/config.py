@@ -109,7 +109,9 @@ class DataConfig(Section):
     test_fraction: float = option(
         0.2, "share held out when the data have no test split", above=0, high=0.9
     )
-    image_size: int = option(0, "side to which a folder's images are resized; 0: as they are", low=0)
+    image_size: int = option(
+        0, "side to which a folder's images are resized; 0: as they are", low=0
+    )
     channels: int = option(1, "channels of a folder's images, 1 or 3", low=1, high=3)
     seed: int = option(0, "of toy data, splits and subsets", low=0)
 
@@ -169,7 +171,9 @@ class ControlVariateConfig(Section):
     """eps(t) of the objective ndsm_cv, and the estimator of the gradient's variance."""
 
     kind: str = option(
-        "learned", "eps(t): constant, closed-form, network", choices=("constant", "optimal", "learned")
+        "learned",
+        "eps(t): constant, closed-form, network",
+        choices=("constant", "optimal", "learned"),
     )
     value: float = option(0.0, "of the constant; 0 is NDSM, 1 undoes the cancellation")
     num_bins: int = option(20, "time bins of optimal; 1: the best constant", low=1)
@@ -196,7 +200,9 @@ class NetworkConfig(Section):
     depth: int = option(5, "hidden layers of mlp", low=1)
     skip: bool = option(True, "residual, normalised hidden layers in mlp")
     widths: tuple[int, ...] = option((32, 64, 128, 256), "channels of each unet level", low=1)
-    time_features: int = option(64, "Gaussian Fourier features; 0 (mlp only): append the time", low=0)
+    time_features: int = option(
+        64, "Gaussian Fourier features; 0 (mlp only): append the time", low=0
+    )
     time_scale: float = option(1.0, "standard deviation of their frequencies", above=0)
 
 
@@ -217,7 +223,9 @@ class TrainConfig(Section):
     """The loop."""
 
     steps: int = option(3000, "training steps", low=1)
-    batch_size: int = option(64, "data points (paths) a step; each is noised at noising.k times", low=1)
+    batch_size: int = option(
+        64, "data points (paths) a step; each is noised at noising.k times", low=1
+    )
     seed: int = option(0, "of initialisation, batches and noise", low=0)
     log_every: int = option(50, "steps averaged into one line of metrics.jsonl", low=1)
     checkpoint_every: int = option(500, "steps between checkpoints", low=1)
@@ -274,16 +282,19 @@ class Config:
           ValueError: naming the dotted key that is unknown, of a wrong type or out of range.
         """
         tree = tree.to_dict() if isinstance(tree, ConfigDict) else tree
-        sections = {f.name: type(f.default) for f in dataclasses.fields(cls)}
-        built = {}
+        sections: dict[str, type[Section]] = _sections()
+        built: dict[str, Any] = {}
         for name, values in tree.items():
             if name not in sections:
-                raise ValueError(f"{name}: unknown section; one of {', '.join(sections)}{_hint(name, sections)}")
+                raise ValueError(
+                    f"{name}: unknown section; one of {', '.join(sections)}{_hint(name, sections)}"
+                )
             known = [f.name for f in dataclasses.fields(sections[name])]
             for key in values:
                 if key not in known:
                     raise ValueError(
-                        f"{name}.{key}: unknown key; {name} has {', '.join(known)}{_hint(key, known)}"
+                        f"{name}.{key}: unknown key{_hint(key, known)};"
+                        f" {name} has {', '.join(known)}"
                     )
             built[name] = sections[name](**values)
         return cls(**built)
@@ -297,9 +308,51 @@ class Config:
         return json.dumps(self.to_dict(), indent=2)
 
 
+def _sections() -> dict[str, type[Section]]:
+    return {name: type(section) for name, section in vars(Config()).items()}
+
+
 def default() -> ConfigDict:
     """A fully populated, type-locked `ConfigDict` of the defaults, to start a config file from."""
     return ConfigDict(Config().to_dict())
+
+
+SMOKE: dict[str, dict[str, Any]] = {
+    "data": {"num_train": 500, "num_test": 200},
+    "mixture": {"subset": 400, "num_inits": 1},
+    "noising": {"steps": 20},
+    "network": {"width": 16, "depth": 2, "widths": (8, 16), "time_features": 16},
+    "train": {
+        "steps": 20,
+        "batch_size": 16,
+        "log_every": 10,
+        "checkpoint_every": 10,
+        "picture_every": 20,
+    },
+    "sample": {"num": 200, "steps": 20, "chunk": 100},
+    "evaluate": {"max_points": 200},
+}
+"""What the `:smoke` variant of every config changes: all features, in seconds."""
+
+
+def variant(config: ConfigDict, name: str, **variants: Mapping[str, dict[str, Any]]) -> ConfigDict:
+    """Applies the variant of a config file, the part after the colon in --config=FILE:VARIANT.
+
+    Args:
+      config: the file's config, changed in place.
+      name: '' for none, 'smoke', or one of `variants`.
+      **variants: further variants of the file, nested updates of the config.
+
+    Raises:
+      ValueError: unknown variant.
+    """
+    known: dict[str, Mapping[str, dict[str, Any]]] = {"": {}, "smoke": SMOKE, **variants}
+    if name not in known:
+        raise ValueError(
+            f"unknown variant {name!r}: choose one of {', '.join(filter(None, known))}"
+        )
+    config.update(known[name])
+    return config
 
 
 def reference() -> str:
@@ -309,9 +362,8 @@ def reference() -> str:
         "",
         "Made by `python -m ndsm_jax.config`. Override with `--config.section.key=value`.",
     ]
-    for section in dataclasses.fields(Config):
-        kind = type(section.default)
-        lines += ["", f"## `{section.name}`", "", str(kind.__doc__), ""]
+    for name, kind in _sections().items():
+        lines += ["", f"## `{name}`", "", str(kind.__doc__), ""]
         lines += ["| key | default | allowed | meaning |", "| --- | --- | --- | --- |"]
         for field in dataclasses.fields(kind):
             meta = field.metadata

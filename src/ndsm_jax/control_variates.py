@@ -1,8 +1,10 @@
 """Control variates of NDSM: the function eps(t) and how it is learned (2405.15625, Section 3.1).
 
-With A_i = grad_theta L_i, B_i = grad_theta W_i (weights included) and Abar the batch mean of A, Eq. 22 is
+With A_i = grad_theta L_i, B_i = grad_theta W_i (weights included) and Abar the batch mean of A, the
+objective of Eq. 22 is a quadratic in each eps_i:
 
-    mean_i |A_i + eps_i B_i - Abar|^2 = const + mean_i (2 eps_i <A_i - Abar, B_i> + eps_i^2 |B_i|^2).
+    mean_i |A_i + eps_i B_i - Abar|^2
+        = const + mean_i (2 eps_i <A_i - Abar, B_i> + eps_i^2 |B_i|^2).
 
 So two scalars a sample say everything about eps, and no derivative goes through a gradient.
 `exact_products` and `probe_products` compute them, a `ControlVariate` turns them into eps.
@@ -10,9 +12,7 @@ So two scalars a sample say everything about eps, and no derivative goes through
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -72,7 +72,9 @@ def probe_products(
     def probe(key: Array) -> Products:
         leaves, treedef = jax.tree.flatten(params)
         keys = jax.random.split(key, len(leaves))
-        normals = [jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)]
+        normals = [
+            jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)
+        ]
         direction = jax.tree.unflatten(treedef, normals)
         _, (a, b) = jax.jvp(lambda p: terms(p, batch), (params,), (direction,))
         a = a - jnp.mean(a)
@@ -128,9 +130,7 @@ def optimal(
         cross, control = state
         return (-cross / jnp.maximum(control, jnp.finfo(control.dtype).tiny))[index(t)]
 
-    def update(
-        state: tuple[Array, Array], t: Array, products: Products
-    ) -> tuple[Array, Array]:
+    def update(state: tuple[Array, Array], t: Array, products: Products) -> tuple[Array, Array]:
         sums = [
             jax.ops.segment_sum(x.ravel(), index(t).ravel(), num_bins)
             for x in (products.cross, products.control)

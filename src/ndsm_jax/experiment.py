@@ -84,7 +84,7 @@ def build(config: Config, shape: tuple[int, ...], prior: GaussianMixture) -> Exp
     """Builds an experiment for items of `shape` and a prior in flat states.
 
     Raises:
-      ValueError: an objective that the process cannot serve, or settings that contradict each other.
+      ValueError: an objective that the process cannot serve, or contradicting settings.
     """
     sde = build_sde(config, prior)
     grid = _grid(sde, config.noising)
@@ -128,21 +128,32 @@ def _build_noising(config: Config, sde: SDE, grid: np.ndarray) -> ExactKernel | 
 def _build_network(config: Config, shape: tuple[int, ...]) -> ScoreMLP | UNet:
     c = config.network
     zero_output = c.parameterisation == "residual"
-    features = {"time_features": c.time_features, "time_scale": c.time_scale}
     if c.name == "mlp":
         return ScoreMLP(
-            width=c.width, depth=c.depth, skip=c.skip, zero_output=zero_output, **features
+            width=c.width,
+            depth=c.depth,
+            skip=c.skip,
+            time_features=c.time_features,
+            time_scale=c.time_scale,
+            zero_output=zero_output,
         )
     if len(shape) != 3:
         raise ValueError(
             f"network.name='unet' needs images, the data have shape {shape}; use network.name=mlp"
         )
-    if c.time_features < 2 or min(shape[:2]) < 2 ** (len(c.widths) - 1):
+    smallest = 2 ** (len(c.widths) - 1)
+    if c.time_features < 2 or min(shape[:2]) < smallest:
         raise ValueError(
             f"network.name='unet' with {len(c.widths)} network.widths needs images of at least"
-            f" {2 ** (len(c.widths) - 1)} pixels a side (got {shape}) and network.time_features >= 2"
+            f" {smallest} pixels a side, got {shape}, and network.time_features >= 2"
         )
-    return UNet(shape=(shape[0], shape[1], shape[2]), widths=c.widths, zero_output=zero_output, **features)
+    return UNet(
+        shape=(shape[0], shape[1], shape[2]),
+        widths=c.widths,
+        time_features=c.time_features,
+        time_scale=c.time_scale,
+        zero_output=zero_output,
+    )
 
 
 def _build_control(config: Config, coordinate: Any) -> ControlVariate:
@@ -176,3 +187,20 @@ def _build_optimizer(config: Config) -> optax.GradientTransformation:
     return optimizer
 
 
+def describe(config: Config, dataset: Dataset) -> str:
+    """What a dry run prints: data, network, first batch's shapes; nothing is fitted or trained."""
+    experiment = build(config, dataset.shape, abstract_prior(config, dataset.dim))
+    x0 = jax.ShapeDtypeStruct((config.train.batch_size, dataset.dim), np.float32)
+    batch = jax.eval_shape(experiment.noising, jax.random.key(0), x0)
+    params = jax.eval_shape(experiment.model.init, jax.random.key(0))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    return "\n".join(
+        [
+            f"data {dataset.name}: {len(dataset.train)} training and {len(dataset.test)} held-out"
+            f" items of shape {dataset.shape} ({dataset.source})",
+            f"network {config.network.name}: {size:,} parameters",
+            f"first batch, from x0 {x0.shape}:",
+            *(f"  {k}: {v.dtype}{list(v.shape)}" for k, v in fields.items() if v is not None),
+        ]
+    )

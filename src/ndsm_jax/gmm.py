@@ -1,7 +1,7 @@
 """Gaussian mixtures: the reference measure, the drift and the prior of the noising process.
 
 `GaussianMixture` is a frozen pytree. Its functions take states `y [..., d]` with any leading batch
-shape. They are written for one state and batched with `jnp.vectorize`, so each line is the equation.
+shape. They are written for one state and batched with `jnp.vectorize`, so a line is an equation.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class GaussianMixture:
         return _batched(_component_log_prob, "(d)->(k)", self, y)
 
     def log_prob(self, y: Array) -> Array:
-        """log eta*(y): [..., d] -> [...]. A log-sum-exp, so nothing underflows in high dimension."""
+        """log eta*(y): [..., d] -> [...]. A log-sum-exp: nothing underflows in high dimension."""
         return jax.nn.logsumexp(self._log_joint(y), axis=-1)
 
     def responsibilities(self, y: Array) -> Array:
@@ -186,7 +186,9 @@ def mixture(
         covariance that is not positive definite.
     """
     if covariance not in COVARIANCES:
-        raise ValueError(f"mixture.covariance={covariance!r}: choose one of {', '.join(COVARIANCES)}")
+        raise ValueError(
+            f"mixture.covariance={covariance!r}: choose one of {', '.join(COVARIANCES)}"
+        )
     weights, means, covariances = (np.asarray(a, np.float64) for a in (weights, means, covariances))
     if means.ndim != 2 or weights.shape != means.shape[:1]:
         raise ValueError(
@@ -201,9 +203,7 @@ def mixture(
         "full": (k, d, d),
     }[covariance]
     if covariances.shape != expected:
-        raise ValueError(
-            f"{covariance} covariances have shape {expected}, got {covariances.shape}"
-        )
+        raise ValueError(f"{covariance} covariances have shape {expected}, got {covariances.shape}")
     if not (np.all(np.isfinite(weights)) and np.all(weights > 0)):
         raise ValueError("the weights of a mixture must be finite and positive")
     if covariance in ("tied", "full"):
@@ -221,14 +221,9 @@ def mixture(
         factor = np.sqrt(variances)
         precision_factor = 1 / factor
     arrays = (np.log(weights / weights.sum()), means, factor, precision_factor)
-    log_weights, means, factor, precision_factor = (jnp.asarray(a, jnp.float32) for a in arrays)
-    return GaussianMixture(
-        log_weights=log_weights,
-        means=means,
-        factor=factor,
-        precision_factor=precision_factor,
-        covariance=covariance,
-    )
+    names = ("log_weights", "means", "factor", "precision_factor")
+    leaves = {n: jnp.asarray(a, jnp.float32) for n, a in zip(names, arrays, strict=True)}
+    return GaussianMixture(**leaves, covariance=covariance)
 
 
 def standard_normal(dim: int, variance: float = 1.0) -> GaussianMixture:
@@ -279,8 +274,9 @@ def fit(
 ) -> tuple[GaussianMixture, FitReport]:
     """Fits a mixture by expectation-maximisation (scikit-learn), the preprocessing of 2405.15625.
 
-    The samples that a `subset` leaves over measure the held-out likelihood. `tied_spherical`, which scikit-learn does not have, starts from its spherical fit and
-    repeats: its E-step, then the M-step with the pooled variance sum_k w_k sigma_k^2.
+    The samples that a `subset` leaves over measure the held-out likelihood. `tied_spherical`, which
+    scikit-learn does not have, starts from its spherical fit and repeats: its E-step, then the
+    M-step with the pooled variance sum_k w_k sigma_k^2.
 
     Args:
       data: samples [N, d], finite.

@@ -16,7 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ndsm_jax.integrators import broadcast_time, euler_maruyama_kernel, euler_maruyama_step, scan_grid
+from ndsm_jax.integrators import (
+    broadcast_time,
+    euler_maruyama_kernel,
+    euler_maruyama_step,
+    scan_grid,
+)
 from ndsm_jax.sde import SDE
 
 
@@ -74,8 +79,8 @@ class TimeLaw:
         if not self.stratified:
             return jax.random.uniform(key, (batch, k))
         lattice = np.arange(batch)[:, None] + batch * np.arange(k)[None, :]
-        shift = jax.random.uniform(key, (1, 1))
-        return (lattice.astype(np.float32) / (batch * k) + shift) % 1.0
+        points = jnp.asarray(lattice / (batch * k), jnp.float32)
+        return (points + jax.random.uniform(key, (1, 1))) % 1.0
 
     def index(self, u: Array) -> Array:
         """The grid interval i with cdf_i <= u < cdf_{i+1}: [...] -> int [...]."""
@@ -87,12 +92,14 @@ class TimeLaw:
         return jnp.interp(u, self.cdf, self.grid)
 
 
-def time_law(sde: SDE, grid: np.ndarray, *, kind: str = "clock", stratified: bool = True) -> TimeLaw:
+def time_law(
+    sde: SDE, grid: np.ndarray, *, kind: str = "clock", stratified: bool = True
+) -> TimeLaw:
     """Law of training times on a grid [n + 1].
 
-    `uniform`: uniform in t, as 2405.15625, Algorithm 1, draws it on a uniform grid. `clock`: an equal
-    mixture of uniform in log v(t), where fine structure is lost, and uniform in the process's
-    clock, which goes on where v has saturated but modes still relax.
+    `uniform`: uniform in t, as 2405.15625, Algorithm 1, draws it on a uniform grid. `clock`: an
+    equal mixture of uniform in log v(t), where fine structure is lost, and uniform in the
+    process's clock, which goes on where v has saturated but modes still relax.
 
     Raises:
       ValueError: unknown kind.
@@ -221,17 +228,17 @@ NoisingFn = Callable[[Array, Array], NoisedBatch]
 def loss_steps(sde: SDE, grid: np.ndarray, *, fixed: float = 0.0, fraction: float = 0.0) -> Array:
     """Length of the loss step from each grid point [n], time units.
 
-    `fixed`: the same everywhere, as published (1e-3). `fraction`: the step that adds this fraction of
-    the variance v(t) already there (of v(t_1) at t = 0), but never more than the longest step of
-    the grid, so that its Euler error stays that of the simulation.
+    `fixed`: the same everywhere, as published (1e-3). `fraction`: the step that adds this fraction
+    of the variance v(t) already there (of v(t_1) at t = 0), but never more than the longest step
+    of the grid, so that its Euler error stays that of the simulation.
 
     Raises:
       ValueError: not exactly one of the two positive.
     """
     if (fixed > 0) == (fraction > 0) or min(fixed, fraction) < 0:
         raise ValueError(
-            "noising: set exactly one of loss_step (time units) and loss_fraction to a positive value,"
-            f" got {fixed} and {fraction}"
+            "set exactly one of noising.loss_step (time units) and noising.loss_fraction to a"
+            f" positive value, got {fixed} and {fraction}"
         )
     starts = jnp.asarray(grid[:-1], jnp.float32)
     if fixed:

@@ -26,11 +26,13 @@ def dsm(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
 def ndsm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, Array]:
     """The NDSM loss L and its control variate W, both weighted and [B, k].
 
-    2405.15625, Eq. 9 and 20:  L = 1/2 |s(y)|^2 + z . (s(y) - s(mu)) / sigma,  W = s(mu) . z / sigma,
-    both scores at the time t of y. E[W] = 0, as mu is independent of z. The two evaluations
-    are one call of the network on the stacked states.
+    2405.15625, Eq. 9 and 20: L = 1/2 |s(y)|^2 + z . (s(y) - s(mu)) / sigma and
+    W = s(mu) . z / sigma, both scores at the time t of y. E[W] = 0, as mu is independent of z. The
+    two evaluations are one call of the network on the stacked states.
     """
-    assert batch.mu is not None and batch.z is not None and batch.sigma is not None
+    assert batch.mu is not None
+    assert batch.z is not None
+    assert batch.sigma is not None
     score, score_mu = score_fn(jnp.stack([batch.y, batch.mu]), jnp.stack([batch.t, batch.t]))
     z = batch.z / batch.sigma[..., None]
     loss = 0.5 * jnp.sum(score**2, axis=-1) + jnp.sum(z * (score - score_mu), axis=-1)

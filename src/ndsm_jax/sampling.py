@@ -106,12 +106,12 @@ def sample(
         raise ValueError(f"sample.sampler={sampler!r}: choose one of {', '.join(SAMPLERS)}")
     score = score if isinstance(score, jax.tree_util.Partial) else jax.tree_util.Partial(score)
     chunk = min(chunk, num)
-    grid = jnp.asarray(grid)
+    times = jnp.asarray(grid)
     done = []
     with tqdm(total=num, desc="sampling", unit=" samples", disable=not progress) as bar:
         for start in range(0, num, chunk):
             index = jnp.arange(start, start + chunk, dtype=jnp.uint32)
-            x = sample_chunk(key, index, score, sde, grid, sampler=sampler)
+            x = sample_chunk(key, index, score, sde, times, sampler=sampler)
             done.append(np.asarray(x)[: num - start])
             bar.update(len(done[-1]))
     return np.concatenate(done)

@@ -67,8 +67,8 @@ class SDE:
     def clock(self, t: Array) -> Array:
         """The process's own time, log v(t) - log(1 - v(t) / v(infinity)): [...] -> [...].
 
-        It is minus a log signal-to-noise ratio: equal steps are geometric in t while little noise has
-        been added, and uniform in t, a fixed fraction of the relaxation time, once v saturates.
+        It is minus a log signal-to-noise ratio: equal steps are geometric in t while little noise
+        has been added, and uniform in t, a fixed fraction of the relaxation time, once v saturates.
         """
         v = jnp.maximum(self.variance(t), jnp.finfo(jnp.float32).tiny)
         return jnp.log(v) - jnp.log1p(-v / self.saturation)
@@ -165,9 +165,7 @@ def variance_preserving(
     )
 
 
-def _local_variance(
-    diffusion: Callable[[Array], Array], sigma_squared: Array, t: Array
-) -> Array:
+def _local_variance(diffusion: Callable[[Array], Array], sigma_squared: Array, t: Array) -> Array:
     rate = diffusion(jnp.zeros_like(t)) ** 2
     return -sigma_squared * jnp.expm1(-rate * t / sigma_squared)
 
@@ -182,7 +180,7 @@ def user_process(
     saturation: float | None = None,
     name: str = "user",
 ) -> SDE:
-    """Any drift b(y [..., d], t [...]) and scalar diffusion g(t [...]) > 0, noising towards `prior`.
+    """Any drift b(y [..., d], t [...]) and diffusion g(t [...]) > 0, noising towards `prior`.
 
     Without a clock of its own (`variance` and its limit `saturation`) the process uses that of the
     prior's typical component: v(t) = sigma^2 (1 - exp(-g(0)^2 t / sigma^2)).
@@ -205,7 +203,7 @@ def user_process(
     )
 
 
-PROCESSES = {
+PROCESSES: dict[str, Callable[..., SDE]] = {
     "mixture_langevin": mixture_langevin,
     "ornstein_uhlenbeck": ornstein_uhlenbeck,
     "variance_preserving": variance_preserving,
@@ -252,8 +250,8 @@ def _time_coordinate(sde: SDE, t: Array) -> Array:
 def time_coordinate(sde: SDE, kind: str, *, first: float) -> Callable[[Array], Array]:
     """What networks see of the time: a function [0, T] -> [-1, 1].
 
-    `clock`: `SDE.clock` between the smallest time `first` and T, so that a tenfold smaller time is as
-    visible as a tenfold larger one; `time`: t itself, as published.
+    `clock`: `SDE.clock` between the smallest time `first` and T, so that a tenfold smaller time is
+    as visible as a tenfold larger one; `time`: t itself, as published.
     """
     if kind == "time":
         return Partial(_time_coordinate, sde)

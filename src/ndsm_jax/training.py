@@ -6,10 +6,11 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
+import logging
 import pathlib
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from absl import logging
 from jax import Array
 from tqdm import tqdm
 
@@ -27,13 +27,16 @@ from ndsm_jax.config import Config
 from ndsm_jax.control_variates import exact_products, probe_products
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.experiment import Experiment, abstract_prior, build, fit_prior
-from ndsm_jax.gmm import GaussianMixture
 from ndsm_jax.noising import NoisedBatch
 from ndsm_jax.sampling import sample
 from ndsm_jax.writers import MetricWriter
 
-# Streams folded into the root key (initialisation) or into a step's key (the others).
-STREAM_INIT, STREAM_NOISE, STREAM_PROBES, STREAM_PICTURE = range(4)
+logger = logging.getLogger(__name__)
+
+# Streams folded into a root key: of train.seed the first two, of sample.seed the others.
+STREAM_INIT, STREAM_STEPS, STREAM_SAMPLES, STREAM_PRIOR, STREAM_PICTURE = range(5)
+# Streams folded into a step's key.
+STREAM_NOISE, STREAM_PROBES = range(2)
 
 PICTURE_SAMPLES = 64
 """Samples in an interim picture of images; four times as many points in the plane."""
@@ -102,8 +105,8 @@ def train_step(
     """One step of 2405.15625, Algorithm 1, for any objective: x0 [B, d] -> (state, metrics).
 
     The theta-update uses eps(t) of the state; every control_variate.period steps the products of
-    per-sample gradients update it, and give an estimate of one sample's gradient variance (NaN on the
-    other steps).
+    per-sample gradients update it, and give an estimate of one sample's gradient variance (NaN on
+    the other steps).
     """
     config, model, control = experiment.config, experiment.model, experiment.control
     batch = experiment.noising(jax.random.fold_in(key, STREAM_NOISE), x0)
@@ -155,11 +158,11 @@ def make_dispatch(experiment: Experiment) -> Callable[..., tuple[TrainState, dic
     """Compiles (state, arrays, data [N, d], rows [S, B], num) -> (state, metrics [S]).
 
     Runs `num` <= S training steps on the device without returning to the host. `num` is an
-    argument of the loop, so any number of steps runs the same code: one trace, and results that do not
-    depend on how a run was cut into dispatches. The state is donated. `arrays` is `(sde, noising,
-    model)` of the experiment, passed in so that they are no constants of the program.
+    argument of the loop, so any number of steps runs the same code: one trace, and results that do
+    not depend on how a run was cut into dispatches. The state is donated. `arrays` are
+    `device_arrays(experiment)`, passed in so that they are no constants of the program.
     """
-    root = jax.random.key(experiment.config.train.seed)
+    root = jax.random.fold_in(jax.random.key(experiment.config.train.seed), STREAM_STEPS)
 
     @partial(jax.jit, donate_argnums=0)
     def dispatch(
@@ -186,8 +189,12 @@ def device_arrays(experiment: Experiment) -> tuple[Any, Any, Any]:
     return experiment.sde, experiment.noising, experiment.model
 
 
-def restore(workdir: str | pathlib.Path) -> tuple[Experiment, TrainState, dict[str, Any]]:
-    """The experiment and newest good state of a run, without its data.
+def restore(
+    workdir: str | pathlib.Path, *, sample: Mapping[str, Any] | None = None
+) -> tuple[Experiment, TrainState, dict[str, Any]]:
+    """The experiment, newest good state and recorded facts of a run, without its data.
+
+    `sample` replaces keys of the config's sample section.
 
     Raises:
       FileNotFoundError: no checkpoint in workdir.
@@ -195,7 +202,8 @@ def restore(workdir: str | pathlib.Path) -> tuple[Experiment, TrainState, dict[s
     """
     directory = pathlib.Path(workdir) / "checkpoints"
     host = read_host(directory)
-    return _restore(Config.from_dict(host["config"]), tuple(host["data"]["shape"]), directory)
+    tree = host["config"] | {"sample": host["config"]["sample"] | dict(sample or {})}
+    return _restore(Config.from_dict(tree), tuple(host["data"]["shape"]), directory)
 
 
 def _restore(
@@ -210,13 +218,22 @@ def _restore(
     return experiment, restored.state["train"], restored.host
 
 
-RESUMABLE_CHANGES = ("train.steps", "train.log_every", "train.checkpoint_every", "train.keep")
-RESUMABLE_CHANGES += ("train.picture_every", "train.tensorboard", "data.dir")
+RESUMABLE_CHANGES = frozenset(
+    [
+        "data.dir",
+        "train.steps",
+        "train.log_every",
+        "train.checkpoint_every",
+        "train.keep",
+        "train.picture_every",
+        "train.tensorboard",
+    ]
+)
 """Keys, with the sections sample and evaluate, that may differ from the run that is resumed."""
 
 
 def check_resumable(config: Config, host: dict[str, Any], dataset: Dataset) -> None:
-    """Raises ValueError, with the differing keys, when a checkpoint belongs to another experiment."""
+    """Raises ValueError, naming the keys, when a checkpoint belongs to another experiment."""
     old, new = Config.from_dict(host["config"]).to_dict(), config.to_dict()
     free = set(RESUMABLE_CHANGES)
     if config.optimizer.schedule == "cosine":
@@ -242,8 +259,13 @@ def host_facts(config: Config, dataset: Dataset) -> dict[str, Any]:
     """What a checkpoint records beside arrays: config, data, versions."""
     packages = ("ndsm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {name: importlib.metadata.version(name) for name in packages}
-    data = {"name": dataset.name, "shape": list(dataset.shape), "digest": dataset.digest}
-    data |= {"num_train": len(dataset.train), "source": dataset.source}
+    data = {
+        "name": dataset.name,
+        "shape": list(dataset.shape),
+        "digest": dataset.digest,
+        "num_train": len(dataset.train),
+        "source": dataset.source,
+    }
     return {
         "config": config.to_dict(),
         "data": data,
@@ -266,13 +288,13 @@ def train(
     c = config.train
     if c.batch_size > len(dataset.train):
         raise ValueError(
-            f"train.batch_size={c.batch_size} is larger than the {len(dataset.train)} training samples"
+            f"train.batch_size={c.batch_size} exceeds the {len(dataset.train)} training samples"
         )
     workdir = pathlib.Path(workdir)
     experiment, state, resumed = _start(config, dataset, workdir)
     start = int(state.step)
     if start >= c.steps:
-        logging.info("nothing to do: step %d of train.steps=%d is saved", start, c.steps)
+        logger.info("nothing to do: step %d of train.steps=%d is saved", start, c.steps)
         return state
     facts = host_facts(config, dataset)
     (workdir / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -325,7 +347,7 @@ def train(
                     clock.restart()
         except KeyboardInterrupt:
             save(state)
-            logging.warning("interrupted: step %d is saved; the same command resumes", step)
+            logger.warning("interrupted: step %d is saved; the same command resumes", step)
             raise
     return state
 
@@ -337,12 +359,12 @@ def _start(
     if directory.is_dir() and any(p.name.isdigit() for p in directory.iterdir()):
         check_resumable(config, read_host(directory), dataset)
         experiment, state, _ = _restore(config, dataset.shape, directory)
-        logging.info("resuming %s from step %d", workdir, int(state.step))
+        logger.info("resuming %s from step %d", workdir, int(state.step))
         return experiment, state, True
     prior, report = fit_prior(config, dataset)
     workdir.mkdir(parents=True, exist_ok=True)
     if report is not None:
-        logging.info("%s", report)
+        logger.info("%s", report)
         (workdir / "mixture.txt").write_text(f"{report}\n")
     experiment = build(config, dataset.shape, prior)
     return experiment, init_state(experiment), False
@@ -397,30 +419,34 @@ def _non_finite_message(step: int) -> str:
 
 
 def _picture(experiment: Experiment, state: TrainState, dataset: Dataset) -> np.ndarray:
-    config = experiment.config
     num = PICTURE_SAMPLES if dataset.is_image else 16 * PICTURE_SAMPLES
-    x = sample(
-        jax.random.fold_in(jax.random.key(config.sample.seed), STREAM_PICTURE),
-        experiment.model.bind(state.ema if config.sample.ema else state.params),
-        experiment.sde,
-        num,
-        grid=experiment.sample_grid,
-        sampler=config.sample.sampler,
-        chunk=num,
-    )
+    x = _sample(experiment, state, STREAM_PICTURE, num, chunk=num, progress=False)
     return plots.render(plots.samples_figure(x, dataset.shape, reference=dataset.test[:num]))
 
 
 def draw(experiment: Experiment, state: TrainState, num: int, *, progress: bool) -> np.ndarray:
     """`num` samples [num, d] of a trained model, as the config's sample section says."""
+    chunk = experiment.config.sample.chunk
+    return _sample(experiment, state, STREAM_SAMPLES, num, chunk=chunk, progress=progress)
+
+
+def draw_prior(experiment: Experiment, num: int) -> np.ndarray:
+    """`num` draws [num, d] from the law at the horizon."""
+    key = jax.random.key(experiment.config.sample.seed)
+    return np.asarray(experiment.sde.prior.sample(jax.random.fold_in(key, STREAM_PRIOR), (num,)))
+
+
+def _sample(
+    experiment: Experiment, state: TrainState, stream: int, num: int, *, chunk: int, progress: bool
+) -> np.ndarray:
     c = experiment.config.sample
     return sample(
-        jax.random.key(c.seed),
+        jax.random.fold_in(jax.random.key(c.seed), stream),
         experiment.model.bind(state.ema if c.ema else state.params),
         experiment.sde,
         num,
         grid=experiment.sample_grid,
         sampler=c.sampler,
-        chunk=c.chunk,
+        chunk=chunk,
         progress=progress,
     )

@@ -1,6 +1,6 @@
 """Score networks, the eps network, and parameterisations. The only place that imports Flax.
 
-A score network is a Flax module (y [n, d], c [n]) -> [n, d], c in [-1, 1] being the time coordinate.
+A score network is a Flax module (y [n, d], c [n]) -> [n, d] with c in [-1, 1] the time coordinate.
 """
 
 from ndsm_jax.networks.eps import EpsNet

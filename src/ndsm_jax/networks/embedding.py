@@ -9,7 +9,7 @@ from jax import Array
 
 
 class GaussianFourierFeatures(nn.Module):
-    """[n] -> [n, size]: cos and sin of 2 pi w c with fixed w ~ N(0, scale^2) (2006.10739, Section 5).
+    """[n] -> [n, size]: cos and sin of 2 pi w c, fixed w ~ N(0, scale^2) (2006.10739, Section 5).
 
     The frequencies are drawn once, from `seed`, and are no parameters.
     """

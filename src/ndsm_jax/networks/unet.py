@@ -13,7 +13,10 @@ from ndsm_jax.networks.embedding import GaussianFourierFeatures
 
 
 class Block(nn.Module):
-    """3 x 3 convolution, time injection, GroupNorm, swish: [n, h, w, c], [n, e] -> [n, h', w', width]."""
+    """3 x 3 convolution, time injection, GroupNorm, swish.
+
+    [n, h, w, c] and time features [n, e] -> [n, h / strides, w / strides, width].
+    """
 
     width: int
     strides: int = 1

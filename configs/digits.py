@@ -1,0 +1,16 @@
+"""GM+NDSM-CV on the 8 x 8 digits that ship with scikit-learn: minutes on two cores.
+
+python experiments/train.py --config=configs/digits.py --workdir=runs/digits
+"""
+
+from ml_collections import ConfigDict
+
+from ndsm_jax import config
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """variant: '' (the demo) or 'smoke' (seconds, to see that everything runs)."""
+    c = config.default()
+    c.data.name = "digits"
+    c.optimizer.schedule = "cosine"
+    return config.variant(c, variant)

@@ -1,0 +1,28 @@
+"""GM+NDSM-CV on MNIST with a U-Net (2405.15625, Section 5.1), on the process's own clock.
+
+  python experiments/train.py --config=configs/mnist.py --workdir=runs/mnist \\
+      --config.data.dir=DIRECTORY_OF_THE_IDX_FILES
+"""
+
+from ml_collections import ConfigDict
+
+from ndsm_jax import config
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """variant: '' (a GPU's setting, 100 epochs), 'cpu' (2,000 steps) or 'smoke'."""
+    c = config.default()
+    c.data.name = "mnist"
+    c.mixture.subset = 10_000
+    c.network.name = "unet"
+    c.network.time_features = 128
+    c.noising.k = 1
+    c.train.batch_size = 64
+    c.train.steps = 93_750
+    c.train.checkpoint_every = 1000
+    c.train.picture_every = 5000
+    c.optimizer.warmup_steps = 500
+    c.optimizer.clip_norm = 1.0
+    c.sample.num = 10_000
+    c.sample.chunk = 250
+    return config.variant(c, variant)

@@ -1,0 +1,54 @@
+"""What the commands in `experiments/` share: flags, set-up, and errors as one readable line."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+from absl import app, flags
+
+CACHE = pathlib.Path.home() / ".cache" / "ndsm_jax" / "xla"
+"""Compiled programs are kept here between runs, unless JAX_COMPILATION_CACHE_DIR says otherwise."""
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Parses flags and runs `main(argv)`.
+
+    Errors that the user can mend (config, data, files, checkpoints, divergence) end the program
+    with status 1 and their message alone; anything else is a bug and keeps its traceback.
+    """
+    app.run(partial(_guard, main), flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
+    try:
+        return app.parse_flags_with_usage(list(argv))
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        # config_flags raises these for overrides of keys that do not exist.
+        message = str(error).strip("\"'")
+        sys.exit(
+            f"error in the --config flags: {message}\n(see docs/configuration.md for all keys)"
+        )
+
+
+def _guard(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("ndsm_jax").setLevel(logging.INFO)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(CACHE))
+    try:
+        main(argv)
+    except (ValueError, OSError, FloatingPointError) as error:
+        if flags.FLAGS.traceback:
+            raise
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+flags.DEFINE_bool("traceback", False, "Show the full traceback of errors.")

@@ -1,0 +1,234 @@
+"""Evaluation of a run: samples, metrics, pictures, and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import importlib.resources
+import json
+import logging
+import math
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ndsm_jax import evaluation, plots
+from ndsm_jax.config import Config
+from ndsm_jax.datasets import Dataset
+from ndsm_jax.experiment import Experiment, load_data
+from ndsm_jax.training import TrainState, draw, draw_prior, restore
+from ndsm_jax.writers import read_metrics
+
+logger = logging.getLogger(__name__)
+
+CURVES = ("loss", "grad_norm", "grad_variance", "eps_mean")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What `evaluate_run` made: the metrics, and where they and the report are."""
+
+    metrics: Mapping[str, Mapping[str, Any]]
+    metrics_path: pathlib.Path
+    report_path: pathlib.Path
+
+    def table(self) -> str:
+        """The metrics as aligned text, each beside its real-against-real floor and the prior's."""
+        rows = [("metric", "samples", "floor", "prior", "better")]
+        rows += [
+            (name, *(_number(m[key]) for key in ("value", "floor", "prior")), m["better"])
+            for name, m in self.metrics.items()
+        ]
+        widths = [max(len(row[i]) for row in rows) for i in range(5)]
+        return "\n".join(
+            "  ".join(
+                cell.ljust(width) if i in (0, 4) else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        )
+
+
+def evaluate_run(
+    workdir: pathlib.Path,
+    *,
+    num: int | None = None,
+    data_dir: str | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Samples the newest checkpoint of a run and evaluates it against its data.
+
+    Writes metrics.json, report.html and the pictures' folder evaluation/ into workdir.
+
+    Args:
+      workdir: folder of the run.
+      num: number of samples; the config's sample.num by default.
+      data_dir: replaces the config's data.dir.
+      progress: whether to show progress bars.
+
+    Raises:
+      FileNotFoundError: no checkpoint, or the data are not there.
+      ValueError: damaged checkpoints, or data that differ from those of the training.
+    """
+    experiment, state, host = restore(workdir)
+    config = experiment.config
+    if data_dir is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
+    dataset = load_data(config)
+    if dataset.digest != host["data"]["digest"]:
+        raise ValueError(
+            "the data differ from those this run was trained on; give the right --data_dir"
+        )
+
+    num = num or config.sample.num
+    start = time.perf_counter()
+    samples = draw(experiment, state, num, progress=progress)
+    seconds = time.perf_counter() - start
+    prior = draw_prior(experiment, num)
+    classifier = None
+    if dataset.is_image and dataset.num_classes:
+        logger.info("training a classifier for the features ...")
+        classifier = evaluation.train_classifier(dataset, seed=config.evaluate.seed)
+    logger.info("measuring %d samples against the data ...", num)
+    result = evaluation.evaluate(
+        samples,
+        prior,
+        dataset,
+        classifier=classifier,
+        seed=config.evaluate.seed,
+        max_points=config.evaluate.max_points,
+    )
+    facts = {
+        "data": f"{dataset.name}: {len(dataset.train)} training, {len(dataset.test)} held-out"
+        f" items; {dataset.source}",
+        "process": f"{experiment.sde.name}, horizon {experiment.sde.horizon:.4g}",
+        "objective": _objective_text(config),
+        "training": f"{int(state.step)} steps, seed {config.train.seed}",
+        "sampling": f"{num} samples, {config.sample.sampler}, {config.sample.steps} steps,"
+        f" seed {config.sample.seed}, {seconds:.1f} s",
+        "classifier": "none"
+        if classifier is None
+        else f"test accuracy {classifier.test_accuracy:.4f}",
+        "device": jax.devices()[0].device_kind,
+    }
+    pictures = _pictures(workdir, experiment, state, dataset, samples, prior, result)
+    metrics_path, report_path = workdir / "metrics.json", workdir / "report.html"
+    metrics_path.write_text(json.dumps({"facts": facts, **_finite(result)}, indent=2) + "\n")
+    report_path.write_text(_page(workdir, config, host, facts, result, pictures), encoding="utf-8")
+    return Evaluation(metrics=result["metrics"], metrics_path=metrics_path, report_path=report_path)
+
+
+def _objective_text(config: Config) -> str:
+    name = config.objective.name
+    return f"{name}, eps {config.control_variate.kind}" if name == "ndsm_cv" else name
+
+
+def _pictures(
+    workdir: pathlib.Path,
+    experiment: Experiment,
+    state: TrainState,
+    dataset: Dataset,
+    samples: np.ndarray,
+    prior: np.ndarray,
+    result: Mapping[str, Any],
+) -> dict[str, bytes]:
+    """PNG pictures by name, also written to workdir/evaluation/."""
+    shown = 100 if dataset.is_image else 4000
+    sets = {"data (held out)": dataset.test, "samples": samples, "prior": prior}
+    modes = result["modes"]
+    figures = {
+        "samples": plots.panels({k: x[:shown] for k, x in sets.items()}, dataset.shape),
+        "modes": plots.modes_figure(
+            modes["labels"], {k: modes[k] for k in ("data", "samples", "prior")}
+        ),
+        "curves": plots.curves_figure(read_metrics(workdir), CURVES),
+    }
+    if dataset.is_image:
+        first = samples[:12]
+        squares = ((first[:, None, :] - dataset.train[None, :20_000]) ** 2).sum(axis=-1)
+        nearest = dataset.train[squares.argmin(axis=1)]
+        figures["neighbours"] = plots.neighbours_figure(first, nearest, dataset.shape)
+    if experiment.objective.name == "ndsm_cv":
+        t = jnp.geomspace(experiment.sample_grid[1], experiment.sde.horizon, 200)
+        eps = experiment.control.eps(state.control, t)
+        figures["eps"] = plots.eps_figure(np.asarray(t), np.asarray(eps))
+    pictures = {name: plots.png(figure) for name, figure in figures.items()}
+    folder = workdir / "evaluation"
+    folder.mkdir(exist_ok=True)
+    for name, content in pictures.items():
+        (folder / f"{name}.png").write_bytes(content)
+    return pictures
+
+
+def _page(
+    workdir: pathlib.Path,
+    config: Config,
+    host: Mapping[str, Any],
+    facts: Mapping[str, str],
+    result: Mapping[str, Any],
+    pictures: Mapping[str, bytes],
+) -> str:
+    import jinja2
+
+    source = importlib.resources.files("ndsm_jax").joinpath("report.html").read_text("utf-8")
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        source
+    )
+    embedded = dict.fromkeys(("neighbours", "eps"))
+    embedded |= {
+        name: "data:image/png;base64," + base64.b64encode(content).decode()
+        for name, content in pictures.items()
+    }
+    rows = [
+        {"name": name, "better": m["better"], "what": m["what"]}
+        | {key: _number(m[key]) for key in ("value", "floor", "prior")}
+        for name, m in result["metrics"].items()
+    ]
+    mixture = workdir / "mixture.txt"
+    return template.render(
+        title=f"{config.data.name}: {config.process.name} + {config.objective.name}",
+        facts=facts,
+        metrics=rows,
+        counts=json.dumps(result["counts"]),
+        pictures=embedded,
+        mixture=mixture.read_text() if mixture.exists() else "",
+        command=reproduce_command(config),
+        config=json.dumps({"config": host["config"], "versions": host["versions"]}, indent=2),
+    )
+
+
+def reproduce_command(config: Config) -> str:
+    """The commands that repeat a run: its config file's nearest relative, and every changed key."""
+    changed = [
+        f"--config.{section}.{key}={_flag(value)}"
+        for section, values in config.to_dict().items()
+        for key, value in values.items()
+        if value != Config().to_dict()[section][key]
+    ]
+    train = [
+        "python experiments/train.py --config=configs/default.py --workdir=runs/again",
+        *changed,
+    ]
+    return " \\\n    ".join(train) + "\npython experiments/evaluate.py --workdir=runs/again"
+
+
+def _flag(value: Any) -> str:
+    return f"'{value}'" if isinstance(value, tuple | str) else str(value)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.4g}"
+
+
+def _finite(tree: Any) -> Any:
+    """The tree with numbers that JSON has no word for as null."""
+    if isinstance(tree, Mapping):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
