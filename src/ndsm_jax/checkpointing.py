@@ -7,11 +7,13 @@ wrong dtype silently and raises many kinds of exception for a damaged step. So e
     host          the caller's JSON-able facts (config, package versions, data-set facts)
     metric        the value by which the best step is kept, or null
     leaves        {leaf path: "dtype[shape]"} of the state
+    keys          {leaf path: generator} of the typed keys, which are stored as their uint32 data
     state_crc32   CRC32 over path, dtype, shape and bytes of every leaf
-    crc32         CRC32 of the four entries above, as canonical JSON
+    crc32         CRC32 of the entries above, as canonical JSON
 
-The manifest is read first. It separates the two ways a step can fail to load: a *damaged* step is
-skipped for an older one, a state of *another shape* (a different config) is an error at once.
+Orbax is given NumPy arrays only. The manifest is read first. It separates the two ways a step can
+fail to load: a *damaged* step is skipped for an older one, a state of *another shape* (a different
+config) is an error at once.
 """
 
 from __future__ import annotations
@@ -98,12 +100,19 @@ class Checkpoints:
             checkpoint of another state.
         """
         self.wait()
-        # Host views, not copies: orbax copies them once, before its `save` returns.
-        state = jax.device_get(state)
-        manifest = _make_manifest(state, host, metric)
+        specs = _leaf_specs(state)
+        # On a CPU these are views, not copies: orbax copies them once, before its `save` returns.
+        arrays = jax.tree.map(_to_numpy, jax.device_get(state))
+        manifest = _make_manifest(
+            host=host,
+            metric=metric,
+            leaves=specs,
+            keys=_key_generators(state),
+            state_crc32=_crc32(specs, arrays),
+        )
         manager = self._open_for_writing()
         if step in self.steps():
-            if _holds_same_state(self.directory / str(step), state, manifest):
+            if _holds_same_state(self.directory / str(step), manifest, arrays):
                 logging.info("step %d is already saved in %s", step, self.directory)
                 return
             logging.warning("replacing the damaged step %d in %s", step, self.directory)
@@ -112,7 +121,7 @@ class Checkpoints:
         if manifest["metric"] is not None:
             self._metrics[step] = manifest["metric"]
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(jax.tree.map(_as_array, state)),
+            state=ocp.args.StandardSave(arrays),
             manifest=ocp.args.JsonSave(manifest),
         )
         # force: orbax otherwise refuses a step older than its newest one, without an exception.
@@ -137,18 +146,25 @@ class Checkpoints:
             of another structure, shape or dtype than `like`.
         """
         self.wait()
+        specs, template = _leaf_specs(like), jax.tree.map(_empty_numpy, like)
         skipped: list[tuple[int, str]] = []
         for candidate in _candidates(self.directory, step):
             path = self.directory / str(candidate)
             try:
                 manifest = _read_manifest(path)
-                _check_same_leaves(path, manifest["leaves"], _leaf_specs(like))
-                state = _read_state(path, like, manifest["state_crc32"])
+                _check_same_leaves(path, manifest["leaves"], specs)
+                arrays = _read_arrays(path, manifest, template)
             except _DamagedError as error:
                 logging.warning("checkpoint step %d skipped: %s", candidate, error)
                 skipped.append((candidate, str(error)))
                 continue
-            state = jax.tree.map(_place_like, like, state)
+            placed = [
+                _place_like(leaf, array, manifest["keys"].get(name))
+                for name, leaf, array in zip(
+                    specs, jax.tree.leaves(like), jax.tree.leaves(arrays), strict=True
+                )
+            ]
+            state = jax.tree.unflatten(jax.tree.structure(like), placed)
             return Restored(step=candidate, state=state, host=manifest["host"], skipped=skipped)
         raise _all_damaged(self.directory, skipped)
 
@@ -275,34 +291,63 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
 
 
-def _as_array(leaf: Any) -> Any:
-    """Python scalars as the arrays JAX would trace them to; everything else unchanged."""
-    return np.asarray(jnp.asarray(leaf)) if type(leaf) in (bool, int, float) else leaf
+def _is_python_scalar(leaf: Any) -> bool:
+    return type(leaf) in (bool, int, float)  # not isinstance: np.float64 is a float
 
 
 def _leaf_specs(state: PyTree) -> dict[str, str]:
     """{leaf path: "dtype[shape]"}, for concrete and abstract leaves alike."""
     specs = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        leaf = _as_array(leaf)
-        if not hasattr(leaf, "dtype"):
+        array = jnp.asarray(leaf) if _is_python_scalar(leaf) else leaf
+        name = jax.tree_util.keystr(path)
+        if not hasattr(array, "dtype"):
             raise ValueError(
-                f"state{jax.tree_util.keystr(path)} is a {type(leaf).__name__}, not an array: "
-                "put it into host, or mark the field as static"
+                f"state{name} is a {type(leaf).__name__}, not an array: put it into host, or mark "
+                "the field as static"
             )
-        specs[jax.tree_util.keystr(path)] = f"{leaf.dtype}{list(leaf.shape)}"
+        specs[name] = f"{array.dtype}{list(array.shape)}"
     return specs
 
 
-def _state_crc32(state: PyTree) -> int:
-    """CRC32 over path, dtype, shape and bytes of every leaf."""
-    crc = zlib.crc32(_canonical_json(_leaf_specs(state)))
-    for leaf in jax.tree.leaves(state):
-        array = np.ascontiguousarray(
-            jax.random.key_data(leaf) if _is_key(leaf) else _as_array(leaf)
-        )
-        # Through uint8: bfloat16 has no buffer protocol.
-        crc = zlib.crc32(array.reshape(-1).view(np.uint8).data, crc)
+def _key_generators(state: PyTree) -> dict[str, str]:
+    """{leaf path: generator} of the typed keys, such as "threefry2x32"."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(p): str(jax.random.key_impl(k)) for p, k in leaves if _is_key(k)}
+
+
+def _to_numpy(leaf: Any) -> np.ndarray:
+    if _is_key(leaf):
+        return np.asarray(jax.random.key_data(leaf))
+    return np.asarray(jnp.asarray(leaf) if _is_python_scalar(leaf) else leaf)
+
+
+def _empty_numpy(leaf: Any) -> np.ndarray:
+    """An uninitialised array of the dtype and shape that `_to_numpy(leaf)` has."""
+    like = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    like = jnp.asarray(like) if _is_python_scalar(like) else like
+    return np.empty(like.shape, like.dtype)
+
+
+def _place_like(like: Any, array: np.ndarray, generator: str | None) -> Any:
+    """A stored array as the kind of leaf that `like` is; a typed key if it has a `generator`."""
+    if _is_python_scalar(like):
+        return type(like)(array.item())
+    if isinstance(like, np.ndarray | np.generic):
+        return array
+    leaf: Any = array
+    if generator is not None:
+        leaf = jax.random.wrap_key_data(jnp.asarray(array), impl=generator)
+    default = jax.device_put(np.zeros((), np.int32)).sharding
+    return jax.device_put(leaf, getattr(like, "sharding", None) or default)
+
+
+def _crc32(specs: dict[str, str], arrays: PyTree) -> int:
+    """CRC32 over path, dtype and shape, then the bytes, of every leaf."""
+    crc = zlib.crc32(_canonical_json(specs))
+    for array in jax.tree.leaves(arrays):
+        # As uint8 because bfloat16 has no buffer protocol.
+        crc = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, crc)
     return crc
 
 
@@ -313,17 +358,24 @@ def _canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True).encode()
 
 
-def _make_manifest(state: PyTree, host: dict[str, Any], metric: float | None) -> dict[str, Any]:
+def _make_manifest(
+    *,
+    host: dict[str, Any],
+    metric: float | None,
+    leaves: dict[str, str],
+    keys: dict[str, str],
+    state_crc32: int,
+) -> dict[str, Any]:
     try:
         host = json.loads(json.dumps(host))
     except (TypeError, ValueError) as error:
         raise ValueError(f"host must hold only what JSON can: {error}") from error
-    metric = None if metric is None or not math.isfinite(metric) else float(metric)
     manifest = {
         "host": host,
-        "metric": metric,
-        "leaves": _leaf_specs(state),
-        "state_crc32": _state_crc32(state),
+        "metric": None if metric is None or not math.isfinite(metric) else float(metric),
+        "leaves": leaves,
+        "keys": keys,
+        "state_crc32": state_crc32,
     }
     return {**manifest, "crc32": zlib.crc32(_canonical_json(manifest))}
 
@@ -379,36 +431,27 @@ def _check_same_leaves(path: pathlib.Path, saved: dict[str, str], wanted: dict[s
     )
 
 
-def _read_state(path: pathlib.Path, like: PyTree, expected_crc32: int) -> PyTree:
-    """The state in `path` as NumPy arrays (and keys), verified. Raises _DamagedError."""
-    sharding = _default_sharding()
-
-    def target(leaf: Any) -> Any:
-        if _is_key(leaf):
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-        leaf = _as_array(leaf)
-        return np.empty(leaf.shape, leaf.dtype)
-
-    arguments = ocp.args.StandardRestore(jax.tree.map(target, like))
+def _read_arrays(path: pathlib.Path, manifest: dict[str, Any], template: PyTree) -> PyTree:
+    """The arrays of the step in `path`, verified. Raises _DamagedError."""
     try:
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            state = checkpointer.restore(path / "state", args=arguments)
+            arrays = checkpointer.restore(path / "state", args=ocp.args.StandardRestore(template))
     except Exception as error:  # orbax raises many kinds, bare Exception among them
         raise _DamagedError(f"state unreadable ({_summary(error)})") from error
-    if _state_crc32(state) != expected_crc32:
+    if _crc32(manifest["leaves"], arrays) != manifest["state_crc32"]:
         raise _DamagedError("state does not match its CRC32")
-    return state
+    return arrays
 
 
-def _holds_same_state(path: pathlib.Path, state: PyTree, manifest: dict[str, Any]) -> bool:
-    """Whether the step in `path` is good and holds `state`; False if it is damaged.
+def _holds_same_state(path: pathlib.Path, manifest: dict[str, Any], arrays: PyTree) -> bool:
+    """Whether the step in `path` is good and holds the state of `manifest`; False if damaged.
 
     Raises ValueError if it is good and holds another state.
     """
     try:
         existing = _read_manifest(path)
         _check_same_leaves(path, existing["leaves"], manifest["leaves"])
-        _read_state(path, state, existing["state_crc32"])
+        _read_arrays(path, existing, template=arrays)
     except _DamagedError:
         return False
     if existing["state_crc32"] != manifest["state_crc32"]:
@@ -417,16 +460,3 @@ def _holds_same_state(path: pathlib.Path, state: PyTree, manifest: dict[str, Any
             "directory"
         )
     return True
-
-
-def _default_sharding() -> jax.sharding.Sharding:
-    return jax.device_put(np.zeros((), np.int32)).sharding
-
-
-def _place_like(like: Any, leaf: Any) -> Any:
-    """The restored `leaf` as the kind of array that `like` is."""
-    if type(like) in (bool, int, float):
-        return type(like)(leaf.item())
-    if isinstance(like, np.ndarray | np.generic):
-        return leaf
-    return jax.device_put(leaf, getattr(like, "sharding", None) or _default_sharding())

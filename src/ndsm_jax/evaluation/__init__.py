@@ -1,0 +1,36 @@
+"""How close samples are to data: distances, neighbours, classifier features, and all of them."""
+
+from ndsm_jax.evaluation.classifier import ImageClassifier, train_classifier
+from ndsm_jax.evaluation.distances import (
+    Accuracy,
+    energy_distance,
+    median_distance,
+    mmd,
+    sliced_wasserstein,
+    two_sample_accuracy,
+)
+from ndsm_jax.evaluation.features import frechet_distance, inception_score
+from ndsm_jax.evaluation.neighbours import (
+    memorised_fraction,
+    nearest_distances,
+    precision_recall_density_coverage,
+)
+from ndsm_jax.evaluation.suite import METRICS, evaluate
+
+__all__ = [
+    "METRICS",
+    "Accuracy",
+    "ImageClassifier",
+    "energy_distance",
+    "evaluate",
+    "frechet_distance",
+    "inception_score",
+    "mmd",
+    "median_distance",
+    "memorised_fraction",
+    "nearest_distances",
+    "precision_recall_density_coverage",
+    "sliced_wasserstein",
+    "train_classifier",
+    "two_sample_accuracy",
+]

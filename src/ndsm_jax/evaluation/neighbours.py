@@ -1,0 +1,75 @@
+"""Nearest-neighbour scores: fidelity, diversity and memorisation. Euclidean, chunked."""
+
+from __future__ import annotations
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def nearest_distances(x: Array, y: Array) -> tuple[Array, Array]:
+    """Distance from each x [n, d] to its nearest y [m, d], and that item's index: ([n], [n])."""
+    from sklearn.metrics import pairwise_distances_argmin_min
+
+    index, distance = pairwise_distances_argmin_min(x, y)
+    return distance, index
+
+
+def precision_recall_density_coverage(real: Array, fake: Array, k: int = 5) -> dict[str, float]:
+    """Four scores from balls B(x) that reach to the k-th neighbour within the point's own set.
+
+    precision: share of fake points inside some real ball (Kynkaanniemi et al. 2019);
+    recall: share of real points inside some fake ball;
+    density: number of real balls that hold a fake point, mean over fake points, divided by k; may
+        exceed 1 (Naeem et al. 2020);
+    coverage: share of real balls that hold some fake point.
+
+    Shapes [n, d] and [m, d]. Raises ValueError when a set has no k neighbours.
+    """
+    from sklearn.metrics import pairwise_distances_chunked
+    from sklearn.neighbors import NearestNeighbors
+
+    if min(len(real), len(fake)) <= k:
+        raise ValueError(f"k = {k} neighbours need more points than {len(real)} and {len(fake)}.")
+
+    def radii(points: Array) -> Array:
+        neighbours = NearestNeighbors(n_neighbors=k).fit(points)
+        return neighbours.kneighbors()[0][:, -1]
+
+    real_radii, fake_radii = radii(real), radii(fake)
+
+    def fake_rows(distances: Array, start: int) -> Array:
+        return np.sum(distances < real_radii, axis=1)
+
+    def real_rows(distances: Array, start: int) -> tuple[Array, Array]:
+        own = real_radii[start : start + len(distances), None]
+        return np.any(distances < fake_radii, axis=1), np.any(distances < own, axis=1)
+
+    balls = np.concatenate(list(pairwise_distances_chunked(fake, real, reduce_func=fake_rows)))
+    chunks = pairwise_distances_chunked(real, fake, reduce_func=real_rows)
+    recalled, covered = (np.concatenate(part) for part in zip(*chunks, strict=True))
+    return {
+        "precision": float(np.mean(balls > 0)),
+        "recall": float(np.mean(recalled)),
+        "density": float(np.mean(balls) / k),
+        "coverage": float(np.mean(covered)),
+    }
+
+
+def memorised_fraction(x: Array, train: Array) -> float:
+    """Share of x whose nearest training item is closer than half that item's own nearest neighbour.
+
+    The ratio test of memorisation (cf. Yoon et al. 2023), 1 for copies of (distinct) training
+    items. Chance hits are common in low dimension: compare with the value of held-out data.
+    """
+    distance, index = nearest_distances(x, train)
+    return float(np.mean(distance < 0.5 * _nearest_other(train, index)))
+
+
+def _nearest_other(train: Array, index: Array) -> Array:
+    """Distance from train[index] to the nearest other training item, [len(index)]."""
+    from sklearn.neighbors import NearestNeighbors
+
+    used, inverse = np.unique(index, return_inverse=True)
+    two = NearestNeighbors(n_neighbors=2).fit(train).kneighbors(train[used])[0]
+    return two[inverse, 1]

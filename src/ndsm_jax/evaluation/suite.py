@@ -1,0 +1,260 @@
+"""All scores at once: samples, real training data and prior samples against held-out data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ndsm_jax.evaluation.classifier import ImageClassifier
+from ndsm_jax.evaluation.distances import (
+    energy_distance,
+    median_distance,
+    mmd,
+    sliced_wasserstein,
+    two_sample_accuracy,
+)
+from ndsm_jax.evaluation.features import frechet_distance, inception_score
+from ndsm_jax.evaluation.neighbours import (
+    memorised_fraction,
+    nearest_distances,
+    precision_recall_density_coverage,
+)
+
+if TYPE_CHECKING:
+    from ndsm_jax.datasets import Dataset
+
+Array = np.ndarray
+ModeOf = Callable[[Array], Array]
+
+MIN_POINTS = 10
+NUM_CLUSTERS = 10
+BOX = 10
+
+METRICS: dict[str, tuple[str, str]] = {
+    "finite_fraction": ("higher", f"share of finite points within {BOX} x the data's bounding box"),
+    "sliced_wasserstein": ("lower", "sliced 2-Wasserstein distance, 512 directions"),
+    "energy_distance": ("lower", "energy distance (V-statistic)"),
+    "mmd2": ("lower", "unbiased squared MMD, Gaussian kernel of the held-out median distance"),
+    "two_sample_accuracy": ("lower", "accuracy of an SVM told to find the fakes; 0.5: none found"),
+    "two_sample_accuracy_se": ("target", "binomial standard error of two_sample_accuracy"),
+    "precision": ("higher", "share of samples within a 5-neighbour ball of the data"),
+    "recall": ("higher", "share of data within a 5-neighbour ball of the samples"),
+    "density": ("higher", "5-neighbour balls of the data that hold a sample, mean / 5"),
+    "coverage": ("higher", "share of 5-neighbour balls of the data that hold a sample"),
+    "nearest_train": ("target", "mean distance to the nearest training item; below: memorising"),
+    "nearest_train_q10": ("target", "10 % quantile of that distance"),
+    "nearest_train_q50": ("target", "median of that distance"),
+    "nearest_train_q90": ("target", "90 % quantile of that distance"),
+    "nearest_train_ratio": ("target", "nearest_train over its floor (held-out items)"),
+    "memorised_fraction": (
+        "target",
+        "share nearer to a training item than half its distance to the next training item",
+    ),
+    "support_distance": ("lower", "mean distance to the data's noise-free support"),
+    "mode_tv": ("lower", "total variation of the mode fractions; floor: exact draws of that size"),
+    "frechet_distance": ("lower", "Frechet distance of the features of our own classifier"),
+    "inception_score": ("target", "inception score of our own classifier's probabilities"),
+}
+"""What `evaluate` measures: name -> (which direction is better, description)."""
+
+
+def evaluate(
+    samples: Array,
+    prior_samples: Array,
+    dataset: Dataset,
+    *,
+    classifier: ImageClassifier | None = None,
+    seed: int = 0,
+    max_points: int = 5000,
+) -> dict[str, Any]:
+    """Scores `samples` [n, d] against the held-out data, beside a floor and the prior's scores.
+
+    Every metric of `METRICS` that applies has three numbers, computed from equally many points (the
+    estimators depend on the sample size) against the same held-out items:
+
+    - value: the samples;
+    - floor: real training items in their place, what a perfect model would get. For the distances
+      to the training set (nearest_train, memorised_fraction) it is the held-out items; for mode_tv
+      the expected total variation of as many independent draws from the data's own fractions.
+    - prior: samples of the prior, what a model that learnt nothing gets.
+
+    Points that are not finite, or farther from the data's centre than ten times its bounding box
+    (the box's longest side in every coordinate), are counted in finite_fraction and left out of
+    everything else: read it first. A column with fewer than 10 points left is None.
+
+    Modes are the classifier's classes if there is one, else the label of the nearest training item,
+    or the nearest of 10 k-means clusters of the training data when there are no labels. Their data
+    fractions are those of all real items, from the labels themselves where there are any.
+
+    Args:
+        samples: [n, d] points of the model.
+        prior_samples: [p, d] points of the prior.
+        dataset: the data.
+        classifier: from `train_classifier`; adds the Frechet distance and the inception score.
+        seed: of subsets, directions and folds.
+        max_points: most points per set that are compared (distances cost their square).
+
+    Returns:
+        {"metrics": {name: {"value", "floor", "prior", "better": "lower" | "higher" | "target",
+        "what"}}, "modes": {"labels", "data", "samples", "prior"}, "counts": {...}}, made of JSON
+        types; "target" means as near to the floor as possible.
+
+    Raises ValueError when a set has the wrong shape or fewer than 10 points.
+    """
+    real = {"training set": dataset.train, "held-out set": dataset.test}
+    for name, points in {"samples": samples, "prior_samples": prior_samples, **real}.items():
+        if points.ndim != 2 or points.shape[1] != dataset.dim or len(points) < MIN_POINTS:
+            raise ValueError(
+                f"evaluate: {name} of shape {points.shape}; needed are at least {MIN_POINTS} points"
+                f" of dimension {dataset.dim} (more of them: sample.num, data.num_train, "
+                "data.num_test)."
+            )
+
+    rng = np.random.default_rng(seed)
+    sets = {"value": samples, "floor": dataset.train, "prior": prior_samples}
+    inside = {key: _inside_box(points, dataset.train) for key, points in sets.items()}
+    valid = {key: sets[key][mask] for key, mask in inside.items()}
+    usable = [key for key, points in valid.items() if len(points) >= MIN_POINTS]
+    size = min(max_points, *(len(valid[key]) for key in usable))
+    points = {key: rng.permutation(valid[key])[:size] for key in usable}
+    held_out = rng.permutation(dataset.test)[:max_points]
+    labels, data_fractions, mode_of = _modes(dataset, classifier, seed)
+    fractions = {key: _fractions(mode_of, x, len(labels)) for key, x in valid.items()}
+
+    columns: dict[str, dict[str, float]] = {
+        key: {"finite_fraction": float(np.mean(mask))} for key, mask in inside.items()
+    }
+    bandwidth = median_distance(held_out, seed=seed)
+    for key, x in points.items():
+        columns[key] |= _against_held_out(x, held_out, bandwidth, seed)
+        columns[key] |= _against_training(held_out if key == "floor" else x, dataset.train)
+        columns[key] |= _to_support(x, dataset.name)
+        # Mode fractions are cheap, so they use all points and not `size` of them.
+        columns[key]["mode_tv"] = 0.5 * float(np.abs(fractions[key] - data_fractions).sum())
+        if classifier is not None:
+            columns[key] |= _in_feature_space(x, held_out, classifier)
+    columns["floor"]["mode_tv"] = expected_total_variation(data_fractions, len(valid["value"]))
+    for key in points:
+        nearest, floor = columns[key]["nearest_train"], columns["floor"]["nearest_train"]
+        columns[key]["nearest_train_ratio"] = nearest / max(floor, np.finfo(np.float32).tiny)
+
+    return {
+        "metrics": {
+            name: {
+                **{key: columns[key].get(name) for key in ("value", "floor", "prior")},
+                "better": better,
+                "what": what,
+            }
+            for name, (better, what) in METRICS.items()
+            if name in columns["floor"]
+        },
+        "modes": {
+            "labels": labels,
+            "data": data_fractions.tolist(),
+            "samples": fractions["value"].tolist(),
+            "prior": fractions["prior"].tolist(),
+        },
+        "counts": {
+            "train": len(dataset.train),
+            "test": len(dataset.test),
+            "samples": len(samples),
+            "prior": len(prior_samples),
+            "compared": size,
+            "held_out": len(held_out),
+        },
+    }
+
+
+def expected_total_variation(fractions: Array, size: int) -> float:
+    """Expected total variation between `fractions` [K] and the frequencies of `size` draws of them.
+
+    The binomial mean deviation is closed form (De Moivre): E|N - np| = 2 m (1 - p) P(N = m) with
+    m = floor(np) + 1.
+    """
+    from scipy.stats import binom
+
+    p = np.asarray(fractions, np.float64)
+    m = np.floor(size * p) + 1
+    deviations = 2 * m * (1 - p) * binom.pmf(m, size, p)
+    return float(0.5 * deviations.sum() / max(size, 1))
+
+
+def _inside_box(points: Array, train: Array) -> Array:
+    """Whether each point is finite and within BOX times the bounding box of the data, [n]."""
+    low, high = train.min(axis=0), train.max(axis=0)
+    reach = 0.5 * BOX * (high - low).max()  # the longest side: coordinates may be constant
+    # A comparison with NaN is false.
+    return np.all(np.abs(points - 0.5 * (low + high)) <= reach, axis=1)
+
+
+def _against_held_out(x: Array, held_out: Array, bandwidth: float, seed: int) -> dict[str, float]:
+    accuracy = two_sample_accuracy(x, held_out, seed=seed)
+    return {
+        "sliced_wasserstein": sliced_wasserstein(x, held_out, seed=seed),
+        "energy_distance": energy_distance(x, held_out),
+        "mmd2": mmd(x, held_out, bandwidth=bandwidth),
+        "two_sample_accuracy": accuracy.value,
+        "two_sample_accuracy_se": accuracy.standard_error,
+        **precision_recall_density_coverage(held_out, x),
+    }
+
+
+def _against_training(x: Array, train: Array) -> dict[str, float]:
+    distance, _ = nearest_distances(x, train)
+    q10, q50, q90 = np.quantile(distance, (0.1, 0.5, 0.9))
+    return {
+        "nearest_train": float(distance.mean()),
+        "nearest_train_q10": float(q10),
+        "nearest_train_q50": float(q50),
+        "nearest_train_q90": float(q90),
+        "memorised_fraction": memorised_fraction(x, train),
+    }
+
+
+def _to_support(x: Array, name: str) -> dict[str, float]:
+    from ndsm_jax.datasets import support_distance
+
+    try:
+        return {"support_distance": float(support_distance(name, x).mean())}
+    except ValueError:  # the data set has no known support
+        return {}
+
+
+def _in_feature_space(x: Array, held_out: Array, classifier: ImageClassifier) -> dict[str, float]:
+    return {
+        "frechet_distance": frechet_distance(classifier.features(x), classifier.features(held_out)),
+        "inception_score": inception_score(classifier.probabilities(x)),
+    }
+
+
+def _modes(
+    dataset: Dataset, classifier: ImageClassifier | None, seed: int
+) -> tuple[list[str], Array, ModeOf]:
+    """Names of the modes, their fractions in all real data, and the rule that assigns them."""
+    train_labels, test_labels = dataset.train_labels, dataset.test_labels
+    mode_of: ModeOf
+    if train_labels is None or test_labels is None:
+        from sklearn.cluster import KMeans
+
+        k_means = KMeans(min(NUM_CLUSTERS, len(dataset.train)), n_init=1, random_state=seed)
+        mode_of = k_means.fit(dataset.train).predict
+        all_labels = np.concatenate([k_means.labels_, mode_of(dataset.test)])
+        names = [f"cluster {i}" for i in range(k_means.n_clusters)]
+    else:
+
+        def label_of_nearest(x: Array) -> Array:
+            return train_labels[nearest_distances(x, dataset.train)[1]]
+
+        mode_of = label_of_nearest if classifier is None else classifier.predict
+        all_labels = np.concatenate([train_labels, test_labels])
+        names = [str(i) for i in range(dataset.num_classes)]
+    return names, np.bincount(all_labels, minlength=len(names)) / len(all_labels), mode_of
+
+
+def _fractions(mode_of: ModeOf, points: Array, num_modes: int) -> Array:
+    """Share of the points in each mode, [num_modes]; zeros when there are no points."""
+    if len(points) == 0:
+        return np.zeros(num_modes)
+    return np.bincount(mode_of(points), minlength=num_modes) / len(points)

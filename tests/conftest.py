@@ -1,0 +1,25 @@
+"""Settings of all tests: rank promotion and key reuse are errors; a helper for statistical tests."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def assert_mean(samples, expected, *, sigmas: float = 4.5, bias: float = 0.0) -> None:
+    """The mean over axis 0 is `expected` within `sigmas` standard errors plus a stated bias."""
+    samples = np.asarray(samples, np.float64)
+    error = samples.std(axis=0, ddof=1) / np.sqrt(len(samples))
+    deviation = np.abs(samples.mean(axis=0) - np.asarray(expected))
+    worst = np.max((deviation - bias) / np.maximum(error, 1e-12))
+    assert worst < sigmas, f"{worst:.1f} standard errors (largest error {error.max():.2g})"
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)

@@ -1,0 +1,96 @@
+"""Grids, orders of convergence, and simulation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ndsm_jax import gmm, integrators, sde
+
+
+def langevin():
+    return sde.mixture_langevin(gmm.mixture([0.4, 0.6], [[-1.0], [1.0]], [0.3, 0.4]))
+
+
+def test_clock_grid_is_geometric_early_and_uniform_late():
+    process = langevin()
+    grid = integrators.clock_grid(process, 100, smallest_variance=1e-3)
+    assert grid[0] == 0
+    assert grid[-1] == np.float32(process.horizon)
+    assert (np.diff(grid) > 0).all()
+    v = np.asarray(process.variance(jnp.asarray(grid)))
+    assert v[1] / v[-1] == pytest.approx(1e-3, rel=1e-3)
+    ratio = grid[2:10] / grid[1:9]
+    np.testing.assert_allclose(ratio, ratio[0], rtol=2e-2)
+    late = np.diff(grid)[-10:]
+    np.testing.assert_allclose(late, late[0], rtol=2e-2)
+    # Exact for this clock: t = sigma^2 / 2 log(1 + exp(clock)), clocks equally spaced.
+    s = float(process.saturation)
+    clock = np.linspace(*np.log(np.expm1(2 * grid[[1, -1]] / s)), 100)
+    np.testing.assert_allclose(grid[1:], s / 2 * np.log1p(np.exp(clock)), rtol=2e-3)
+
+
+def test_uniform_grid_and_errors():
+    grid = integrators.time_grid(langevin(), 10, kind="uniform")
+    np.testing.assert_allclose(grid, np.linspace(0, langevin().horizon, 11), rtol=1e-6)
+    with pytest.raises(ValueError, match="num_steps"):
+        integrators.clock_grid(langevin(), 1, smallest_variance=1e-3)
+
+
+def test_euler_maruyama_has_strong_order_one_for_additive_noise():
+    """Mean pathwise error against a 16 times finer path of the same Brownian motion, 2,000 paths.
+
+    The fitted slope of log error over log step must be 1 within 0.1; order 1/2 would fail.
+    """
+    process = langevin()
+    fine = 1024
+    h = 1.0 / fine
+    z = jax.random.normal(jax.random.key(0), (fine, 2000, 1))
+    y0 = process.prior.sample(jax.random.key(1), (2000,))
+
+    def run(stride: int) -> jax.Array:
+        increments = z.reshape(fine // stride, stride, 2000, 1).sum(1) / stride**0.5
+
+        def step(y, n, t, t_next):
+            times = [integrators.broadcast_time(x, y) for x in (t, t_next - t)]
+            return integrators.euler_maruyama_step(process, y, *times, increments[n]), None
+
+        grid = jnp.arange(fine // stride + 1) * (stride * h)
+        return jax.jit(lambda y: integrators.scan_grid(step, y, grid)[0])(y0)
+
+    reference = run(1)
+    strides = np.array([16, 32, 64])
+    errors = [float(jnp.abs(run(s) - reference).mean()) for s in strides]
+    slope = np.polyfit(np.log(strides), np.log(errors), 1)[0]
+    assert slope == pytest.approx(1.0, abs=0.1)
+
+
+def test_heun_has_order_two():
+    """dX/dtau = -(1 + t) X with tau = T - t from t = 1 to 0: X(0) = X(1) exp(-3/2)."""
+    velocity = lambda x, t: -(1 + t)[..., None] * x  # noqa: E731
+    errors = []
+    with jax.enable_x64(True):
+        for n in (10, 20, 40):
+            grid = jnp.linspace(1.0, 0.0, n + 1)
+
+            def step(x, i, t, t_next):
+                times = [integrators.broadcast_time(u, x) for u in (t, t_next)]
+                return integrators.heun_step(velocity, x, *times), None
+
+            x = integrators.scan_grid(step, jnp.ones((1, 1), jnp.float64), grid)[0]
+            errors.append(abs(float(x[0, 0]) - np.exp(-1.5)))
+    orders = np.log2(np.divide(errors[:-1], errors[1:]))
+    np.testing.assert_allclose(orders, 2.0, atol=0.15)
+
+
+def test_simulate_is_the_recursion_with_its_keys():
+    """The path rebuilt in NumPy from the same keys."""
+    process = sde.ornstein_uhlenbeck(2, variance=0.5, horizon=1.0)
+    grid = np.array([0, 0.1, 0.3, 0.35], np.float32)
+    key, y0 = jax.random.key(3), np.ones((4, 2), np.float32)
+    path = integrators.simulate(key, process, jnp.asarray(y0), grid)
+    y = y0
+    for n, h in enumerate(np.diff(grid)):
+        z = np.asarray(jax.random.normal(jax.random.fold_in(key, n), y.shape))
+        y = y - y / 0.5 * h + np.sqrt(2 * h) * z
+        np.testing.assert_allclose(path[n + 1], y, rtol=1e-4, atol=1e-5)

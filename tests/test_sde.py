@@ -1,0 +1,130 @@
+"""Processes against closed forms, quadrature, and each other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+from conftest import assert_mean
+
+from ndsm_jax import gmm, sde
+from ndsm_jax.integrators import simulate, uniform_grid
+
+
+def two_modes():
+    return gmm.mixture([0.3, 0.7], [[-1.0], [1.0]], [0.1, 0.2])
+
+
+LINEAR = {
+    "ou": sde.ornstein_uhlenbeck(2, variance=0.5, horizon=1.5),
+    "vp": sde.variance_preserving(2),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_linear_kernels_solve_their_moment_equations(name):
+    """m' = b(m), v' = 2 (db/dy) v + g^2, integrated by SciPy from the drift and diffusion alone."""
+    process = LINEAR[name]
+    slope = lambda t: float(process.drift(jnp.ones(2), jnp.float32(t))[0])  # noqa: E731
+
+    def moments(t, x):
+        return [slope(t) * x[0], 2 * slope(t) * x[1] + float(process.diffusion(jnp.float32(t))) ** 2]
+
+    times = np.array([0.01, 0.2, 0.9]) * process.horizon
+    solution = scipy.integrate.solve_ivp(
+        moments, (0, process.horizon), [1.0, 0.0], t_eval=times, rtol=1e-6, atol=1e-9
+    )
+    scale, std = process.kernel(jnp.asarray(times, jnp.float32))
+    np.testing.assert_allclose(scale, solution.y[0], rtol=1e-3)
+    np.testing.assert_allclose(std**2, solution.y[1], rtol=1e-3)
+    np.testing.assert_allclose(process.variance(jnp.asarray(times, jnp.float32)), std**2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_euler_paths_have_the_kernel_moments(name):
+    """20,000 paths of 400 steps; the Euler bias at these steps is below 0.02."""
+    process = LINEAR[name]
+    y0 = jnp.broadcast_to(jnp.array([1.0, -0.5]), (20_000, 2))
+    grid = uniform_grid(0.5 * process.horizon, 400)
+    y = simulate(jax.random.key(0), process, y0, grid)[-1]
+    scale, std = process.kernel(jnp.float32(grid[-1]))
+    assert_mean(y, scale * y0[0], bias=0.01)
+    assert_mean((y - scale * y0) ** 2, np.full(2, std**2), bias=0.02)
+
+
+def test_vp_matches_the_published_noise_schedule():
+    """B(1) = 10.05 for beta from 0.1 to 20: a(1) = exp(-5.025)."""
+    scale, std = LINEAR["vp"].kernel(jnp.float32(1.0))
+    assert float(scale) == pytest.approx(np.exp(-5.025), rel=1e-4)
+    assert float(std) == pytest.approx(np.sqrt(1 - np.exp(-10.05)), rel=1e-6)
+
+
+def test_langevin_leaves_the_mixture_invariant_up_to_its_step_bias():
+    """Moments after 1 time unit at two step sizes.
+
+    The Euler chain of OU with rate a has variance sigma^2 / (1 - a h / 2): relative bias a h / 2,
+    which for rates 10 and 5 and h = 0.005 is 0.025 and 0.0125 of the component variances.
+    """
+    process = sde.mixture_langevin(two_modes(), horizon=1.0)
+    y0 = process.prior.sample(jax.random.key(1), (40_000,))
+    y = simulate(jax.random.key(2), process, y0, uniform_grid(1.0, 200))[-1]
+    mean = 0.3 * -1.0 + 0.7 * 1.0
+    second = 0.3 * (1 + 0.1) + 0.7 * (1 + 0.2)
+    assert_mean(y, [mean], bias=0.005)
+    assert_mean(y**2, [second], bias=0.025 * 0.3 * 0.1 + 0.0125 * 0.7 * 0.2 + 0.002)
+    assert_mean(y > 0, [0.3 * 0.00078 + 0.7 * 0.98733], bias=0.005)
+
+
+def test_langevin_relaxes_within_a_component_as_its_clock_says():
+    """One component: v(t) is the exact kernel variance of the process."""
+    prior = gmm.standard_normal(1, 0.3)
+    process = sde.mixture_langevin(prior)
+    linear = sde.ornstein_uhlenbeck(1, variance=0.3)
+    t = jnp.linspace(0.01, 1, 7)
+    np.testing.assert_allclose(process.variance(t), linear.kernel(t)[1] ** 2, rtol=1e-6)
+    assert process.horizon == pytest.approx(4 * 0.3)
+    y = jnp.linspace(-2, 2, 7)[:, None]
+    np.testing.assert_allclose(process.drift(y, t), linear.drift(y, t), rtol=1e-6)
+
+
+def test_clock_is_the_log_signal_to_noise_ratio():
+    t = jnp.linspace(0.01, 1, 9)
+    expected = np.log(np.expm1(0.1 * np.asarray(t) + 0.5 * 19.9 * np.asarray(t) ** 2))
+    np.testing.assert_allclose(LINEAR["vp"].clock(t), expected, rtol=2e-3, atol=2e-3)
+    assert np.isfinite(LINEAR["vp"].clock(jnp.float32(0.0)))
+
+
+def test_time_coordinates_span_minus_one_to_one():
+    process = LINEAR["ou"]
+    clock = sde.time_coordinate(process, "clock", first=1e-3)
+    t = jnp.array([0.0, 1e-3, 0.1, process.horizon])
+    c = np.asarray(clock(t))
+    np.testing.assert_allclose(c[[0, 1, 3]], [-1, -1, 1], atol=1e-5)
+    assert -1 < c[2] < 1
+    linear = sde.time_coordinate(process, "time", first=1e-3)
+    np.testing.assert_allclose(linear(t), 2 * t / process.horizon - 1, atol=1e-6)
+
+
+def test_reverse_drift_and_probability_flow_on_a_stationary_process():
+    """With the exact stationary score the flow stands still and the reverse SDE is the forward one."""
+    process = sde.mixture_langevin(two_modes())
+    score = lambda y, t: process.prior.score(y)  # noqa: E731
+    y, t = jnp.linspace(-2, 2, 9)[:, None], jnp.full(9, 0.1)
+    np.testing.assert_allclose(sde.probability_flow(process, score)(y, t), 0, atol=1e-5)
+    expected = process.drift(y, t)
+    np.testing.assert_allclose(sde.reverse_drift(process, score)(y, t), expected, rtol=1e-5)
+
+
+def test_user_process_takes_any_drift():
+    swirl = lambda y, t: jnp.stack([-y[..., 1], y[..., 0]], -1) - y  # noqa: E731
+    process = sde.user_process(
+        swirl, lambda t: 1.0 + t, gmm.standard_normal(2), horizon=2.0, name="swirl"
+    )
+    y = simulate(jax.random.key(0), process, jnp.ones((3, 2)), uniform_grid(2.0, 50))
+    assert y.shape == (51, 3, 2)
+    assert np.isfinite(y).all()
+    assert float(process.variance(jnp.float32(1e-4))) == pytest.approx(1e-4, rel=1e-3)
+    with pytest.raises(ValueError, match="saturation"):
+        sde.user_process(swirl, jnp.ones_like, process.prior, horizon=1.0, variance=lambda t: t)
+    with pytest.raises(ValueError, match=r"process\.horizon"):
+        sde.user_process(swirl, jnp.ones_like, process.prior, horizon=-1.0)
