@@ -240,7 +240,7 @@ def test_every_step_damaged(tmp_path):
 
 def test_damaged_orbax_metadata_is_harmless(tmp_path):
     save_steps(tmp_path, [1, 2])
-    (tmp_path / "2" / "_CHECKPOINT_METADATA").write_text("{")
+    (tmp_path / "2" / "_CHECKPOINT_METADATA").write_text('{"commit_timestamp_nsecs": "x"}')
     with Checkpoints(tmp_path) as checkpoints:
         assert checkpoints.restore(make_state(0)).step == 2
         checkpoints.save(3, make_state(3), HOST)

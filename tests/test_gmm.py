@@ -99,9 +99,7 @@ def test_float32_is_stable_in_high_dimension(dim, rng):
     variances = np.array([0.05, 0.06, 0.07])
     mixture = gmm.mixture(np.ones(3), means, variances)
     y = (means[1] + np.sqrt(0.055) * rng.normal(size=dim)).astype(np.float32)
-    joint = -0.5 * ((y - means) ** 2).sum(1) / variances - 0.5 * dim * np.log(
-        2 * np.pi * variances
-    )
+    joint = -0.5 * ((y - means) ** 2).sum(1) / variances - 0.5 * dim * np.log(2 * np.pi * variances)
     expected = np.logaddexp.reduce(joint) - np.log(3)
     assert abs(expected) > 10
     np.testing.assert_allclose(mixture.log_prob(y), expected, rtol=1e-5)
@@ -140,9 +138,7 @@ def test_fit_equals_scikit_learn(rng):
     model = ScikitMixture(3, covariance_type="full", max_iter=200, **options)
     order = np.random.default_rng(3).permutation(len(data))
     expected = model.fit(data[order]).score(data)
-    _, report = gmm.fit(
-        data, 3, covariance="full", num_inits=2, min_covariance=1e-3, seed=3
-    )
+    _, report = gmm.fit(data, 3, covariance="full", num_inits=2, min_covariance=1e-3, seed=3)
     assert report.log_likelihood == pytest.approx(expected, rel=1e-5)
 
 

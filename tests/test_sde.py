@@ -28,7 +28,10 @@ def test_linear_kernels_solve_their_moment_equations(name):
     slope = lambda t: float(process.drift(jnp.ones(2), jnp.float32(t))[0])  # noqa: E731
 
     def moments(t, x):
-        return [slope(t) * x[0], 2 * slope(t) * x[1] + float(process.diffusion(jnp.float32(t))) ** 2]
+        return [
+            slope(t) * x[0],
+            2 * slope(t) * x[1] + float(process.diffusion(jnp.float32(t))) ** 2,
+        ]
 
     times = np.array([0.01, 0.2, 0.9]) * process.horizon
     solution = scipy.integrate.solve_ivp(

@@ -11,7 +11,7 @@ from ndsm_jax.evaluation.distances import (
 )
 from ndsm_jax.evaluation.features import frechet_distance, inception_score
 from ndsm_jax.evaluation.neighbours import (
-    memorised_fraction,
+    is_memorised,
     nearest_distances,
     precision_recall_density_coverage,
 )
@@ -25,9 +25,9 @@ __all__ = [
     "evaluate",
     "frechet_distance",
     "inception_score",
-    "mmd",
+    "is_memorised",
     "median_distance",
-    "memorised_fraction",
+    "mmd",
     "nearest_distances",
     "precision_recall_density_coverage",
     "sliced_wasserstein",

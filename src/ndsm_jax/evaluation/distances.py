@@ -84,7 +84,7 @@ class Accuracy(NamedTuple):
     standard_error: float
 
 
-def two_sample_accuracy(x: Array, y: Array, *, seed: int = 0, max_points: int = 2000) -> Accuracy:
+def two_sample_accuracy(x: Array, y: Array, *, seed: int = 0, max_points: int = 1500) -> Accuracy:
     """Three-fold accuracy of a classifier told to separate x from y (Lopez-Paz & Oquab 2017).
 
     0.5 when the laws agree (as far as the classifier can tell), 1 when they are disjoint. The sets

@@ -56,20 +56,16 @@ def precision_recall_density_coverage(real: Array, fake: Array, k: int = 5) -> d
     }
 
 
-def memorised_fraction(x: Array, train: Array) -> float:
-    """Share of x whose nearest training item is closer than half that item's own nearest neighbour.
+def is_memorised(distance: Array, index: Array, train: Array) -> Array:
+    """Whether points are closer to a training item than half that item's own nearest neighbour.
 
-    The ratio test of memorisation (cf. Yoon et al. 2023), 1 for copies of (distinct) training
-    items. Chance hits are common in low dimension: compare with the value of held-out data.
+    Takes what `nearest_distances(points, train)` returns; [n] booleans. The ratio test of
+    memorisation (cf. Yoon et al. 2023): true for copies of (distinct) training items. Chance hits
+    are common in low dimension: compare with the share for held-out data.
     """
-    distance, index = nearest_distances(x, train)
-    return float(np.mean(distance < 0.5 * _nearest_other(train, index)))
-
-
-def _nearest_other(train: Array, index: Array) -> Array:
-    """Distance from train[index] to the nearest other training item, [len(index)]."""
     from sklearn.neighbors import NearestNeighbors
 
     used, inverse = np.unique(index, return_inverse=True)
-    two = NearestNeighbors(n_neighbors=2).fit(train).kneighbors(train[used])[0]
-    return two[inverse, 1]
+    # The first neighbour of a training item is itself.
+    spacing = NearestNeighbors(n_neighbors=2).fit(train).kneighbors(train[used])[0][:, 1]
+    return distance < 0.5 * spacing[inverse]

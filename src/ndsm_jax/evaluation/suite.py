@@ -17,7 +17,7 @@ from ndsm_jax.evaluation.distances import (
 )
 from ndsm_jax.evaluation.features import frechet_distance, inception_score
 from ndsm_jax.evaluation.neighbours import (
-    memorised_fraction,
+    is_memorised,
     nearest_distances,
     precision_recall_density_coverage,
 )
@@ -78,6 +78,7 @@ def evaluate(
     - floor: real training items in their place, what a perfect model would get. For the distances
       to the training set (nearest_train, memorised_fraction) it is the held-out items; for mode_tv
       the expected total variation of as many independent draws from the data's own fractions.
+      The Frechet distance's floor contains that the classifier was fitted to these very items.
     - prior: samples of the prior, what a model that learnt nothing gets.
 
     Points that are not finite, or farther from the data's centre than ten times its bounding box
@@ -103,14 +104,11 @@ def evaluate(
 
     Raises ValueError when a set has the wrong shape or fewer than 10 points.
     """
-    real = {"training set": dataset.train, "held-out set": dataset.test}
-    for name, points in {"samples": samples, "prior_samples": prior_samples, **real}.items():
-        if points.ndim != 2 or points.shape[1] != dataset.dim or len(points) < MIN_POINTS:
-            raise ValueError(
-                f"evaluate: {name} of shape {points.shape}; needed are at least {MIN_POINTS} points"
-                f" of dimension {dataset.dim} (more of them: sample.num, data.num_train, "
-                "data.num_test)."
-            )
+    with np.errstate(over="ignore"):  # beyond float32 is as good as infinite
+        samples = np.asarray(samples, np.float32)
+        prior_samples = np.asarray(prior_samples, np.float32)
+    _check(dataset.dim, samples=samples, prior_samples=prior_samples)
+    _check(dataset.dim, training_set=dataset.train, held_out_set=dataset.test)
 
     rng = np.random.default_rng(seed)
     sets = {"value": samples, "floor": dataset.train, "prior": prior_samples}
@@ -121,7 +119,8 @@ def evaluate(
     points = {key: rng.permutation(valid[key])[:size] for key in usable}
     held_out = rng.permutation(dataset.test)[:max_points]
     labels, data_fractions, mode_of = _modes(dataset, classifier, seed)
-    fractions = {key: _fractions(mode_of, x, len(labels)) for key, x in valid.items()}
+    # Of all points, not `size` of them, so the floor needs the number of samples.
+    fractions = {key: _fractions(mode_of, valid[key], len(labels)) for key in ("value", "prior")}
 
     columns: dict[str, dict[str, float]] = {
         key: {"finite_fraction": float(np.mean(mask))} for key, mask in inside.items()
@@ -131,14 +130,15 @@ def evaluate(
         columns[key] |= _against_held_out(x, held_out, bandwidth, seed)
         columns[key] |= _against_training(held_out if key == "floor" else x, dataset.train)
         columns[key] |= _to_support(x, dataset.name)
-        # Mode fractions are cheap, so they use all points and not `size` of them.
-        columns[key]["mode_tv"] = 0.5 * float(np.abs(fractions[key] - data_fractions).sum())
+        if key in fractions:
+            columns[key]["mode_tv"] = 0.5 * float(np.abs(fractions[key] - data_fractions).sum())
         if classifier is not None:
             columns[key] |= _in_feature_space(x, held_out, classifier)
     columns["floor"]["mode_tv"] = expected_total_variation(data_fractions, len(valid["value"]))
     for key in points:
-        nearest, floor = columns[key]["nearest_train"], columns["floor"]["nearest_train"]
-        columns[key]["nearest_train_ratio"] = nearest / max(floor, np.finfo(np.float32).tiny)
+        if columns["floor"]["nearest_train"] > 0:
+            ratio = columns[key]["nearest_train"] / columns["floor"]["nearest_train"]
+            columns[key]["nearest_train_ratio"] = ratio
 
     return {
         "metrics": {
@@ -181,6 +181,16 @@ def expected_total_variation(fractions: Array, size: int) -> float:
     return float(0.5 * deviations.sum() / max(size, 1))
 
 
+def _check(dim: int, **sets: Array) -> None:
+    """Raises ValueError for a set that is not [n >= MIN_POINTS, dim]."""
+    for name, points in sets.items():
+        if points.ndim != 2 or points.shape[1] != dim or len(points) < MIN_POINTS:
+            raise ValueError(
+                f"evaluate: {name} of shape {points.shape}; needed are at least {MIN_POINTS} points"
+                f" of dimension {dim} (more of them: sample.num, data.num_train, data.num_test)."
+            )
+
+
 def _inside_box(points: Array, train: Array) -> Array:
     """Whether each point is finite and within BOX times the bounding box of the data, [n]."""
     low, high = train.min(axis=0), train.max(axis=0)
@@ -202,14 +212,14 @@ def _against_held_out(x: Array, held_out: Array, bandwidth: float, seed: int) ->
 
 
 def _against_training(x: Array, train: Array) -> dict[str, float]:
-    distance, _ = nearest_distances(x, train)
+    distance, index = nearest_distances(x, train)
     q10, q50, q90 = np.quantile(distance, (0.1, 0.5, 0.9))
     return {
         "nearest_train": float(distance.mean()),
         "nearest_train_q10": float(q10),
         "nearest_train_q50": float(q50),
         "nearest_train_q90": float(q90),
-        "memorised_fraction": memorised_fraction(x, train),
+        "memorised_fraction": float(np.mean(is_memorised(distance, index, train))),
     }
 
 
