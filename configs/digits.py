@@ -12,5 +12,6 @@ def get_config(variant: str = "") -> ConfigDict:
     """variant: '' (the demo) or 'smoke' (seconds, to see that everything runs)."""
     c = config.default()
     c.data.name = "digits"
+    c.mixture.num_components = 50
     c.optimizer.schedule = "cosine"
     return config.variant(c, variant)

@@ -10,10 +10,12 @@ from ndsm_jax import config
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """variant: '' (a GPU's setting, 100 epochs), 'cpu' (2,000 steps) or 'smoke'."""
+    """variant: '' (100 epochs, for a GPU), 'cpu' (2,000 steps, under an hour) or 'smoke'."""
     c = config.default()
     c.data.name = "mnist"
+    c.mixture.num_components = 50
     c.mixture.subset = 10_000
+    c.mixture.num_inits = 2
     c.network.name = "unet"
     c.network.time_features = 128
     c.noising.k = 1
@@ -21,8 +23,13 @@ def get_config(variant: str = "") -> ConfigDict:
     c.train.steps = 93_750
     c.train.checkpoint_every = 1000
     c.train.picture_every = 5000
-    c.optimizer.warmup_steps = 500
-    c.optimizer.clip_norm = 1.0
+    c.optimizer.warmup_steps = 200
+    c.optimizer.schedule = "cosine"
     c.sample.num = 10_000
     c.sample.chunk = 250
-    return config.variant(c, variant)
+    cpu = {
+        "train": {"steps": 2000, "log_every": 20, "checkpoint_every": 200, "picture_every": 500},
+        "sample": {"num": 1000},
+        "evaluate": {"max_points": 1000},
+    }
+    return config.variant(c, variant, cpu=cpu)

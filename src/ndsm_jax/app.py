@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 
+import absl.logging
 import jax
 from absl import app, flags
 
@@ -37,8 +38,11 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
 
 
 def _guard(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("ndsm_jax").setLevel(logging.INFO)
+    absl.logging.set_verbosity(absl.logging.WARNING)  # orbax tells every file it opens
+    logger = logging.getLogger("ndsm_jax")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(logging.StreamHandler(sys.stderr))
+    logger.propagate = False
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(CACHE))
     try:

@@ -171,15 +171,12 @@ def _build_control(config: Config, coordinate: Any) -> ControlVariate:
 def _build_optimizer(config: Config) -> optax.GradientTransformation:
     c = config.optimizer
     updates = max(1, config.train.steps // c.accumulate)
+    schedule = optax.constant_schedule(c.learning_rate)
     if c.schedule == "cosine":
-        decay_steps = max(updates, c.warmup_steps + 1)
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0 if c.warmup_steps else c.learning_rate, c.learning_rate, c.warmup_steps, decay_steps
-        )
-    elif c.warmup_steps:
-        schedule = optax.linear_schedule(0.0, c.learning_rate, c.warmup_steps)
-    else:
-        schedule = optax.constant_schedule(c.learning_rate)
+        schedule = optax.cosine_decay_schedule(c.learning_rate, max(1, updates - c.warmup_steps))
+    if c.warmup_steps:
+        warmup = optax.linear_schedule(0.0, c.learning_rate, c.warmup_steps)
+        schedule = optax.join_schedules([warmup, schedule], [c.warmup_steps])
     clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else optax.identity()
     optimizer = optax.chain(clip, optax.adam(schedule))
     if c.accumulate > 1:

@@ -154,34 +154,53 @@ def train_step(
     return state, metrics
 
 
-def make_dispatch(experiment: Experiment) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
+METRICS = ("loss", "grad_norm", "grad_variance", "eps_mean", "eps_max")
+"""What `train_step` measures, one scalar each."""
+
+DispatchFn = Callable[[TrainState, Any, Array, np.ndarray, int], tuple[TrainState, dict[str, Any]]]
+
+
+def make_dispatch(experiment: Experiment) -> DispatchFn:
     """Compiles (state, arrays, data [N, d], rows [S, B], num) -> (state, metrics [S]).
 
-    Runs `num` <= S training steps on the device without returning to the host. `num` is an
-    argument of the loop, so any number of steps runs the same code: one trace, and results that do
-    not depend on how a run was cut into dispatches. The state is donated. `arrays` are
-    `device_arrays(experiment)`, passed in so that they are no constants of the program.
+    Runs `num` <= S training steps without returning to the host. `num` is an argument of the loop,
+    so any number of steps runs the same code: one trace, and results that do not depend on how a
+    run was cut into dispatches. The state is donated. `arrays` are `device_arrays(experiment)`,
+    passed in so that they are no constants of the program.
+
+    Convolutional networks on the CPU are stepped from the host instead: XLA compiles the weight
+    gradient of a convolution about a hundred times slower inside a loop (jax issue 12868), and
+    their steps are long enough not to mind.
     """
     root = jax.random.fold_in(jax.random.key(experiment.config.train.seed), STREAM_STEPS)
 
-    @partial(jax.jit, donate_argnums=0)
-    def dispatch(
-        state: TrainState, arrays: Any, data: Array, rows: Array, num: Array
-    ) -> tuple[TrainState, dict[str, Array]]:
+    def step(state: TrainState, arrays: Any, data: Array, row: Array) -> Any:
         sde, noising, model = arrays
         current = dataclasses.replace(experiment, sde=sde, noising=noising, model=model)
+        return train_step(current, state, jax.random.fold_in(root, state.step), data[row])
 
+    def loop(state: TrainState, arrays: Any, data: Array, rows: Array, num: Array) -> Any:
         def body(i: Array, carry: Any) -> Any:
             state, metrics = carry
-            key = jax.random.fold_in(root, state.step)
-            state, now = train_step(current, state, key, data[rows[i]])
-            return state, {name: metrics[name].at[i].set(now[name]) for name in metrics}
+            state, now = step(state, arrays, data, rows[i])
+            return state, {name: metrics[name].at[i].set(now[name]) for name in METRICS}
 
-        names = ("loss", "grad_norm", "grad_variance", "eps_mean", "eps_max")
-        metrics = {name: jnp.full(rows.shape[0], jnp.nan, jnp.float32) for name in names}
+        metrics = {name: jnp.full(rows.shape[0], jnp.nan, jnp.float32) for name in METRICS}
         return jax.lax.fori_loop(0, num, body, (state, metrics))
 
-    return dispatch
+    if experiment.config.network.name != "unet" or jax.default_backend() != "cpu":
+        return jax.jit(loop, donate_argnums=0)
+
+    compiled = jax.jit(step, donate_argnums=0)
+
+    def host_loop(state: TrainState, arrays: Any, data: Array, rows: np.ndarray, num: int) -> Any:
+        done = []
+        for row in rows[:num]:
+            state, now = compiled(state, arrays, data, row)
+            done.append(now)
+        return state, {name: jnp.stack([now[name] for now in done]) for name in METRICS}
+
+    return host_loop
 
 
 def device_arrays(experiment: Experiment) -> tuple[Any, Any, Any]:
@@ -329,7 +348,7 @@ def train(
                 rows = np.zeros((capacity, c.batch_size), np.int32)
                 for i in range(num):
                     rows[i] = batch_indices(c.seed, step + i, len(data), c.batch_size)
-                state, metrics = dispatch(state, arrays, data, jnp.asarray(rows), jnp.int32(num))
+                state, metrics = dispatch(state, arrays, data, rows, num)
                 measured = {name: np.asarray(x)[:num] for name, x in metrics.items()}
                 clock.record(num)
                 _check_finite(measured, step)
