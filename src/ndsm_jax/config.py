@@ -54,19 +54,25 @@ class Section:
         section = type(self).__name__.removesuffix("Config")
         section = re.sub(r"(?<!^)(?=[A-Z])", "_", section).lower()
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            key, default = f"{section}.{field.name}", field.default
-            if isinstance(default, float) and type(value) is int:
-                object.__setattr__(self, field.name, float(value))
-            elif isinstance(default, tuple) and isinstance(value, list):
-                object.__setattr__(self, field.name, tuple(value))
-            elif type(value) is not type(default):
-                raise ValueError(
-                    f"{key}={value!r}: expected {type(default).__name__},"
-                    f" got {type(value).__name__}"
-                )
-            for item in value if isinstance(value, tuple | list) else (value,):
+            key = f"{section}.{field.name}"
+            value = _coerce(key, getattr(self, field.name), field.default)
+            object.__setattr__(self, field.name, value)
+            for item in value if isinstance(value, tuple) else (value,):
                 _check_range(key, item, field.metadata)
+
+
+def _coerce(key: str, value: Any, default: Any) -> Any:
+    """The value in the default's type: 1 for a float, a list for a tuple, nothing else."""
+    if isinstance(default, tuple) and isinstance(value, tuple | list):
+        if not value:
+            raise ValueError(f"{key}=(): at least one value is needed")
+        return tuple(_coerce(key, item, default[0]) for item in value)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(default):
+        wanted, got = type(default).__name__, type(value).__name__
+        raise ValueError(f"{key}={value!r}: expected {wanted}, got {got}")
+    return value
 
 
 def _check_range(key: str, value: Any, allowed: Mapping[str, Any]) -> None:

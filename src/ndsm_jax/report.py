@@ -139,7 +139,9 @@ def _pictures(
 ) -> dict[str, bytes]:
     """PNG pictures by name, also written to workdir/evaluation/."""
     shown = 100 if dataset.is_image else 4000
-    sets = {"data (held out)": dataset.test, "samples": samples, "prior": prior}
+    # Held-out items may be sorted by class.
+    test = np.random.default_rng(experiment.config.evaluate.seed).permutation(dataset.test)
+    sets = {"data (held out)": test, "samples": samples, "prior": prior}
     modes = result["modes"]
     figures = {
         "samples": plots.panels({k: x[:shown] for k, x in sets.items()}, dataset.shape),

@@ -1,0 +1,69 @@
+"""Configuration: round trip, files, and errors that name the dotted key."""
+
+import dataclasses
+import importlib
+import pathlib
+
+import pytest
+
+from ndsm_jax import config
+from ndsm_jax.config import Config
+
+CONFIGS = sorted(p.stem for p in pathlib.Path("configs").glob("*.py"))
+
+
+def test_default_round_trip():
+    assert Config.from_dict(config.default()) == Config()
+    assert Config.from_dict(Config().to_dict()) == Config()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("variant", ["", "smoke"])
+def test_every_config_file_is_valid_and_has_a_smoke_variant(name, variant):
+    module = importlib.import_module(f"configs.{name}")
+    built = Config.from_dict(module.get_config(variant))
+    assert (built.train.steps <= 50) == (variant == "smoke")
+    with pytest.raises(ValueError, match="smoke"):
+        module.get_config("fast")
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"train": {"lr": 1}}, r"train\.lr: unknown key"),
+        ({"train": {"stepz": 1}}, r"train\.stepz: unknown key \(did you mean 'steps'\?\)"),
+        ({"trian": {}}, r"trian: unknown section.*'train'"),
+        ({"train": {"steps": 0}}, r"train\.steps=0: must be >= 1"),
+        ({"train": {"steps": 1.5}}, r"train\.steps=1\.5: expected int"),
+        ({"train": {"steps": True}}, r"train\.steps=True: expected int"),
+        ({"optimizer": {"learning_rate": -1.0}}, r"optimizer\.learning_rate=-1\.0: must be > 0"),
+        ({"optimizer": {"learning_rate": float("nan")}}, "finite"),
+        ({"control_variate": {"kind": "lerned"}}, r"control_variate\.kind='lerned'.*'learned'"),
+        ({"network": {"widths": (8, 0)}}, r"network\.widths=0"),
+        ({"network": {"widths": (8, "a")}}, r"network\.widths='a'"),
+        ({"network": {"widths": ()}}, r"network\.widths=\(\)"),
+        ({"data": {"name": "digit"}}, r"data\.name='digit'.*'digits'"),
+    ],
+)
+def test_errors_name_the_dotted_key(tree, message):
+    with pytest.raises(ValueError, match=message):
+        Config.from_dict(tree)
+
+
+def test_whole_numbers_and_lists_are_taken_for_floats_and_tuples():
+    built = Config.from_dict({"optimizer": {"learning_rate": 1}, "network": {"widths": [4, 8]}})
+    assert built.optimizer.learning_rate == 1.0
+    assert built.network.widths == (4, 8)
+
+
+def test_sections_are_frozen_and_every_key_is_described():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().train.steps = 3
+    for section in vars(Config()).values():
+        for field in dataclasses.fields(section):
+            assert field.metadata["doc"]
+
+
+def test_reference_page_is_up_to_date():
+    page = pathlib.Path("docs/configuration.md").read_text()
+    assert page == config.reference(), "run: python -m ndsm_jax.config > docs/configuration.md"

@@ -1,0 +1,116 @@
+"""Networks: shapes, sizes, initial values, parameterisations, any other network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ndsm_jax import gmm, networks, objectives, sde
+from ndsm_jax.networks.embedding import GaussianFourierFeatures
+
+PRIOR = gmm.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4])
+
+
+def size(params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def test_mlp_is_the_papers_network():
+    """7 hidden layers of 32 on (y, t): 3*32+32 + 6*(32*32+32) + 32*2+2 parameters (A.2)."""
+    net = networks.ScoreMLP()
+    params = net.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.zeros(1))
+    assert size(params) == 128 + 6 * 1056 + 66
+    assert net.apply(params, jnp.ones((5, 2)), jnp.zeros(5)).shape == (5, 2)
+
+
+def test_mlp_equals_numpy(rng):
+    net = networks.ScoreMLP(width=4, depth=2)
+    params = net.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.zeros(1))
+    y, c = rng.normal(size=(3, 2)), rng.normal(size=3)
+    x = np.concatenate([y, c[:, None]], axis=1)
+    layers = jax.tree.map(np.asarray, params["params"])
+    for name in ("Dense_0", "Dense_1"):
+        x = x @ layers[name]["kernel"] + layers[name]["bias"]
+        x = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+    x = x @ layers["Dense_2"]["kernel"] + layers["Dense_2"]["bias"]
+    np.testing.assert_allclose(net.apply(params, y, c), x, rtol=1e-4, atol=1e-5)
+
+
+def test_eps_net_is_the_papers_network_and_starts_at_zero():
+    net = networks.EpsNet()
+    params = net.init(jax.random.key(0), jnp.zeros(1))
+    assert size(params) == 20 + 2 * 110 + 11
+    np.testing.assert_array_equal(net.apply(params, jnp.linspace(-1, 1, 7)), 0)
+
+
+@pytest.mark.parametrize("shape", [(28, 28, 1), (8, 8, 1), (9, 11, 3)])
+def test_unet_takes_any_image_size(shape):
+    net = networks.UNet(shape=shape, widths=(8, 12, 16), time_features=8)
+    y, c = jnp.ones((2, int(np.prod(shape)))), jnp.array([-1.0, 1.0])
+    params = net.init(jax.random.key(0), y, c)
+    out = net.apply(params, y, c)
+    assert out.shape == y.shape
+    assert not np.allclose(out[0], out[1])  # the time matters
+
+
+def test_unet_samples_do_not_see_each_other(rng):
+    """GroupNorm normalises each sample alone: a batch equals its rows one by one, also by vmap."""
+    net = networks.UNet(shape=(8, 8, 1), widths=(8, 16), time_features=8)
+    y = jnp.asarray(rng.normal(size=(4, 64)), jnp.float32)
+    c = jnp.linspace(-1, 1, 4)
+    params = net.init(jax.random.key(0), y, c)
+    batch = net.apply(params, y, c)
+    rows = [net.apply(params, y[i : i + 1], c[i : i + 1])[0] for i in range(4)]
+    np.testing.assert_allclose(batch, jnp.stack(rows), rtol=1e-4, atol=1e-5)
+    mapped = jax.vmap(lambda y, c: net.apply(params, y[None], c[None])[0])(y, c)
+    np.testing.assert_allclose(batch, mapped, rtol=1e-4, atol=1e-5)
+
+
+def test_fourier_features_are_fixed_and_of_the_stated_scale():
+    net = GaussianFourierFeatures(size=4000, scale=3.0)
+    params = net.init(jax.random.key(0), jnp.zeros(1))
+    assert size(params) == 0
+    h = 1e-3
+    slope = (net.apply({}, jnp.array([h])) - net.apply({}, jnp.array([0.0])))[0, 2000:] / h
+    assert float(jnp.std(slope)) == pytest.approx(2 * np.pi * 3, rel=0.1)
+
+
+def model(parameterisation="residual", **options) -> networks.ScoreModel:
+    process = sde.mixture_langevin(PRIOR)
+    return networks.ScoreModel(
+        sde=process,
+        coordinate=sde.time_coordinate(process, "clock", first=1e-3),
+        network=networks.ScoreMLP(width=8, depth=2, **options),
+        parameterisation=parameterisation,
+    )
+
+
+def test_residual_score_starts_as_the_priors():
+    m = model(zero_output=True)
+    y = jnp.linspace(-2, 2, 12).reshape(3, 2, 2)
+    score = m(m.init(jax.random.key(0)), y, jnp.full((3, 2), 0.2))
+    np.testing.assert_allclose(score, PRIOR.score(y), rtol=1e-6)
+
+
+def test_parameterisations_are_the_stated_functions_of_the_network():
+    raw, residual = model("raw"), model("residual")
+    params = raw.init(jax.random.key(0))
+    y, t = jnp.linspace(-2, 2, 12).reshape(3, 2, 2), jnp.array([[0.01, 0.1]] * 3)
+    net = raw(params, y, t)
+    flat = raw.network.apply(params, y.reshape(-1, 2), raw.coordinate(t).ravel())
+    np.testing.assert_allclose(net.reshape(-1, 2), flat, rtol=1e-6)
+    std = np.sqrt(np.asarray(raw.sde.variance(t)))[..., None]
+    np.testing.assert_allclose(residual(params, y, t), PRIOR.score(y) + net / std, rtol=1e-5)
+    # For Langevin noising the probability-flow velocity is the residual alone.
+    velocity = sde.probability_flow(residual.sde, residual.bind(params))(y, t)
+    np.testing.assert_allclose(velocity, net / std, rtol=1e-3, atol=1e-4)
+
+
+def test_any_other_network_is_a_plain_score_function():
+    """Objectives and samplers take a function of (y, t): here one without Flax."""
+    from test_objectives import make_batch
+
+    weights = jnp.array([[0.1, 0.2, 0.0], [0.0, -0.3, 0.1], [0.2, 0.0, -0.1]])
+    loss = objectives.ndsm(lambda y, t: jnp.sin(y @ weights), make_batch(jax.random.key(0)))
+    assert loss.shape == (6, 2)
+    assert np.isfinite(loss).all()

@@ -1,0 +1,288 @@
+"""The loop: bitwise resume, one trace, averages, stops, pictures, and refusals."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ndsm_jax import training
+from ndsm_jax.config import Config
+from ndsm_jax.datasets import load
+from ndsm_jax.experiment import describe
+from ndsm_jax.writers import read_metrics
+
+TINY = {
+    "data": {"name": "gaussians", "num_train": 200, "num_test": 50},
+    "mixture": {"num_components": 3, "num_inits": 1},
+    "noising": {"steps": 8, "k": 2},
+    "control_variate": {"period": 2},
+    "network": {"width": 8, "depth": 2, "time_features": 4},
+    "train": {
+        "steps": 8,
+        "batch_size": 16,
+        "log_every": 4,
+        "checkpoint_every": 3,
+        "picture_every": 0,
+        "tensorboard": False,
+    },
+    "sample": {"steps": 8},
+}
+
+
+def tiny(**sections) -> Config:
+    tree = {name: TINY.get(name, {}) | sections.get(name, {}) for name in {*TINY, *sections}}
+    return Config.from_dict(tree)
+
+
+def data(config: Config):
+    return load(**dataclasses.asdict(config.data))
+
+
+def run(config: Config, workdir) -> training.TrainState:
+    return training.train(config, data(config), workdir, progress=False)
+
+
+VARIANTS = {
+    "learned, probes": {},
+    "learned, exact": {"control_variate": {"period": 2, "estimator": "exact", "chunk": 5}},
+    "closed form": {"control_variate": {"period": 2, "kind": "optimal"}},
+    "accumulation": {"optimizer": {"accumulate": 3, "warmup_steps": 2, "clip_norm": 1.0}},
+    "ou, dsm, cosine": {
+        "process": {"name": "ornstein_uhlenbeck"},
+        "objective": {"name": "dsm"},
+    },
+    "unet": {
+        "data": {"name": "digits", "num_train": 100, "num_test": 20},
+        "network": {"name": "unet", "widths": (4, 8), "time_features": 4},
+    },
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_resume_is_bitwise(variant, tmp_path):
+    """8 steps = 3 steps + a new process's restore + 5 steps, in every leaf of the state."""
+    config = tiny(**VARIANTS[variant])
+    whole = run(config, tmp_path / "whole")
+    shorter = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
+    run(shorter, tmp_path / "parts")
+    resumed = run(config, tmp_path / "parts")
+    chex.assert_trees_all_equal(whole, resumed)
+    assert int(resumed.step) == 8
+    first, second = (
+        [{k: v for k, v in row.items() if k != "steps_per_second"} for row in read_metrics(d)]
+        for d in (tmp_path / "whole", tmp_path / "parts")
+    )
+    assert [row["step"] for row in first] == [4, 8]
+    assert first[-1] == second[-1]
+
+
+def test_results_do_not_depend_on_how_a_run_is_cut_into_dispatches(tmp_path, monkeypatch):
+    config = tiny()
+    whole = run(config, tmp_path / "a")
+    monkeypatch.setattr(training._Clock, "steps", lambda self, capacity: 1)
+    chex.assert_trees_all_equal(whole, run(config, tmp_path / "b"))
+
+
+def test_the_step_is_traced_once(tmp_path, monkeypatch):
+    traced = chex.assert_max_traces(training.train_step, n=1)
+    monkeypatch.setattr(training, "train_step", traced)
+    run(tiny(), tmp_path)
+
+
+OPTIONS = {"train": TINY["train"] | {"steps": 400, "checkpoint_every": 5, "log_every": 5}}
+COMMAND = """
+import os, sys
+from ndsm_jax import training
+from test_training import OPTIONS, data, tiny
+config = tiny(**OPTIONS)
+original = training.MetricWriter.write
+def write(self, step, scalars):
+    original(self, step, scalars)
+    print(step, flush=True)
+training.MetricWriter.write = write
+training.train(config, data(config), sys.argv[1], progress=False)
+"""
+
+
+def test_resume_is_bitwise_after_kill_9(tmp_path):
+    """A run killed twice at arbitrary moments ends in the state of an undisturbed one."""
+    config = tiny(**OPTIONS)
+    whole = run(config, tmp_path / "whole")
+    path = [str(pathlib.Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
+    for kill_after in (40, 150):
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, str(tmp_path / "killed")],
+            stdout=subprocess.PIPE,
+            env=environment,
+            text=True,
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) >= kill_after:
+                break
+        time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert process.returncode == -signal.SIGKILL
+    steps = [row["step"] for row in read_metrics(tmp_path / "killed")]
+    assert steps[-1] >= 40
+    resumed = run(config, tmp_path / "killed")
+    chex.assert_trees_all_equal(whole, resumed)
+    steps = [row["step"] for row in read_metrics(tmp_path / "killed")]
+    assert steps == list(range(5, 401, 5))
+
+
+def test_batches_are_epochs_without_replacement():
+    rows = [training.batch_indices(0, step, 10, 3) for step in range(6)]
+    for epoch in (rows[:3], rows[3:]):
+        assert len(set(np.concatenate(epoch))) == 9
+    assert not np.array_equal(np.concatenate(rows[:3]), np.concatenate(rows[3:]))
+    np.testing.assert_array_equal(rows[4], training.batch_indices(0, 4, 10, 3))
+
+
+def test_first_step_is_adam_on_the_gradient_written_out(tmp_path):
+    """One step against optax's definition: Adam's first update is -lr g / (|g| + eps)."""
+    config = tiny(train=TINY["train"] | {"steps": 1, "log_every": 1})
+    dataset = data(config)
+    state = run(config, tmp_path)
+    experiment, _, _ = training.restore(tmp_path)
+    start = training.init_state(experiment)
+    key = jax.random.fold_in(jax.random.key(0), training.STREAM_STEPS)
+    key = jax.random.fold_in(jax.random.fold_in(key, 0), training.STREAM_NOISE)
+    x0 = jnp.asarray(dataset.train[training.batch_indices(0, 0, 200, 16)])
+    batch = experiment.noising(key, x0)
+
+    def loss(params):
+        return experiment.objective.terms(lambda y, t: experiment.model(params, y, t), batch)[
+            0
+        ].mean()
+
+    gradient = jax.grad(loss)(start.params)
+    expected = jax.tree.map(lambda p, g: p - 1e-3 * g / (jnp.abs(g) + 1e-8), start.params, gradient)
+    # Where the gradient is rounding noise its sign is, too.
+    for p, e, g in zip(*map(jax.tree.leaves, (state.params, expected, gradient)), strict=True):
+        clear = np.abs(g) > 1e-5
+        np.testing.assert_allclose(np.asarray(p)[clear], np.asarray(e)[clear], atol=2e-6)
+    # EMA in closed form: decay min(0.999, 1 / 10) at step 0.
+    ema = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, start.params, state.params)
+    chex.assert_trees_all_close(state.ema, ema, atol=1e-6)
+
+
+def test_non_finite_values_stop_the_run_and_keep_the_last_checkpoint(tmp_path):
+    config = tiny()
+    dataset = data(config)
+    run(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3)), tmp_path)
+    before = training.restore(tmp_path)[1]
+    exploding = dataclasses.replace(config, mixture=config.mixture)
+    original = training.train_step
+
+    def explode(experiment, state, key, x0):
+        state, metrics = original(experiment, state, key, x0)
+        bad = jnp.where(state.step >= 6, jnp.nan, 0.0)
+        return state, metrics | {"loss": metrics["loss"] + bad}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "train_step", explode)
+        with pytest.raises(training.NonFiniteError, match=r"at step 6.*learning_rate"):
+            training.train(exploding, dataset, tmp_path, progress=False)
+    chex.assert_trees_all_equal(training.restore(tmp_path)[1], before)
+
+
+def test_divergence_is_caught_for_real(tmp_path):
+    with pytest.raises(training.NonFiniteError, match="not finite at step"):
+        run(tiny(optimizer={"learning_rate": 1e30}), tmp_path)
+
+
+def test_an_interrupt_saves_and_the_same_command_resumes(tmp_path, monkeypatch):
+    config = tiny(train=TINY["train"] | {"checkpoint_every": 100})
+    whole = run(config, tmp_path / "whole")
+    original = training.MetricWriter.write
+
+    def interrupt(self, step, scalars):
+        original(self, step, scalars)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.MetricWriter, "write", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "parts")
+    assert int(training.restore(tmp_path / "parts")[1].step) == 4
+    chex.assert_trees_all_equal(whole, run(config, tmp_path / "parts"))
+
+
+def test_another_experiment_or_other_data_are_refused(tmp_path):
+    config = tiny(train=TINY["train"] | {"steps": 3})
+    run(config, tmp_path)
+    other = tiny(optimizer={"learning_rate": 0.5}, train=TINY["train"] | {"steps": 5})
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rate: 0\.001 in the checkpoint"):
+        run(other, tmp_path)
+    dataset = data(config)
+    changed = dataclasses.replace(dataset, train=dataset.train + 1)
+    longer = tiny(train=TINY["train"] | {"steps": 5})
+    with pytest.raises(ValueError, match="the data themselves"):
+        training.train(longer, changed, tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"train\.batch_size=300 exceeds the 200"):
+        run(tiny(train=TINY["train"] | {"batch_size": 300}), tmp_path / "new")
+
+
+def test_objective_and_process_must_fit(tmp_path):
+    with pytest.raises(ValueError, match=r"objective\.name='dsm' needs score_target"):
+        run(tiny(objective={"name": "dsm"}), tmp_path)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_run_leaves_its_facts_and_pictures(tmp_path):
+    config = tiny(train=TINY["train"] | {"steps": 4, "picture_every": 4, "tensorboard": True})
+    run(config, tmp_path)
+    facts = json.loads((tmp_path / "config.json").read_text())
+    assert Config.from_dict(facts["config"]) == config
+    assert facts["versions"]["jax"] == jax.__version__
+    assert "3 components" in (tmp_path / "mixture.txt").read_text()
+    assert (tmp_path / "images" / "samples" / "00000004.png").stat().st_size > 1000
+    assert list((tmp_path / "tensorboard").iterdir())
+    row = read_metrics(tmp_path)[-1]
+    assert {"loss", "grad_norm", "grad_variance", "eps_mean", "eps_max"} <= set(row)
+
+
+def test_describe_shows_shapes_without_training():
+    text = describe(tiny(), data(tiny()))
+    assert "y: float32[16, 2, 2]" in text
+    assert "parameters" in text
+
+
+def test_variance_estimate_is_that_of_the_gradients(tmp_path):
+    """With the exact estimator, grad_variance is the per-sample gradients' variance in NumPy."""
+    config = tiny(
+        control_variate={"estimator": "exact", "period": 1, "kind": "constant", "value": 0.0},
+        optimizer={"learning_rate": 1e-12},
+        train=TINY["train"] | {"steps": 1, "log_every": 1},
+    )
+    run(config, tmp_path)
+    experiment, _, _ = training.restore(tmp_path)
+    params = training.init_state(experiment).params
+    key = jax.random.fold_in(jax.random.key(0), training.STREAM_STEPS)
+    key = jax.random.fold_in(jax.random.fold_in(key, 0), training.STREAM_NOISE)
+    x0 = jnp.asarray(data(config).train[training.batch_indices(0, 0, 200, 16)])
+    batch = experiment.noising(key, x0)
+
+    def losses(params):
+        return experiment.objective.terms(lambda y, t: experiment.model(params, y, t), batch)[0]
+
+    jacobian = jax.jacrev(losses)(params)
+    flat = np.concatenate(
+        [np.asarray(leaf).reshape(32, -1) for leaf in jax.tree.leaves(jacobian)], axis=1
+    )
+    expected = ((flat - flat.mean(0)) ** 2).sum(1).mean()
+    assert read_metrics(tmp_path)[-1]["grad_variance"] == pytest.approx(expected, rel=1e-3)
