@@ -1,4 +1,4 @@
-"""Settings of all tests: rank promotion and key reuse are errors; a helper for statistical tests."""
+"""Settings of all tests: rank promotion is an error; a helper for statistical tests."""
 
 import os
 

@@ -32,7 +32,7 @@ def test_every_config_file_is_valid_and_has_a_smoke_variant(name, variant):
     [
         ({"train": {"lr": 1}}, r"train\.lr: unknown key"),
         ({"train": {"stepz": 1}}, r"train\.stepz: unknown key \(did you mean 'steps'\?\)"),
-        ({"trian": {}}, r"trian: unknown section.*'train'"),
+        ({"trian": {}}, r"trian: unknown section \(did you mean 'train'\?\)"),
         ({"train": {"steps": 0}}, r"train\.steps=0: must be >= 1"),
         ({"train": {"steps": 1.5}}, r"train\.steps=1\.5: expected int"),
         ({"train": {"steps": True}}, r"train\.steps=True: expected int"),

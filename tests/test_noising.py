@@ -78,10 +78,10 @@ def test_simulated_paths_are_one_gaussian_step_from_mu():
 
 
 def test_simulated_paths_of_a_linear_process_have_the_exact_kernel_moments():
-    """OU by simulation against its kernel at the very times drawn: (y - a x0) / s is N(0, 1).
+    """OU by simulation against its kernel at the times drawn: (y - a x0) / s is N(0, 1).
 
     20,000 paths of 150 steps. Euler bias: steps of at most 0.055 of the relaxation time change
-    means by less than 0.03 and variances by less than 0.06 (measured against the step: first order).
+    means by less than 0.03 and variances by less than 0.06 (half a step times the rate).
     """
     process = sde.ornstein_uhlenbeck(2, variance=0.5)
     batch = paths(process, steps=150, k=2)(jax.random.key(0), jnp.ones((20_000, 2)))

@@ -46,8 +46,8 @@ def draw(sampler, score, num=8000):
 
 
 def test_gaussian_moments_are_recovered(sampler):
-    """N(m, 0.2 I): mean within 4.5 standard errors of 8,000 samples plus 0.01 of discretisation,
-    variance plus 0.01 (5 % of it, measured to halve with the step)."""
+    """N(m, 0.2 I): mean and variance within 4.5 standard errors of 8,000 samples, plus 0.01 for the
+    discretisation (5 % of the variance)."""
     mean = np.array([[0.6, -0.4]])
     x = draw(sampler, exact_score([1.0], mean, [0.2]))
     assert_mean(x, mean[0], bias=0.01)

@@ -109,7 +109,7 @@ def test_time_coordinates_span_minus_one_to_one():
 
 
 def test_reverse_drift_and_probability_flow_on_a_stationary_process():
-    """With the exact stationary score the flow stands still and the reverse SDE is the forward one."""
+    """With the exact stationary score the flow stands still; reverse and forward SDE agree."""
     process = sde.mixture_langevin(two_modes())
     score = lambda y, t: process.prior.score(y)  # noqa: E731
     y, t = jnp.linspace(-2, 2, 9)[:, None], jnp.full(9, 0.1)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from typing import Any
 
 import chex
 import jax
@@ -21,7 +22,7 @@ from ndsm_jax.datasets import load
 from ndsm_jax.experiment import describe
 from ndsm_jax.writers import read_metrics
 
-TINY = {
+TINY: dict[str, Any] = {
     "data": {"name": "gaussians", "num_train": 200, "num_test": 50},
     "mixture": {"num_components": 3, "num_inits": 1},
     "noising": {"steps": 8, "k": 2},

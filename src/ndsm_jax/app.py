@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,6 +13,8 @@ from functools import partial
 import absl.logging
 import jax
 from absl import app, flags
+
+from ndsm_jax.config import check_key
 
 CACHE = pathlib.Path.home() / ".cache" / "ndsm_jax" / "xla"
 """Compiled programs are kept here between runs, unless JAX_COMPILATION_CACHE_DIR says otherwise."""
@@ -29,12 +32,14 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     try:
         return app.parse_flags_with_usage(list(argv))
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        # config_flags raises these for overrides of keys that do not exist.
-        message = str(error).strip("\"'")
-        sys.exit(
-            f"error in the --config flags: {message}\n(see docs/configuration.md for all keys)"
-        )
+    except (AttributeError, KeyError):
+        # All that config_flags says of an override is the last part of the key it does not know.
+        for override in re.findall(r"--(?:no)?config\.([\w.]+)", " ".join(argv)):
+            try:
+                check_key(override)
+            except ValueError as error:
+                sys.exit(f"error: {error}\n(all keys: docs/configuration.md)")
+        raise
 
 
 def _guard(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:

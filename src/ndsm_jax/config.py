@@ -288,21 +288,12 @@ class Config:
           ValueError: naming the dotted key that is unknown, of a wrong type or out of range.
         """
         tree = tree.to_dict() if isinstance(tree, ConfigDict) else tree
-        sections: dict[str, type[Section]] = _sections()
         built: dict[str, Any] = {}
-        for name, values in tree.items():
-            if name not in sections:
-                raise ValueError(
-                    f"{name}: unknown section; one of {', '.join(sections)}{_hint(name, sections)}"
-                )
-            known = [f.name for f in dataclasses.fields(sections[name])]
+        for section, values in tree.items():
+            check_key(section)
             for key in values:
-                if key not in known:
-                    raise ValueError(
-                        f"{name}.{key}: unknown key{_hint(key, known)};"
-                        f" {name} has {', '.join(known)}"
-                    )
-            built[name] = sections[name](**values)
+                check_key(f"{section}.{key}")
+            built[section] = _sections()[section](**values)
         return cls(**built)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
@@ -316,6 +307,18 @@ class Config:
 
 def _sections() -> dict[str, type[Section]]:
     return {name: type(section) for name, section in vars(Config()).items()}
+
+
+def check_key(dotted: str) -> None:
+    """Raises ValueError, with the nearest known name, unless `section` or `section.key` exists."""
+    section, _, key = dotted.partition(".")
+    sections = _sections()
+    if section not in sections:
+        hint = _hint(section, sections)
+        raise ValueError(f"{section}: unknown section{hint}; one of {', '.join(sections)}")
+    known = [field.name for field in dataclasses.fields(sections[section])]
+    if key and key not in known:
+        raise ValueError(f"{dotted}: unknown key{_hint(key, known)}; one of {', '.join(known)}")
 
 
 def default() -> ConfigDict:
@@ -339,6 +342,24 @@ SMOKE: dict[str, dict[str, Any]] = {
     "evaluate": {"max_points": 200},
 }
 """What the `:smoke` variant of every config changes: all features, in seconds."""
+
+
+PAPER: dict[str, dict[str, Any]] = {
+    "noising": {
+        "steps": 100,
+        "grid": "uniform",
+        "times": "uniform",
+        "stratified": False,
+        "weight": "unit",
+        "loss_step": 1e-3,
+        "loss_fraction": 0.0,
+    },
+    "network": {"parameterisation": "raw", "time": "time"},
+    "optimizer": {"schedule": "constant", "warmup_steps": 0, "ema_decay": 0.0},
+    "sample": {"grid": "uniform", "steps": 1000, "ema": False},
+}
+"""Strict reproduction of 2405.15625, where our defaults are the process's own clock, a residual
+score and preconditioned weights. Horizon and sizes are each experiment's."""
 
 
 def variant(config: ConfigDict, name: str, **variants: Mapping[str, dict[str, Any]]) -> ConfigDict:

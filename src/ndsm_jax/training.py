@@ -259,6 +259,7 @@ def check_resumable(config: Config, host: dict[str, Any], dataset: Dataset) -> N
         free.discard("train.steps")  # the schedule depends on it
     differing = [
         f"{section}.{key}: {old[section][key]!r} in the checkpoint, {value!r} now"
+        + (" (the cosine schedule depends on it)" if key == "steps" and section == "train" else "")
         for section, values in new.items()
         for key, value in values.items()
         if section not in ("sample", "evaluate")
@@ -380,6 +381,7 @@ def _start(
         experiment, state, _ = _restore(config, dataset.shape, directory)
         logger.info("resuming %s from step %d", workdir, int(state.step))
         return experiment, state, True
+    build(config, dataset.shape, abstract_prior(config, dataset.dim))  # contradictions show here
     prior, report = fit_prior(config, dataset)
     workdir.mkdir(parents=True, exist_ok=True)
     if report is not None:

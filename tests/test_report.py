@@ -1,0 +1,66 @@
+"""Evaluation of a run: facts, refusals, the command to reproduce it."""
+
+import numpy as np
+import pytest
+from test_training import run, tiny
+
+from ndsm_jax import plots, report
+from ndsm_jax.config import Config
+
+
+def test_report_of_data_without_labels(tmp_path, rng):
+    """Any array; no classifier, modes from k-means; other data are refused."""
+    path = tmp_path / "x.npy"
+    np.save(path, rng.normal(size=(300, 3)).astype(np.float32))
+    config = tiny(data={"name": "array", "dir": str(path), "num_train": 0, "num_test": 0})
+    run(config, tmp_path / "run")
+    result = report.evaluate_run(tmp_path / "run", num=60, progress=False)
+    assert result.metrics["finite_fraction"]["value"] == 1
+    assert "inception_score" not in result.metrics
+    table = result.table().splitlines()
+    assert table[0].split() == ["metric", "samples", "floor", "prior", "better"]
+    assert len(table) == 1 + len(result.metrics)
+
+    np.save(path, rng.normal(size=(300, 3)).astype(np.float32))
+    with pytest.raises(ValueError, match="the data differ"):
+        report.evaluate_run(tmp_path / "run", num=60, progress=False)
+
+
+def test_a_diverged_model_is_reported_not_hidden(tmp_path):
+    """NaN samples: finite_fraction 0, the other metrics empty, and the report still appears."""
+    config = tiny()
+    run(config, tmp_path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "draw", lambda *a, **k: np.full((50, 2), np.nan, np.float32))
+        result = report.evaluate_run(tmp_path, num=50, progress=False)
+    assert result.metrics["finite_fraction"]["value"] == 0
+    assert result.metrics["sliced_wasserstein"]["value"] is None
+    assert result.report_path.exists()
+
+
+def test_missing_run_is_one_clear_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        report.evaluate_run(tmp_path)
+
+
+def test_reproduce_command_holds_every_changed_key():
+    config = Config.from_dict({"train": {"steps": 7}, "network": {"widths": (4, 8)}})
+    text = report.reproduce_command(config)
+    assert "--config.train.steps=7" in text
+    assert "--config.network.widths='(4, 8)'" in text
+    assert text.count("--config.") == 2
+
+
+def test_tile_places_images_row_by_row():
+    images = np.stack([np.full(4, -1.0), np.full(4, 1.0), np.full(4, np.nan)])
+    canvas = plots.tile(images, (2, 2, 1), columns=2)
+    assert canvas.shape == (7, 7)
+    assert (canvas[1:3, 1:3] == 0).all()
+    assert (canvas[1:3, 4:6] == 1).all()
+    assert (canvas[4:6, 1:3] == 0.5).all()
+
+
+def test_curves_leave_out_what_was_not_measured():
+    rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan"), "eps_mean": None}]
+    figure = plots.curves_figure(rows, ("loss", "grad_norm"))
+    assert [axis.get_title() for axis in figure.axes] == ["loss"]
