@@ -111,7 +111,7 @@ def modes_figure(labels: Sequence[str], fractions: Mapping[str, Sequence[float]]
         axis.bar(np.arange(len(labels)) + offset, values, width, label=name, color=colours[i % 4])
     axis.set_xticks(np.arange(len(labels)), labels)
     axis.set(xlabel="mode", ylabel="fraction")
-    axis.legend()
+    figure.legend(loc="outside upper right", ncols=len(fractions))
     return figure
 
 

@@ -196,7 +196,7 @@ def _page(
         title=f"{config.data.name}: {config.process.name} + {config.objective.name}",
         facts=facts,
         metrics=rows,
-        counts=json.dumps(result["counts"]),
+        counts=", ".join(f"{value} {name}" for name, value in result["counts"].items()),
         pictures=embedded,
         mixture=mixture.read_text() if mixture.exists() else "",
         command=reproduce_command(config),

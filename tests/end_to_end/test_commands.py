@@ -42,7 +42,7 @@ def test_train_resume_sample_evaluate(tmp_path):
     assert (tmp_path / "few.png").stat().st_size > 1000
 
     output = command("evaluate", f"--workdir={tmp_path}")
-    assert output.strip().endswith("report.html")
+    assert f"report:  {tmp_path / 'report.html'}" in output
     result = json.loads((tmp_path / "metrics.json").read_text())
     for name in ("sliced_wasserstein", "frechet_distance", "mode_tv", "nearest_train_ratio"):
         assert {"value", "floor", "prior"} <= set(result["metrics"][name])
