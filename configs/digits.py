@@ -14,4 +14,5 @@ def get_config(variant: str = "") -> ConfigDict:
     c.data.name = "digits"
     c.mixture.num_components = 50
     c.optimizer.schedule = "cosine"
-    return config.variant(c, variant)
+    smoke = config.SMOKE | {"data": {"num_train": 500, "num_test": 200}}
+    return config.variant(c, variant, smoke=smoke)

@@ -36,9 +36,11 @@ def get_config(variant: str = "") -> ConfigDict:
         "evaluate": {"max_points": 1000},
     }
     paper = config.PAPER | {
+        "control_variate": {"estimator": "probes"},  # exact costs tens of steps for a U-Net
         "mixture": {"num_components": 10},
         "process": {"horizon": 2.0},
         "noising": config.PAPER["noising"] | {"steps": 2000},
         "sample": config.PAPER["sample"] | {"steps": 2000},
     }
-    return config.variant(c, variant, cpu=cpu, paper=paper)
+    smoke = config.SMOKE | {"data": {"num_train": 500, "num_test": 200}}
+    return config.variant(c, variant, cpu=cpu, paper=paper, smoke=smoke)

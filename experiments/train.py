@@ -19,9 +19,7 @@ from ndsm_jax.training import train
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, configs/NAME.py or configs/NAME.py:smoke.", lock_config=True
 )
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run: checkpoints, metrics, pictures.", required=True
-)
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, pictures.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print config and first batch's shapes, then stop.")
 flags.mark_flag_as_required("config")
 
@@ -33,6 +31,8 @@ def main(argv: Sequence[str]) -> None:
         print(config.to_json())
         print(describe(config, dataset))
         return
+    if WORKDIR.value is None:
+        raise ValueError("--workdir is needed, the folder for checkpoints, metrics and pictures")
     train(config, dataset, WORKDIR.value)
     print(f"trained: {WORKDIR.value}")
 

@@ -33,8 +33,18 @@ def test_clock_grid_is_geometric_early_and_uniform_late():
 def test_uniform_grid_and_errors():
     grid = integrators.time_grid(langevin(), 10, kind="uniform")
     np.testing.assert_allclose(grid, np.linspace(0, langevin().horizon, 11), rtol=1e-6)
+    with pytest.raises(ValueError, match="uniform"):
+        integrators.time_grid(langevin(), 10, kind="unifrom")
     with pytest.raises(ValueError, match="num_steps"):
         integrators.clock_grid(langevin(), 1, smallest_variance=1e-3)
+
+
+def test_clock_grid_of_a_long_horizon():
+    """T of 57 relaxation times, where v has long saturated: still increasing, late steps equal."""
+    process = sde.mixture_langevin(langevin().prior, horizon=20.0)
+    grid = integrators.clock_grid(process, 200, smallest_variance=1e-3)
+    assert (np.diff(grid) > 0).all()
+    np.testing.assert_allclose(np.diff(grid)[-50:], np.diff(grid)[-1], rtol=1e-2)
 
 
 def test_euler_maruyama_has_strong_order_one_for_additive_noise():

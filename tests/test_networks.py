@@ -50,7 +50,20 @@ def test_unet_takes_any_image_size(shape):
     params = net.init(jax.random.key(0), y, c)
     out = net.apply(params, y, c)
     assert out.shape == y.shape
-    assert not np.allclose(out[0], out[1])  # the time matters
+
+
+@pytest.mark.parametrize("widths", [(4, 8), (8, 16), (32, 64)])
+def test_every_unet_block_sees_the_time(widths, rng):
+    """A per-channel bias before a one-channel group norm would be removed again."""
+    net = networks.UNet(shape=(8, 8, 1), widths=widths, time_features=8)
+    y = jnp.asarray(rng.normal(size=(2, 64)), jnp.float32)
+    params = net.init(jax.random.key(0), y, jnp.zeros(2))
+    early, late = (net.apply(params, y, jnp.full(2, c)) for c in (-1.0, 0.9))
+    assert float(jnp.abs(early - late).mean()) > 0.01 * float(jnp.abs(early).mean())
+    gradient = jax.grad(lambda p: jnp.sum(net.apply(p, y, jnp.array([-1.0, 0.9])) ** 2))(params)
+    for name, block in gradient["params"].items():
+        if name.startswith("Block"):
+            assert float(jnp.abs(block["Dense_0"]["kernel"]).max()) > 1e-3
 
 
 def test_unet_samples_do_not_see_each_other(rng):
@@ -83,6 +96,11 @@ def model(parameterisation="residual", **options) -> networks.ScoreModel:
         network=networks.ScoreMLP(width=8, depth=2, **options),
         parameterisation=parameterisation,
     )
+
+
+def test_unknown_parameterisation_is_refused():
+    with pytest.raises(ValueError, match=r"network\.parameterisation"):
+        model("cooked")
 
 
 def test_residual_score_starts_as_the_priors():

@@ -8,16 +8,16 @@ import pytest
 from conftest import assert_mean
 
 from ndsm_jax import gmm, noising, sde
-from ndsm_jax.integrators import time_grid
+from ndsm_jax.integrators import euler_maruyama_kernel, simulate, time_grid
 
 PRIOR = gmm.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4])
 
 
 def paths(process, steps=60, k=3, **loss) -> noising.SimulatedPaths:
     grid = time_grid(process, steps)
-    lengths = noising.loss_steps(process, grid, **(loss or {"fraction": 0.5}))
+    starts, lengths = noising.loss_steps(process, grid, **(loss or {"fraction": 0.5}))
     law = noising.time_law(process, grid)
-    return noising.SimulatedPaths(sde=process, times=law, loss_steps=lengths, k=k)
+    return noising.SimulatedPaths(sde=process, times=law, starts=starts, lengths=lengths, k=k)
 
 
 def test_stratified_quantiles_are_uniform_and_evenly_spread():
@@ -51,7 +51,7 @@ def test_time_law_inverts_its_distribution_function(rng):
 def test_exact_kernel_fills_every_field_consistently():
     process = sde.variance_preserving(3)
     law = noising.time_law(process, time_grid(process, 50))
-    noise = noising.ExactKernel(sde=process, times=law, k=4)
+    noise = noising.ExactKernel(sde=process, times=law, first=law.grid[1], k=4)
     x0 = jnp.full((500, 3), 0.7)
     batch = noise(jax.random.key(0), x0)
     chex.assert_shape([batch.y, batch.mu, batch.z, batch.score_target], (500, 4, 3))
@@ -91,33 +91,58 @@ def test_simulated_paths_of_a_linear_process_have_the_exact_kernel_moments():
     assert_mean(white**2, np.ones(2), bias=0.06)
 
 
-def test_every_start_of_the_grid_is_reached(rng):
-    """With one path a time index: the state kept is the path's state at that index, bitwise."""
+@pytest.mark.parametrize("loss", [{"fraction": 1.0}, {"fixed": 1e-3}])
+def test_loss_steps_leave_the_very_path(loss):
+    """mu rebuilt from the stored path of the same keys, for every interval of the grid."""
     process = sde.mixture_langevin(PRIOR)
-    noise = paths(process, steps=8, k=5)
+    noise = paths(process, steps=8, k=5, **loss)
     key, x0 = jax.random.key(4), PRIOR.sample(jax.random.key(1), (30,))
     batch = noise(key, x0)
     key_time, key_path, _ = jax.random.split(key, 3)
-    from ndsm_jax.integrators import euler_maruyama_kernel, simulate
-
     path = simulate(key_path, process, x0, noise.times.grid)
-    index = np.asarray(noise.times.index(noise.times.quantiles(key_time, 30, 5)))
-    assert set(index.ravel()) == set(range(8))
-    start = np.asarray(path)[index, np.arange(30)[:, None]]
+    interval = np.asarray(noise.times.index(noise.times.quantiles(key_time, 30, 5)))
+    assert set(interval.ravel()) == set(range(8))
+    start = np.asarray(noise.starts)[interval]
     mu, sigma = euler_maruyama_kernel(
-        process, jnp.asarray(start), noise.times.grid[index], noise.loss_steps[index]
+        process,
+        jnp.asarray(np.asarray(path)[start, np.arange(30)[:, None]]),
+        noise.times.grid[start],
+        noise.lengths[interval],
     )
     np.testing.assert_allclose(batch.mu, mu, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(batch.sigma, sigma, rtol=1e-6)
+    np.testing.assert_allclose(batch.t, noise.times.grid[start] + noise.lengths[interval])
 
 
-def test_loss_steps():
+def test_fixed_loss_steps_start_on_the_grid():
     process = sde.mixture_langevin(PRIOR)
     grid = time_grid(process, 100)
-    np.testing.assert_array_equal(noising.loss_steps(process, grid, fixed=1e-3), np.float32(1e-3))
-    h = np.asarray(noising.loss_steps(process, grid, fraction=0.5))
-    v = np.asarray(process.variance(jnp.asarray(np.maximum(grid[:-1], grid[1]))))
-    np.testing.assert_allclose(h, np.minimum(0.25 * v, np.diff(grid).max()), rtol=1e-5)
+    starts, lengths = noising.loss_steps(process, grid, fixed=1e-3)
+    np.testing.assert_array_equal(starts, np.arange(100))
+    np.testing.assert_array_equal(lengths, np.float32(1e-3))
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 2.0, 10.0])
+def test_fractional_loss_steps_end_on_the_grid_and_add_the_fraction(fraction):
+    """Training sees exactly the grid's times, the first of them too, by stable steps."""
+    process = sde.mixture_langevin(PRIOR)
+    grid = time_grid(process, 100)
+    starts, lengths = (np.asarray(a) for a in noising.loss_steps(process, grid, fraction=fraction))
+    np.testing.assert_allclose(grid[starts] + lengths, grid[1:], rtol=1e-6)
+    assert (lengths > 0).all()
+    assert lengths.max() <= np.diff(grid).max() * 1.001
+    v = np.asarray(process.variance(jnp.asarray(grid)))
+    added = (v[1:] - v[starts]) / np.maximum(v[starts], 1e-12)
+    capped = (starts == np.arange(100)) | (grid[1:] - grid[starts - 1] > np.diff(grid).max())
+    assert (added[~capped] >= fraction * (1 - 1e-4)).all()
+    # One grid point later would add too little: the step is the shortest that is long enough.
+    later = (v[1:] - v[starts + 1]) / v[starts + 1]
+    assert (later[~capped] < fraction).all()
+
+
+def test_loss_steps_want_one_of_the_two():
+    process = sde.mixture_langevin(PRIOR)
+    grid = time_grid(process, 10)
     for bad in ({}, {"fixed": 1.0, "fraction": 1.0}, {"fixed": -1.0}):
         with pytest.raises(ValueError, match=r"noising\.loss_step"):
             noising.loss_steps(process, grid, **bad)
@@ -127,7 +152,11 @@ def test_noising_is_traced_once_for_any_mixture():
     traced = chex.assert_max_traces(lambda n, k, x: n(k, x), n=1)
     noise = jax.jit(traced)
     x0 = PRIOR.sample(jax.random.key(1), (8,))
-    for mean in (0.5, 0.7):
-        prior = gmm.mixture([0.4, 0.6], [[-mean, 0.0], [mean, 0.5]], [0.3, 0.4])
-        process = sde.mixture_langevin(prior, horizon=1.0)
-        noise(paths(process, steps=10), jax.random.key(0), x0)
+    for mean, variance in ((0.5, 0.3), (0.7, 0.4)):
+        prior = gmm.mixture([0.4, 0.6], [[-mean, 0.0], [mean, 0.5]], [0.3, variance])
+        noise(paths(sde.mixture_langevin(prior), steps=10), jax.random.key(0), x0)
+
+
+def test_unknown_weight_is_refused():
+    with pytest.raises(ValueError, match=r"noising\.weight"):
+        noising.loss_weight(sde.mixture_langevin(PRIOR), jnp.ones(1), "heavy")

@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from conftest import assert_mean
+from jax.flatten_util import ravel_pytree
 
-from ndsm_jax import gmm, noising, objectives, sde
+from ndsm_jax import control_variates, gmm, noising, objectives, sde
 from ndsm_jax.integrators import time_grid
+from ndsm_jax.networks import EpsNet
 
 
 def toy_score(theta, y, t):
@@ -59,26 +62,70 @@ def test_eps_one_is_dsm_with_the_local_target():
     np.testing.assert_allclose(actual, objectives.dsm(score, batch) - shift, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("eps", [-0.5, 0.0, 0.3, 1.0, 3.0])
-def test_control_variate_has_mean_zero_in_value_and_gradient(eps):
-    """E[eps W] = 0 and E[eps grad W] = 0 on simulated paths: 4,000 paths, within 4.5 errors."""
-    prior = gmm.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4])
-    process = sde.mixture_langevin(prior)
-    grid = time_grid(process, 40)
+def simulate(process, num_steps, x0, *, weight="variance", **loss_step) -> noising.NoisedBatch:
+    """Paths from x0 [B, d], one state each; loss_step as in `noising.loss_steps`."""
+    grid = time_grid(process, num_steps)
+    starts, lengths = noising.loss_steps(process, grid, **loss_step)
     noise = noising.SimulatedPaths(
         sde=process,
         times=noising.time_law(process, grid),
-        loss_steps=noising.loss_steps(process, grid, fixed=1e-3),
-        k=1,
+        starts=starts,
+        lengths=lengths,
+        weight=weight,
     )
-    batch = noise(jax.random.key(0), prior.sample(jax.random.key(1), (4000,)))
+    return jax.jit(lambda n, key, x: n(key, x))(noise, jax.random.key(0), x0)
+
+
+LANGEVIN = sde.mixture_langevin(gmm.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4]))
+COORDINATE = sde.time_coordinate(LANGEVIN, "clock", first=1e-3)
+
+
+def constant_eps(t):
+    return jnp.ones_like(t)
+
+
+def sign_changing_eps(t):
+    return jnp.cos(4 * COORDINATE(t))
+
+
+def binned_eps(t):
+    """A closed-form optimum in four bins, of these values."""
+    values = jnp.array([0.9, -0.4, 0.1, -0.8])
+    control = control_variates.optimal(COORDINATE, num_bins=4)
+    return control.eps((-values, jnp.ones(4)), t)
+
+
+def learned_eps(t):
+    """A network whose last layer, which starts at zero, has moved; so have the others."""
+    control = control_variates.learned(EpsNet(), COORDINATE, optax.adam(1e-3))
+    phi, opt_state = control.init(jax.random.key(2))
+    flat, unravel = ravel_pytree(phi)
+    moved = flat + 0.5 * jax.random.normal(jax.random.key(3), flat.shape)
+    return control.eps((unravel(moved), opt_state), t)
+
+
+@pytest.fixture(scope="module")
+def langevin_control():
+    """t, W and its gradient in theta, on 4,000 simulated paths."""
+    batch = simulate(LANGEVIN, 40, LANGEVIN.prior.sample(jax.random.key(1), (4000,)), fixed=1e-3)
 
     def control(theta):
-        w = objectives.ndsm_terms(lambda y, t: toy_score(theta, y, t), batch)[1]
-        return eps * w[:, 0]
+        return objectives.ndsm_terms(lambda y, t: toy_score(theta, y, t), batch)[1][:, 0]
 
-    assert_mean(control(THETA), 0.0)
-    assert_mean(jax.jacfwd(control)(THETA), np.zeros(3))
+    return batch.t[:, 0], control(THETA), jax.jit(jax.jacfwd(control))(THETA)
+
+
+@pytest.mark.parametrize("eps", [constant_eps, sign_changing_eps, binned_eps, learned_eps])
+def test_control_variate_has_mean_zero_in_value_and_gradient(eps, langevin_control):
+    """E[eps(t) W] = 0 and E[eps(t) grad W] = 0, as any eps is a function of time alone.
+
+    4,000 simulated paths, within 4.5 standard errors.
+    """
+    t, control, gradient = langevin_control
+    values = eps(t)
+    assert float(jnp.abs(values).max()) > 0.3
+    assert_mean(values * control, 0.0)
+    assert_mean(values[:, None] * gradient, np.zeros(3))
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.4])
@@ -90,12 +137,8 @@ def test_ndsm_has_the_gradient_of_dsm_for_a_linear_drift(eps):
     4.5 standard errors plus 0.02.
     """
     process = sde.ornstein_uhlenbeck(2, variance=0.5)
-    grid = time_grid(process, 200)
-    law = noising.time_law(process, grid)
-    steps = noising.loss_steps(process, grid, fraction=0.1)
     x0 = jnp.where(jax.random.bernoulli(jax.random.key(9), 0.3, (20_000, 2)), 1.0, -0.5)
-    simulated = noising.SimulatedPaths(sde=process, times=law, loss_steps=steps, k=1)
-    batch = simulated(jax.random.key(0), x0)
+    batch = simulate(process, 200, x0, fraction=0.1)
     # The exact kernel at the very times of the paths, so that only the noise differs.
     scale, std = process.kernel(batch.t)
     z = jax.random.normal(jax.random.key(1), batch.y.shape)
@@ -105,7 +148,8 @@ def test_ndsm_has_the_gradient_of_dsm_for_a_linear_drift(eps):
     )
 
     def per_sample(loss, batch):
-        return jax.jacfwd(lambda th: loss(lambda y, t: toy_score(th, y, t), batch)[:, 0])(THETA)
+        gradient = jax.jacfwd(lambda th: loss(lambda y, t: toy_score(th, y, t), batch)[:, 0])
+        return jax.jit(gradient)(THETA)
 
     ndsm = per_sample(lambda s, b: objectives.ndsm_cv(s, b, jnp.full_like(b.t, eps)), batch)
     dsm = per_sample(objectives.dsm, exact)
@@ -118,19 +162,12 @@ def test_ndsm_is_minimised_by_the_true_score():
     The loss is quadratic in c, so its minimiser is a ratio of two means; its standard error by
     the delta method over 20,000 paths is about 0.01.
     """
-    prior = gmm.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4])
-    process = sde.mixture_langevin(prior)
-    grid = time_grid(process, 100)
-    noise = noising.SimulatedPaths(
-        sde=process,
-        times=noising.time_law(process, grid),
-        loss_steps=noising.loss_steps(process, grid, fixed=1e-3),
-        weight="unit",
-    )
-    batch = noise(jax.random.key(0), prior.sample(jax.random.key(1), (20_000,)))
+    prior = LANGEVIN.prior
+    x0 = prior.sample(jax.random.key(1), (20_000,))
+    batch = simulate(LANGEVIN, 100, x0, fixed=1e-3, weight="unit")
     loss = lambda c: objectives.ndsm(lambda y, t: c * prior.score(y), batch)[:, 0]  # noqa: E731
-    slope = jax.jacfwd(loss)(0.0)
-    curvature = jax.jacfwd(jax.jacfwd(loss))(0.0)
+    slope = jax.jit(jax.jacfwd(loss))(0.0)
+    curvature = jax.jit(jax.jacfwd(jax.jacfwd(loss)))(0.0)
     best = -float(slope.mean() / curvature.mean())
     residual = np.asarray(slope + best * curvature)
     error = residual.std() / np.sqrt(residual.size) / float(curvature.mean())

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 from conftest import assert_mean
 
 from ndsm_jax import gmm, sampling, sde
@@ -39,9 +40,9 @@ def sampler(request):
     return request.param
 
 
-def draw(sampler, score, num=8000):
+def draw(sampler, score, *, seed=0, num=8000):
     return sampling.sample(
-        jax.random.key(0), score, PROCESS, num, grid=GRID, sampler=sampler, chunk=4000
+        jax.random.key(seed), score, PROCESS, num, grid=GRID, sampler=sampler, chunk=4000
     )
 
 
@@ -63,14 +64,16 @@ def test_mixture_moments_and_fractions_are_recovered(sampler):
 
 
 def test_probability_flow_and_reverse_sde_have_the_same_law():
-    """Quantiles of four projections agree: each has a standard error below 0.02 here."""
+    """Two-sample Kolmogorov-Smirnov statistic of four projections, 8,000 independent samples each.
+
+    It exceeds c = sqrt(-ln(p / 2) / 2) sqrt(2 / n) = 0.035 with probability p = 1e-4 under equal
+    laws; 0.01 is allowed for the discretisation of the two.
+    """
     score = exact_score(WEIGHTS, MEANS, VARIANCES)
-    a, b = (draw(name, score) for name in ("reverse_sde", "heun_flow"))
+    a, b = draw("reverse_sde", score, seed=0), draw("heun_flow", score, seed=1)
+    critical = np.sqrt(-np.log(1e-4 / 2) / 2) * np.sqrt(2 / 8000)
     for direction in ([1, 0], [0, 1], [1, 1], [1, -1]):
-        q = np.linspace(0.05, 0.95, 10)
-        difference = np.quantile(a @ direction, q) - np.quantile(b @ direction, q)
-        # Between the modes the density is low and its quantiles are ill-determined: compare means.
-        assert np.median(np.abs(difference)) < 0.04
+        assert scipy.stats.ks_2samp(a @ direction, b @ direction).statistic < critical + 0.01
 
 
 def test_langevin_started_from_its_own_law_stays_there(sampler):
@@ -96,16 +99,49 @@ def test_a_sample_depends_on_its_index_alone(sampler):
     assert not np.allclose(whole[0], whole[1])
 
 
-def test_denoise_is_the_posterior_mean_to_first_order():
-    """Gaussian data: E[Y_0 | Y_t = x] in closed form; the error is of order t^2."""
-    score = exact_score([1.0], np.array([[0.6, -0.4]]), [0.2])
-    x = jnp.array([[0.5, 0.1], [-0.3, 0.8]])
-    for t in (1e-2, 5e-3):
-        scale, std = (float(a) for a in PROCESS.kernel(jnp.float32(t)))
-        gain = scale * 0.2 / (scale**2 * 0.2 + std**2)
-        expected = np.array([0.6, -0.4]) + gain * (np.asarray(x) - scale * np.array([0.6, -0.4]))
-        actual = sampling.denoise(score, PROCESS, x, jnp.float32(t))
-        np.testing.assert_allclose(actual, expected, atol=60 * t**2)
+def ou_kernel(t):
+    return np.exp(-2 * t), np.sqrt(0.5 * (1 - np.exp(-4 * t)))
+
+
+def vp_kernel(t):
+    integral = 0.1 * t + 0.5 * 19.9 * t**2
+    return np.exp(-0.5 * integral), np.sqrt(1 - np.exp(-integral))
+
+
+DATA_MEAN, DATA_VARIANCE = np.array([0.6, -0.4]), 0.2
+POINTS = np.array([[0.5, 0.1], [-0.3, 0.8]])
+
+
+def denoise_gaussian(process, kernel, t):
+    """Denoised POINTS under the exact score of noised N(DATA_MEAN, 0.2 I), and E[Y_0 | Y_t]."""
+    scale, std = kernel(t)
+    variance = scale**2 * DATA_VARIANCE + std**2
+    residual = POINTS - scale * DATA_MEAN
+    score = lambda y, t: jnp.asarray(-residual / variance, y.dtype)  # noqa: E731
+    actual = sampling.denoise(score, process, jnp.asarray(POINTS, jnp.float32), jnp.float32(t))
+    return actual, DATA_MEAN + scale * DATA_VARIANCE / variance * residual
+
+
+@pytest.mark.parametrize("t", [1e-3, 0.05, 0.5])
+@pytest.mark.parametrize(
+    ("process", "kernel"),
+    [(PROCESS, ou_kernel), (sde.variance_preserving(2), vp_kernel)],
+    ids=["ornstein_uhlenbeck", "variance_preserving"],
+)
+def test_denoise_is_the_posterior_mean_of_linear_processes(process, kernel, t):
+    """Gaussian data, whose posterior mean has a closed form."""
+    np.testing.assert_allclose(*denoise_gaussian(process, kernel, t), atol=1e-4)
+
+
+@pytest.mark.parametrize("t", [1e-2, 5e-3])
+def test_denoise_is_the_posterior_mean_to_first_order_without_a_kernel(t):
+    """The same process as Langevin dynamics of a Gaussian.
+
+    The error is t^2 (2 x + 4 score) to leading order, at most 22.4 t^2 at these points; the step
+    itself is 5 t and more.
+    """
+    process = sde.mixture_langevin(PROCESS.prior)
+    np.testing.assert_allclose(*denoise_gaussian(process, ou_kernel, t), atol=25 * t**2)
 
 
 def test_unknown_sampler_is_refused():

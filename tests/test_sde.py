@@ -95,6 +95,10 @@ def test_clock_is_the_log_signal_to_noise_ratio():
     expected = np.log(np.expm1(0.1 * np.asarray(t) + 0.5 * 19.9 * np.asarray(t) ** 2))
     np.testing.assert_allclose(LINEAR["vp"].clock(t), expected, rtol=2e-3, atol=2e-3)
     assert np.isfinite(LINEAR["vp"].clock(jnp.float32(0.0)))
+    # Long after v has saturated in float32 the clock goes on: x + log(saturation).
+    late = sde.ornstein_uhlenbeck(1, variance=0.5, horizon=20.0)
+    expected = 4 * np.array([10.0, 20.0]) + np.log(0.5)
+    np.testing.assert_allclose(late.clock(jnp.array([10.0, 20.0])), expected, rtol=1e-6)
 
 
 def test_time_coordinates_span_minus_one_to_one():
@@ -104,6 +108,8 @@ def test_time_coordinates_span_minus_one_to_one():
     c = np.asarray(clock(t))
     np.testing.assert_allclose(c[[0, 1, 3]], [-1, -1, 1], atol=1e-5)
     assert -1 < c[2] < 1
+    with pytest.raises(ValueError, match=r"network\.time"):
+        sde.time_coordinate(process, "tea", first=1e-3)
     linear = sde.time_coordinate(process, "time", first=1e-3)
     np.testing.assert_allclose(linear(t), 2 * t / process.horizon - 1, atol=1e-6)
 
@@ -128,6 +134,6 @@ def test_user_process_takes_any_drift():
     assert np.isfinite(y).all()
     assert float(process.variance(jnp.float32(1e-4))) == pytest.approx(1e-4, rel=1e-3)
     with pytest.raises(ValueError, match="saturation"):
-        sde.user_process(swirl, jnp.ones_like, process.prior, horizon=1.0, variance=lambda t: t)
+        sde.user_process(swirl, jnp.ones_like, process.prior, horizon=1.0, decay=lambda t: t)
     with pytest.raises(ValueError, match=r"process\.horizon"):
         sde.user_process(swirl, jnp.ones_like, process.prior, horizon=-1.0)

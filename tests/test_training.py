@@ -18,6 +18,7 @@ import pytest
 
 from ndsm_jax import training
 from ndsm_jax.config import Config
+from ndsm_jax.control_variates import Products
 from ndsm_jax.datasets import load
 from ndsm_jax.experiment import describe
 from ndsm_jax.writers import read_metrics
@@ -94,10 +95,11 @@ def test_results_do_not_depend_on_how_a_run_is_cut_into_dispatches(tmp_path, mon
     chex.assert_trees_all_equal(whole, run(config, tmp_path / "b"))
 
 
-def test_the_step_is_traced_once(tmp_path, monkeypatch):
+@pytest.mark.parametrize("variant", ["learned, probes", "learned, exact", "unet"])
+def test_the_step_is_traced_once(variant, tmp_path, monkeypatch):
     traced = chex.assert_max_traces(training.train_step, n=1)
     monkeypatch.setattr(training, "train_step", traced)
-    run(tiny(), tmp_path)
+    run(tiny(**VARIANTS[variant]), tmp_path)
 
 
 OPTIONS = {"train": TINY["train"] | {"steps": 400, "checkpoint_every": 5, "log_every": 5}}
@@ -206,21 +208,53 @@ def test_divergence_is_caught_for_real(tmp_path):
         run(tiny(optimizer={"learning_rate": 1e30}), tmp_path)
 
 
-def test_an_interrupt_saves_and_the_same_command_resumes(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_in_a_dispatch_saves_and_the_same_command_resumes(
+    number, tmp_path, monkeypatch
+):
     config = tiny(train=TINY["train"] | {"checkpoint_every": 100})
     whole = run(config, tmp_path / "whole")
-    original = training.MetricWriter.write
+    original = training.make_dispatch
 
-    def interrupt(self, step, scalars):
-        original(self, step, scalars)
-        raise KeyboardInterrupt
+    def interrupted(experiment):
+        dispatch = original(experiment)
+
+        def call(*arguments):
+            result = dispatch(*arguments)  # the old state is donated: nothing to save here
+            os.kill(os.getpid(), number)
+            return result
+
+        return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.MetricWriter, "write", interrupt)
+        patch.setattr(training, "make_dispatch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(config, tmp_path / "parts")
-    assert int(training.restore(tmp_path / "parts")[1].step) == 4
+    assert 0 < int(training.restore(tmp_path / "parts")[1].step) < 8
     chex.assert_trees_all_equal(whole, run(config, tmp_path / "parts"))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_poisoned_state_is_never_saved(tmp_path, monkeypatch):
+    """Infinite products at step 4 give a NaN phi, though the loss is finite: it is not saved."""
+    config = tiny(control_variate={"period": 4}, train=TINY["train"] | {"checkpoint_every": 2})
+
+    def infinite(key, terms, params, batch, *, num_probes):
+        return Products(*[jnp.full_like(batch.t, jnp.inf)] * 3)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "probe_products", infinite)
+        with pytest.raises(training.NonFiniteError, match="step 4"):
+            run(config, tmp_path)
+    assert int(training.restore(tmp_path)[1].step) == 2
+    assert int(run(config, tmp_path).step) == 8
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_its_log_anew(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "loss": 1.0}\n')
+    run(tiny(), tmp_path)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [4, 8]
+    assert read_metrics(tmp_path)[0]["loss"] != 1.0
 
 
 def test_another_experiment_or_other_data_are_refused(tmp_path):
@@ -255,6 +289,42 @@ def test_a_run_leaves_its_facts_and_pictures(tmp_path):
     assert list((tmp_path / "tensorboard").iterdir())
     row = read_metrics(tmp_path)[-1]
     assert {"loss", "grad_norm", "grad_variance", "eps_mean", "eps_max"} <= set(row)
+
+
+@pytest.mark.parametrize("kind", ["diag", "tied", "full"])
+def test_unstable_steps_are_refused_with_the_number_needed(kind, tmp_path):
+    """The digits' constant pixels: variances of min_covariance, far below a grid step."""
+    config = tiny(
+        data={"name": "digits", "num_train": 200, "num_test": 50},
+        mixture={"num_components": 2, "covariance": kind, "num_inits": 1},
+    )
+    with pytest.raises(ValueError, match=r"noising\.steps=8 is .* set noising\.steps to about"):
+        run(config, tmp_path)
+
+
+def test_sampling_may_not_start_below_the_trained_times():
+    with pytest.raises(ValueError, match=r"sample\.smallest_variance"):
+        describe(tiny(sample={"smallest_variance": 1e-5}), data(tiny()))
+
+
+def test_warm_up_must_end_before_training():
+    with pytest.raises(ValueError, match=r"optimizer\.warmup_steps=9"):
+        describe(tiny(optimizer={"warmup_steps": 9}), data(tiny()))
+
+
+@pytest.mark.parametrize("shape", [(60, 1), (60, 4, 4, 2)])
+def test_pictures_of_unusual_shapes(shape, tmp_path):
+    path = tmp_path / "x.npy"
+    np.save(path, np.random.default_rng(0).normal(size=shape).astype(np.float32))
+    config = tiny(
+        data={"name": "array", "dir": str(path)},
+        mixture={"num_components": 2, "num_inits": 1},
+        noising={"steps": 60, "k": 2},
+        sample={"steps": 60},
+        train=TINY["train"] | {"steps": 2, "picture_every": 2},
+    )
+    run(config, tmp_path / "run")
+    assert (tmp_path / "run" / "images" / "samples" / "00000002.png").exists()
 
 
 def test_describe_shows_shapes_without_training():

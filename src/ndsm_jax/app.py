@@ -40,6 +40,8 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
             except ValueError as error:
                 sys.exit(f"error: {error}\n(all keys: docs/configuration.md)")
         raise
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 def _guard(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:

@@ -5,7 +5,6 @@ wrong dtype silently and raises many kinds of exception for a damaged step. So e
 *manifest* beside the state, a JSON item with
 
     host          the caller's JSON-able facts (config, package versions, data-set facts)
-    metric        the value by which the best step is kept, or null
     leaves        {leaf path: "dtype[shape]"} of the state
     keys          {leaf path: generator} of the typed keys, which are stored as their uint32 data
     state_crc32   CRC32 over path, dtype, shape and bytes of every leaf
@@ -20,11 +19,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 import zlib
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -63,7 +60,7 @@ class Checkpoints:
 
     Args:
       directory: folder of the run's checkpoints.
-      keep: how many of the last saved steps to keep. The step with the smallest metric is kept too.
+      keep: how many of the last saved steps to keep.
 
     Raises:
       ValueError: if `keep` is less than 1.
@@ -74,12 +71,9 @@ class Checkpoints:
             raise ValueError(f"keep must be at least 1, got {keep}")
         self.directory = pathlib.Path(directory).absolute()
         self._keep = keep
-        self._metrics: dict[int, float] = {}
         self._manager: ocp.CheckpointManager | None = None
 
-    def save(
-        self, step: int, state: PyTree, host: dict[str, Any], metric: float | None = None
-    ) -> None:
+    def save(self, step: int, state: PyTree, host: dict[str, Any]) -> None:
         """Saves `state` and `host` at `step`; the files are written in the background.
 
         The state's bytes are copied before the call returns, so its buffers may be donated
@@ -93,7 +87,6 @@ class Checkpoints:
             (int32, float32).
           host: a dict that JSON can hold. It comes back as JSON gives it: tuples as lists, keys as
             strings.
-          metric: smaller is better. None or not finite: never the best.
 
         Raises:
           ValueError: if `host` is not JSON, a leaf is not an array, or `step` already holds a good
@@ -105,7 +98,6 @@ class Checkpoints:
         arrays = jax.tree.map(_to_numpy, jax.device_get(state))
         manifest = _make_manifest(
             host=host,
-            metric=metric,
             leaves=specs,
             keys=_key_generators(state),
             state_crc32=_crc32(specs, arrays),
@@ -117,9 +109,6 @@ class Checkpoints:
                 return
             logging.warning("replacing the damaged step %d in %s", step, self.directory)
             manager.delete(step)
-            self._metrics.pop(step, None)
-        if manifest["metric"] is not None:
-            self._metrics[step] = manifest["metric"]
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
             manifest=ocp.args.JsonSave(manifest),
@@ -172,11 +161,6 @@ class Checkpoints:
         """The steps on disk in increasing order, damaged ones included."""
         return _steps(self.directory)
 
-    def best_step(self) -> int | None:
-        """The step on disk with the smallest metric, None if no step has one."""
-        metrics = _read_metrics(self.directory)
-        return min(metrics, key=metrics.__getitem__, default=None)
-
     def wait(self) -> None:
         """Blocks until the save in progress is on disk. Raises its error if it failed."""
         if self._manager is not None:
@@ -201,9 +185,8 @@ class Checkpoints:
 
     def _open_for_writing(self) -> ocp.CheckpointManager:
         if self._manager is None:
-            self._metrics.update(_read_metrics(self.directory))
             options = ocp.CheckpointManagerOptions(
-                preservation_policy=_NewestAndBest(keep=self._keep, metrics=self._metrics),
+                preservation_policy=checkpoint_managers.LatestN(n=self._keep),
                 cleanup_tmp_directories=True,
                 # Reading every step's metadata at start would fail on a damaged one.
                 lightweight_initialize=True,
@@ -233,28 +216,6 @@ def read_host(directory: str | os.PathLike[str], step: int | None = None) -> dic
 
 class _DamagedError(Exception):
     """A step that cannot be read back as it was written."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _NewestAndBest(checkpoint_managers.PreservationPolicy):
-    """Keeps the last `keep` saved steps and the one with the smallest metric.
-
-    Orbax's own `BestN` forgets the metrics of steps saved before a restart.
-    """
-
-    keep: int
-    metrics: dict[int, float]
-
-    def should_preserve(
-        self,
-        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
-        *,
-        context: checkpoint_managers.PreservationContext,
-    ) -> list[bool]:
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        known = [step for step in steps if step in self.metrics]
-        best = min(known, key=self.metrics.__getitem__, default=None)
-        return [step in steps[-self.keep :] or step == best for step in steps]
 
 
 def _steps(directory: pathlib.Path) -> list[int]:
@@ -361,7 +322,6 @@ def _canonical_json(value: Any) -> bytes:
 def _make_manifest(
     *,
     host: dict[str, Any],
-    metric: float | None,
     leaves: dict[str, str],
     keys: dict[str, str],
     state_crc32: int,
@@ -372,7 +332,6 @@ def _make_manifest(
         raise ValueError(f"host must hold only what JSON can: {error}") from error
     manifest = {
         "host": host,
-        "metric": None if metric is None or not math.isfinite(metric) else float(metric),
         "leaves": leaves,
         "keys": keys,
         "state_crc32": state_crc32,
@@ -391,19 +350,6 @@ def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
     if zlib.crc32(_canonical_json(manifest)) != expected:
         raise _DamagedError("manifest does not match its CRC32")
     return manifest
-
-
-def _read_metrics(directory: pathlib.Path) -> dict[int, float]:
-    """{step: metric} of the readable steps that have one."""
-    metrics = {}
-    for step in _steps(directory):
-        try:
-            metric = _read_manifest(directory / str(step))["metric"]
-        except _DamagedError:
-            continue
-        if metric is not None:
-            metrics[step] = metric
-    return metrics
 
 
 def _summary(error: Exception) -> str:

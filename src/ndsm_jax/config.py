@@ -118,7 +118,7 @@ class DataConfig(Section):
     image_size: int = option(
         0, "side to which a folder's images are resized; 0: as they are", low=0
     )
-    channels: int = option(1, "channels of a folder's images, 1 or 3", low=1, high=3)
+    channels: int = option(1, "channels of a folder's images: 1, grey, or 3, colour", low=1, high=3)
     seed: int = option(0, "of toy data, splits and subsets", low=0)
 
 
@@ -327,7 +327,6 @@ def default() -> ConfigDict:
 
 
 SMOKE: dict[str, dict[str, Any]] = {
-    "data": {"num_train": 500, "num_test": 200},
     "mixture": {"subset": 400, "num_inits": 1},
     "noising": {"steps": 20},
     "network": {"width": 16, "depth": 2, "widths": (8, 16), "time_features": 16},
@@ -354,6 +353,7 @@ PAPER: dict[str, dict[str, Any]] = {
         "loss_step": 1e-3,
         "loss_fraction": 0.0,
     },
+    "control_variate": {"estimator": "exact"},
     "network": {"parameterisation": "raw", "time": "time"},
     "optimizer": {"schedule": "constant", "warmup_steps": 0, "ema_decay": 0.0},
     "sample": {"grid": "uniform", "steps": 1000, "ema": False},

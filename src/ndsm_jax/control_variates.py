@@ -117,7 +117,8 @@ def optimal(
     """The closed-form minimiser of Eq. 22 in each of `num_bins` bins of time, no network.
 
     eps = - sum <A_i - Abar, B_i> / sum |B_i|^2 over the bin's samples, the sums being exponential
-    averages over updates with factor `decay`. One bin gives the best constant.
+    averages over updates with factor `decay`. One bin gives the best constant. Clipped to [-1, 1],
+    as the ratio of the first few noisy sums can be anything.
 
     Args:
       coordinate: t -> [-1, 1], cut into bins of equal length.
@@ -128,7 +129,8 @@ def optimal(
 
     def eps(state: tuple[Array, Array], t: Array) -> Array:
         cross, control = state
-        return (-cross / jnp.maximum(control, jnp.finfo(control.dtype).tiny))[index(t)]
+        ratio = -cross / jnp.maximum(control, jnp.finfo(control.dtype).tiny)
+        return jnp.clip(ratio, -1, 1)[index(t)]
 
     def update(state: tuple[Array, Array], t: Array, products: Products) -> tuple[Array, Array]:
         sums = [

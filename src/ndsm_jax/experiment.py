@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -87,7 +88,8 @@ def build(config: Config, shape: tuple[int, ...], prior: GaussianMixture) -> Exp
       ValueError: an objective that the process cannot serve, or contradicting settings.
     """
     sde = build_sde(config, prior)
-    grid = _grid(sde, config.noising)
+    grid, sample_grid = _grid(sde, config.noising), _grid(sde, config.sample)
+    _check_grids(config, sde, grid, sample_grid)
     objective = OBJECTIVES[config.objective.name]
     noising = _build_noising(config, sde, grid)
     check_fields(objective, noising.provides, sde.name)
@@ -107,7 +109,7 @@ def build(config: Config, shape: tuple[int, ...], prior: GaussianMixture) -> Exp
         control=_build_control(config, coordinate),
         model=model,
         optimizer=_build_optimizer(config),
-        sample_grid=_grid(sde, config.sample),
+        sample_grid=sample_grid,
     )
 
 
@@ -120,9 +122,36 @@ def _build_noising(config: Config, sde: SDE, grid: np.ndarray) -> ExactKernel | 
     c = config.noising
     times = time_law(sde, grid, kind=c.times, stratified=c.stratified)
     if sde.kernel is not None:
-        return ExactKernel(sde=sde, times=times, k=c.k, weight=c.weight)
-    lengths = loss_steps(sde, grid, fixed=c.loss_step, fraction=c.loss_fraction)
-    return SimulatedPaths(sde=sde, times=times, loss_steps=lengths, k=c.k, weight=c.weight)
+        first = jnp.float32(c.loss_step or grid[1])
+        return ExactKernel(sde=sde, times=times, first=first, k=c.k, weight=c.weight)
+    starts, lengths = loss_steps(sde, grid, fixed=c.loss_step, fraction=c.loss_fraction)
+    return SimulatedPaths(
+        sde=sde, times=times, starts=starts, lengths=lengths, k=c.k, weight=c.weight
+    )
+
+
+def _check_grids(config: Config, sde: SDE, grid: np.ndarray, sample_grid: np.ndarray) -> None:
+    """Raises ValueError where Euler steps are unstable or sampling visits untrained times."""
+    first = config.noising.loss_step or float(grid[1])
+    if sample_grid[1] < 0.99 * first:
+        raise ValueError(
+            f"sampling would start its last step at t = {sample_grid[1]:.3g}, but the smallest"
+            f" trained time is {first:.3g}; raise sample.smallest_variance (lower sample.steps on a"
+            " uniform grid), or lower noising.smallest_variance"
+        )
+    if sde.name != "mixture_langevin":
+        return
+    smallest = sde.prior.smallest_variance()
+    for section, times in (("noising", grid), ("sample", sample_grid)):
+        ratio = float(np.diff(times).max()) / smallest
+        if ratio > 1:
+            steps = int(np.ceil(1.1 * ratio * (len(times) - 1)))
+            raise ValueError(
+                f"the longest step of {section}.steps={len(times) - 1} is {ratio:.3g} times the"
+                f" smallest variance of the mixture ({smallest:.3g}), and explicit Euler needs less"
+                f" than 1; set {section}.steps to about {steps}, raise mixture.min_covariance, or"
+                " choose another mixture.covariance"
+            )
 
 
 def _build_network(config: Config, shape: tuple[int, ...]) -> ScoreMLP | UNet:
@@ -171,6 +200,11 @@ def _build_control(config: Config, coordinate: Any) -> ControlVariate:
 def _build_optimizer(config: Config) -> optax.GradientTransformation:
     c = config.optimizer
     updates = max(1, config.train.steps // c.accumulate)
+    if c.warmup_steps >= updates:
+        raise ValueError(
+            f"optimizer.warmup_steps={c.warmup_steps} is not less than the {updates} optimiser"
+            " updates of train.steps; lower it"
+        )
     schedule = optax.constant_schedule(c.learning_rate)
     if c.schedule == "cosine":
         schedule = optax.cosine_decay_schedule(c.learning_rate, max(1, updates - c.warmup_steps))

@@ -109,6 +109,13 @@ class GaussianMixture:
         """sigma^2 = sum_k w_k tr(Sigma_k) / d, the scale of the process's own clock (a scalar)."""
         return jnp.exp(self.log_weights) @ self.component_variances()
 
+    def smallest_variance(self) -> float:
+        """Smallest variance of any component in any direction: what explicit steps must resolve."""
+        factor = np.asarray(self.factor, np.float64)
+        if self.elementwise:
+            return float(factor.min() ** 2)
+        return float(np.linalg.svd(factor, compute_uv=False).min() ** 2)
+
     def _log_joint(self, y: Array) -> Array:
         log_prob = self.component_log_prob(y)
         return log_prob + jnp.broadcast_to(self.log_weights, log_prob.shape)
@@ -155,8 +162,26 @@ def _posterior(m: GaussianMixture, y: Array) -> tuple[Array, Array]:
 
 
 def _score(m: GaussianMixture, y: Array) -> Array:
+    if m.covariance in ("spherical", "tied_spherical"):
+        # sum_k (r_k / s_k^2) (mu_k - y) without the K differences: what noising spends its time on.
+        r = jax.nn.softmax(_spherical_log_prob(m, y) + m.log_weights)
+        rate = r * jnp.broadcast_to(m.precision_factor[:, 0], r.shape) ** 2
+        return rate @ m.means - rate.sum() * y
     r, g = _posterior(m, y)
     return r @ g
+
+
+def _spherical_log_prob(m: GaussianMixture, y: Array) -> Array:
+    """As `_component_log_prob` with |y - mu|^2 expanded about the components' mean: [d] -> [K].
+
+    Without a term common to all components. Centring keeps the cancellation to about
+    |y|^2 / s^2 float32 units in the last place, far below 1 in the responsibilities' exponents.
+    """
+    centre = jnp.mean(m.means, axis=0)
+    y, means = y - centre, m.means - centre[None, :]
+    squares = jnp.sum(y**2) - 2 * (means @ y) + jnp.sum(means**2, axis=1)
+    scale = jnp.broadcast_to(m.precision_factor[:, 0], squares.shape)
+    return m.dim * jnp.log(scale) - 0.5 * squares * scale**2
 
 
 def _hvp(m: GaussianMixture, y: Array, v: Array) -> Array:

@@ -28,22 +28,30 @@ def clock_grid(sde: SDE, num_steps: int, *, smallest_variance: float) -> np.ndar
     a fixed fraction of the relaxation time.
 
     Raises:
-      ValueError: fewer than 2 steps, or a smallest variance outside (0, 1).
+      ValueError: fewer than 2 steps, a smallest variance outside (0, 1), or a process whose clock
+        does not increase.
     """
     if num_steps < 2 or not 0 < smallest_variance < 1:
         raise ValueError(
             "clock_grid needs num_steps >= 2 and 0 < smallest_variance < 1,"
             f" got {num_steps} and {smallest_variance}"
         )
-    t = np.concatenate([[0.0], np.geomspace(1e-12, 1.0, 20_000)]) * sde.horizon
+    horizon = float(sde.horizon)
+    t = np.geomspace(1e-12, 1.0, 20_000) * horizon
     v = np.asarray(sde.variance(jnp.asarray(t, jnp.float32)), np.float64)
     clock = np.asarray(sde.clock(jnp.asarray(t, jnp.float32)), np.float64)
     first = np.interp(smallest_variance * v[-1], v, t)
     # Interpolated in log t, where the clock is smooth at both ends.
-    log_t = np.log(t[1:])
-    start = np.interp(np.log(first), log_t, clock[1:])
-    inner = np.exp(np.interp(np.linspace(start, clock[-1], num_steps), clock[1:], log_t))
-    return np.concatenate([[0.0, first], inner[1:-1], [sde.horizon]]).astype(np.float32)
+    log_t = np.log(t)
+    start = np.interp(np.log(first), log_t, clock)
+    inner = np.exp(np.interp(np.linspace(start, clock[-1], num_steps), clock, log_t))
+    grid = np.concatenate([[0.0, first], inner[1:-1], [horizon]]).astype(np.float32)
+    if not np.all(np.diff(grid) > 0):
+        raise ValueError(
+            f"the clock of {sde.name!r} does not increase over its horizon {horizon:g}; lower"
+            " process.horizon or the number of steps"
+        )
+    return grid
 
 
 GRIDS = ("clock", "uniform")
@@ -52,16 +60,22 @@ GRIDS = ("clock", "uniform")
 def time_grid(
     sde: SDE, num_steps: int, *, kind: str = "clock", smallest_variance: float = 1e-3
 ) -> np.ndarray:
-    """`clock_grid` or `uniform_grid` by name: [num_steps + 1] float32, time units."""
+    """`clock_grid` or `uniform_grid` by name: [num_steps + 1] float32, time units.
+
+    Raises:
+      ValueError: unknown kind, and as `clock_grid`.
+    """
+    if kind not in GRIDS:
+        raise ValueError(f"grid {kind!r}: choose one of {', '.join(GRIDS)}")
     if kind == "uniform":
-        return uniform_grid(sde.horizon, num_steps)
+        return uniform_grid(float(sde.horizon), num_steps)
     return clock_grid(sde, num_steps, smallest_variance=smallest_variance)
 
 
 def euler_maruyama_kernel(sde: SDE, y: Array, t: Array, h: Array) -> tuple[Array, Array]:
     """One step's Gaussian: mu = y + b(y, t) h [..., d] and sigma = g(t) sqrt(h) [...].
 
-    2405.15625, Algorithm 2 and Eq. 12; y [..., d], t and h [...] in time units.
+    2405.15625, Algorithm 2 and Eq. 6; y [..., d], t and h [...] in time units.
     """
     return y + h[..., None] * sde.drift(y, t), sde.diffusion(t) * jnp.sqrt(h)
 

@@ -111,7 +111,7 @@ def time_law(
         log_v = np.log(np.asarray(sde.variance(t), np.float64))
         clock = np.asarray(sde.clock(t), np.float64)
         parts = [np.diff(a, prepend=2 * a[0] - a[1]) for a in (log_v, clock)]
-        mass = sum(part / part.sum() for part in parts)
+        mass = parts[0] / parts[0].sum() + parts[1] / parts[1].sum()
     else:
         raise ValueError(f"noising.times={kind!r}: choose one of {', '.join(TIME_LAWS)}")
     cdf = np.concatenate([[0.0], np.cumsum(mass) / np.sum(mass)])
@@ -123,12 +123,20 @@ def time_law(
 
 
 def loss_weight(sde: SDE, t: Array, kind: str) -> Array:
-    """`variance`: v(t), which preconditions the score's 1/v scale away; `unit`: 1, as published."""
+    """`variance`: v(t), which preconditions the score's 1/v scale away; `unit`: 1, as published.
+
+    Raises:
+      ValueError: unknown kind.
+    """
+    if kind not in WEIGHTS:
+        raise ValueError(f"noising.weight={kind!r}: choose one of {', '.join(WEIGHTS)}")
     return sde.variance(t) if kind == "variance" else jnp.ones_like(t)
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=("sde", "times"), meta_fields=("k", "weight")
+    jax.tree_util.register_dataclass,
+    data_fields=("sde", "times", "first"),
+    meta_fields=("k", "weight"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExactKernel:
@@ -136,10 +144,14 @@ class ExactKernel:
 
     Fills every field: the target is -z / s (Vincent 2011; 2011.13456, Eq. 7), and the whole kernel
     counts as the local Gaussian step, mu = a x_0, sigma = s.
+
+    Attributes:
+      first: the smallest time; smaller draws of `times` are raised to it.
     """
 
     sde: SDE
     times: TimeLaw
+    first: Array
     k: int = 1
     weight: str = "variance"
     provides: ClassVar[frozenset[str]] = frozenset({"score_target", "mu", "z", "sigma"})
@@ -150,7 +162,7 @@ class ExactKernel:
         key_time, key_noise = jax.random.split(key)
         batch, dim = x0.shape
         t = self.times.time(self.times.quantiles(key_time, batch, self.k))
-        t = jnp.maximum(t, self.times.grid[1])
+        t = jnp.maximum(t, self.first)
         scale, sigma = self.sde.kernel(t)
         z = jax.random.normal(key_noise, (batch, self.k, dim), x0.dtype)
         mu = scale[..., None] * x0[:, None, :]
@@ -167,24 +179,26 @@ class ExactKernel:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("sde", "times", "loss_steps"),
+    data_fields=("sde", "times", "starts", "lengths"),
     meta_fields=("k", "weight"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SimulatedPaths:
     """Noising of any process by simulation (2405.15625, Algorithm 2 and Remark 3.1).
 
-    One Euler-Maruyama path a data point runs over the grid. At k random grid points it is left by
-    one more step, of its own length, whose mean, normal and size (mu, z, sigma) enter the loss.
-    Only the k states are kept, never the path.
+    One Euler-Maruyama path a data point runs over the grid. k times, for intervals i of the grid
+    drawn by the time law, it is left at an earlier grid point by one more step of its own length,
+    the loss step, whose mean, normal and size (mu, z, sigma) enter the loss. Only the k states are
+    kept, never the path.
 
     Attributes:
-      loss_steps: length of the last step from each grid point [n], time units.
+      starts, lengths: of the loss step for each interval, see `loss_steps`: int [n], float [n].
     """
 
     sde: SDE
     times: TimeLaw
-    loss_steps: Array
+    starts: Array
+    lengths: Array
     k: int = 1
     weight: str = "variance"
     provides: ClassVar[frozenset[str]] = frozenset({"mu", "z", "sigma"})
@@ -194,21 +208,21 @@ class SimulatedPaths:
         key_time, key_path, key_step = jax.random.split(key, 3)
         batch, dim = x0.shape
         grid = self.times.grid
-        index = self.times.index(self.times.quantiles(key_time, batch, self.k))
+        interval = self.times.index(self.times.quantiles(key_time, batch, self.k))
+        index, h = self.starts[interval], self.lengths[interval]
 
         def step(
             carry: tuple[Array, Array], n: Array, t: Array, t_next: Array
         ) -> tuple[tuple[Array, Array], None]:
             y, kept = carry
             z = jax.random.normal(jax.random.fold_in(key_path, n), y.shape, y.dtype)
-            h = broadcast_time(t_next - t, y)
-            y = euler_maruyama_step(self.sde, y, broadcast_time(t, y), h, z)
+            length = broadcast_time(t_next - t, y)
+            y = euler_maruyama_step(self.sde, y, broadcast_time(t, y), length, z)
             return (y, jnp.where((index == n + 1)[..., None], y[:, None, :], kept)), None
 
         start = jnp.broadcast_to(x0[:, None, :], (batch, self.k, dim))
         # The last interval's start is the last state a loss step can leave from.
         (_, kept), _ = scan_grid(step, (x0, start), grid[:-1])
-        h = self.loss_steps[index]
         mu, sigma = euler_maruyama_kernel(self.sde, kept, grid[index], h)
         z = jax.random.normal(key_step, kept.shape, kept.dtype)
         t = grid[index] + h
@@ -225,12 +239,16 @@ class SimulatedPaths:
 NoisingFn = Callable[[Array, Array], NoisedBatch]
 
 
-def loss_steps(sde: SDE, grid: np.ndarray, *, fixed: float = 0.0, fraction: float = 0.0) -> Array:
-    """Length of the loss step from each grid point [n], time units.
+def loss_steps(
+    sde: SDE, grid: np.ndarray, *, fixed: float = 0.0, fraction: float = 0.0
+) -> tuple[Array, Array]:
+    """Where the loss step of each grid interval starts and how long it is: int [n], float [n].
 
-    `fixed`: the same everywhere, as published (1e-3). `fraction`: the step that adds this fraction
-    of the variance v(t) already there (of v(t_1) at t = 0), but never more than the longest step
-    of the grid, so that its Euler error stays that of the simulation.
+    `fixed`: from the interval's left end, the same length everywhere, as published (1e-3).
+    `fraction`: to the interval's right end tau_i, so that the training times are the grid's. It
+    starts at the last grid point s that is early enough for the step to add this fraction of the
+    variance already there, v(tau_i) >= (1 + fraction) v(s), but never so early that the step is
+    longer than the longest one of the grid: its Euler error stays that of the simulation.
 
     Raises:
       ValueError: not exactly one of the two positive.
@@ -240,8 +258,12 @@ def loss_steps(sde: SDE, grid: np.ndarray, *, fixed: float = 0.0, fraction: floa
             "set exactly one of noising.loss_step (time units) and noising.loss_fraction to a"
             f" positive value, got {fixed} and {fraction}"
         )
-    starts = jnp.asarray(grid[:-1], jnp.float32)
+    intervals = np.arange(len(grid) - 1)
     if fixed:
-        return jnp.full_like(starts, fixed)
-    v = sde.variance(jnp.maximum(starts, grid[1]))
-    return jnp.minimum(fraction * v / sde.diffusion(starts) ** 2, float(np.max(np.diff(grid))))
+        return jnp.asarray(intervals), jnp.full(len(intervals), fixed, jnp.float32)
+    v = np.asarray(sde.variance(jnp.asarray(grid, jnp.float32)), np.float64)
+    early_enough = np.searchsorted(v, v[1:] / (1 + fraction), side="right") - 1
+    longest = np.diff(grid).max() * (1 + 1e-6)
+    not_too_early = np.searchsorted(grid, grid[1:] - longest, side="left")
+    starts = np.minimum(np.maximum(early_enough, not_too_early), intervals)
+    return jnp.asarray(starts), jnp.asarray(grid[1:] - grid[starts], jnp.float32)

@@ -35,13 +35,14 @@ def png(figure: Any, dpi: int = 110) -> bytes:
 def tile(images: np.ndarray, shape: tuple[int, ...], columns: int) -> np.ndarray:
     """Flat images [n, d] with values in [-1, 1] as one picture with thin gaps, values in [0, 1]."""
     height, width, channels = shape
+    shown = channels if channels in (1, 3, 4) else 1  # of other images, the first channel
     rows = -(-len(images) // columns)
-    canvas = np.ones((rows * (height + 1) + 1, columns * (width + 1) + 1, channels), np.float32)
+    canvas = np.ones((rows * (height + 1) + 1, columns * (width + 1) + 1, shown), np.float32)
     for i, image in enumerate(images):
         top, left = 1 + (i // columns) * (height + 1), 1 + (i % columns) * (width + 1)
-        pixels = np.nan_to_num(image).reshape(shape)
+        pixels = np.nan_to_num(image).reshape(shape)[..., :shown]
         canvas[top : top + height, left : left + width] = np.clip((pixels + 1) / 2, 0, 1)
-    return canvas[..., 0] if channels == 1 else canvas
+    return canvas[..., 0] if shown == 1 else canvas
 
 
 def _show(axis: Any, x: np.ndarray, shape: tuple[int, ...], limits: np.ndarray) -> None:
@@ -49,6 +50,9 @@ def _show(axis: Any, x: np.ndarray, shape: tuple[int, ...], limits: np.ndarray) 
         columns = int(np.ceil(np.sqrt(len(x))))
         axis.imshow(tile(x, shape, columns), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.axis("off")
+        return
+    if x.shape[1] == 1:
+        axis.hist(x[:, 0], bins=60, range=tuple(limits[0]), density=True, color="#1f4e79")
         return
     first_two = x[:, :2]
     axis.scatter(*first_two.T, s=2, alpha=0.5, linewidths=0, color="#1f4e79", rasterized=True)
@@ -58,7 +62,8 @@ def _show(axis: Any, x: np.ndarray, shape: tuple[int, ...], limits: np.ndarray) 
 def panels(sets: Mapping[str, np.ndarray], shape: tuple[int, ...], *, size: float = 4.0) -> Any:
     """Point sets or images [n, d] side by side, one panel a title, in common limits.
 
-    Data of more than two dimensions that are no images show their first two coordinates.
+    Data of more than two dimensions that are no images show their first two coordinates, data of
+    one dimension a histogram.
     """
     figure, axes = _new(size * len(sets), size + 0.3, ncols=len(sets), squeeze=False)
     points = next(iter(sets.values()))[:, :2]

@@ -106,7 +106,7 @@ def evaluate_run(
     facts = {
         "data": f"{dataset.name}: {len(dataset.train)} training, {len(dataset.test)} held-out"
         f" items; {dataset.source}",
-        "process": f"{experiment.sde.name}, horizon {experiment.sde.horizon:.4g}",
+        "process": f"{experiment.sde.name}, horizon {float(experiment.sde.horizon):.4g}",
         "objective": _objective_text(config),
         "training": f"{int(state.step)} steps, seed {config.train.seed}",
         "sampling": f"{num} samples, {config.sample.sampler}, {config.sample.steps} steps,"
@@ -152,8 +152,7 @@ def _pictures(
     }
     if dataset.is_image:
         first = samples[:12]
-        squares = ((first[:, None, :] - dataset.train[None, :20_000]) ** 2).sum(axis=-1)
-        nearest = dataset.train[squares.argmin(axis=1)]
+        nearest = dataset.train[evaluation.nearest_distances(first, dataset.train)[1]]
         figures["neighbours"] = plots.neighbours_figure(first, nearest, dataset.shape)
     if experiment.objective.name == "ndsm_cv":
         t = jnp.geomspace(experiment.sample_grid[1], experiment.sde.horizon, 200)

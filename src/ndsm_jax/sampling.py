@@ -46,12 +46,16 @@ def heun_flow(keys: Array, score: ScoreFn, sde: SDE, x: Array, grid: Array) -> A
 
 
 def denoise(score: ScoreFn, sde: SDE, x: Array, t: Array) -> Array:
-    """The reverse step from t to 0 without its noise, x + t (-b + g^2 s): [B, d] -> [B, d].
+    """The posterior mean E[Y_0 | Y_t = x], by Tweedie's formula: [B, d] -> [B, d].
 
-    To first order in t it is the posterior mean E[Y_0 | Y_t = x] (Tweedie).
+    Exact for linear processes, (x + s(t)^2 score) / a(t). For others to first order in t, as one
+    step backwards without noise: x - t b + v(t) score.
     """
     t = broadcast_time(t, x)
-    return x + t[:, None] * reverse_drift(sde, score)(x, t)
+    if sde.kernel is not None:
+        scale, std = sde.kernel(t)
+        return (x + std[:, None] ** 2 * score(x, t)) / scale[:, None]
+    return x - t[:, None] * sde.drift(x, t) + sde.variance(t)[:, None] * score(x, t)
 
 
 SAMPLERS: dict[str, Callable[[Array, ScoreFn, SDE, Array, Array], Array]] = {
@@ -100,8 +104,10 @@ def sample(
       progress: whether to show a progress bar.
 
     Raises:
-      ValueError: unknown sampler.
+      ValueError: unknown sampler, or num or chunk less than 1.
     """
+    if num < 1 or chunk < 1:
+        raise ValueError(f"sample: num and chunk must be at least 1, got {num} and {chunk}")
     if sampler not in SAMPLERS:
         raise ValueError(f"sample.sampler={sampler!r}: choose one of {', '.join(SAMPLERS)}")
     score = score if isinstance(score, jax.tree_util.Partial) else jax.tree_util.Partial(score)

@@ -28,8 +28,8 @@ RELAXATION_TIMES = 4.0
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("drift", "diffusion", "prior", "variance", "saturation", "kernel"),
-    meta_fields=("name", "horizon"),
+    data_fields=("drift", "diffusion", "prior", "decay", "saturation", "horizon", "kernel"),
+    meta_fields=("name",),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SDE:
@@ -40,9 +40,10 @@ class SDE:
       drift: b(y [..., d], t [...]) -> [..., d].
       diffusion: g(t [...]) -> [...], scalar noise.
       prior: the law at the horizon, from which the reverse process starts.
-      variance: the local kernel variance v(t) [...] -> [...], increasing from v(0) = 0.
-      saturation: the limit of v(t) for t -> infinity (a scalar, may be infinite).
-      horizon: T, in time units (static).
+      decay: x(t) [...] -> [...], increasing from x(0) = 0: the local kernel variance is
+        v(t) = saturation (1 - exp(-x(t))).
+      saturation: the limit of v(t) for t -> infinity (a scalar).
+      horizon: T, in time units.
       kernel: for linear processes t -> (a, s) with Y_t | Y_0 ~ N(a Y_0, s^2 I), otherwise None.
     """
 
@@ -50,15 +51,19 @@ class SDE:
     drift: Callable[[Array, Array], Array]
     diffusion: Callable[[Array], Array]
     prior: GaussianMixture
-    variance: Callable[[Array], Array]
+    decay: Callable[[Array], Array]
     saturation: Array
-    horizon: float
+    horizon: Array
     kernel: Callable[[Array], tuple[Array, Array]] | None = None
 
     @property
     def dim(self) -> int:
         """d."""
         return self.prior.dim
+
+    def variance(self, t: Array) -> Array:
+        """v(t) [...], the local kernel variance: std, loss weight and training times follow it."""
+        return -self.saturation * jnp.expm1(-self.decay(t))
 
     def std(self, t: Array) -> Array:
         """sqrt(v(t)) [...]: the scale by which a preconditioned network is divided."""
@@ -69,9 +74,10 @@ class SDE:
 
         It is minus a log signal-to-noise ratio: equal steps are geometric in t while little noise
         has been added, and uniform in t, a fixed fraction of the relaxation time, once v saturates.
+        Written as log(saturation) + x + log(1 - exp(-x)), which is finite for any t > 0.
         """
-        v = jnp.maximum(self.variance(t), jnp.finfo(jnp.float32).tiny)
-        return jnp.log(v) - jnp.log1p(-v / self.saturation)
+        x = jnp.maximum(self.decay(t), jnp.finfo(jnp.float32).tiny)
+        return jnp.log(self.saturation) + x + jnp.log(-jnp.expm1(-x))
 
 
 def _langevin_drift(prior: GaussianMixture, y: Array, t: Array) -> Array:
@@ -82,8 +88,8 @@ def _sqrt_two(t: Array) -> Array:
     return jnp.full_like(t, 2**0.5)
 
 
-def _langevin_variance(sigma_squared: Array, t: Array) -> Array:
-    return -sigma_squared * jnp.expm1(-2 * t / sigma_squared)
+def _langevin_decay(sigma_squared: Array, t: Array) -> Array:
+    return 2 * t / sigma_squared
 
 
 def mixture_langevin(prior: GaussianMixture, *, horizon: float | None = None) -> SDE:
@@ -98,14 +104,15 @@ def mixture_langevin(prior: GaussianMixture, *, horizon: float | None = None) ->
         drift=Partial(_langevin_drift, prior),
         diffusion=Partial(_sqrt_two),
         prior=prior,
-        variance=Partial(_langevin_variance, sigma_squared),
+        decay=Partial(_langevin_decay, sigma_squared),
         saturation=sigma_squared,
         horizon=_horizon(horizon, RELAXATION_TIMES * float(sigma_squared)),
     )
 
 
 def _ou_kernel(variance: Array, t: Array) -> tuple[Array, Array]:
-    return jnp.exp(-t / variance), jnp.sqrt(_langevin_variance(variance, t))
+    x = _langevin_decay(variance, t)
+    return jnp.exp(-0.5 * x), jnp.sqrt(-variance * jnp.expm1(-x))
 
 
 def ornstein_uhlenbeck(dim: int, *, variance: float = 1.0, horizon: float | None = None) -> SDE:
@@ -122,7 +129,7 @@ def _vp_beta(beta_min: Array, beta_slope: Array, t: Array) -> Array:
     return beta_min + beta_slope * t
 
 
-def _vp_integral(beta_min: Array, beta_slope: Array, t: Array) -> Array:
+def _vp_decay(beta_min: Array, beta_slope: Array, t: Array) -> Array:
     return beta_min * t + 0.5 * beta_slope * t**2
 
 
@@ -134,13 +141,9 @@ def _vp_diffusion(beta_min: Array, beta_slope: Array, t: Array) -> Array:
     return jnp.sqrt(_vp_beta(beta_min, beta_slope, t))
 
 
-def _vp_variance(beta_min: Array, beta_slope: Array, t: Array) -> Array:
-    return -jnp.expm1(-_vp_integral(beta_min, beta_slope, t))
-
-
 def _vp_kernel(beta_min: Array, beta_slope: Array, t: Array) -> tuple[Array, Array]:
-    variance = _vp_variance(beta_min, beta_slope, t)
-    return jnp.exp(-0.5 * _vp_integral(beta_min, beta_slope, t)), jnp.sqrt(variance)
+    x = _vp_decay(beta_min, beta_slope, t)
+    return jnp.exp(-0.5 * x), jnp.sqrt(-jnp.expm1(-x))
 
 
 def variance_preserving(
@@ -151,23 +154,22 @@ def variance_preserving(
     beta is linear from beta_min at 0 to beta_max at the horizon (default 1). With
     B(t) = int_0^t beta the kernel is a = exp(-B/2), s^2 = v = 1 - exp(-B).
     """
-    horizon = _horizon(horizon, 1.0)
-    beta = (jnp.float32(beta_min), jnp.float32((beta_max - beta_min) / horizon))
+    end = _horizon(horizon, 1.0)
+    beta = (jnp.float32(beta_min), (beta_max - beta_min) / end)
     return SDE(
         name="variance_preserving",
         drift=Partial(_vp_drift, *beta),
         diffusion=Partial(_vp_diffusion, *beta),
         prior=standard_normal(dim),
-        variance=Partial(_vp_variance, *beta),
+        decay=Partial(_vp_decay, *beta),
         saturation=jnp.float32(1.0),
-        horizon=horizon,
+        horizon=end,
         kernel=Partial(_vp_kernel, *beta),
     )
 
 
-def _local_variance(diffusion: Callable[[Array], Array], sigma_squared: Array, t: Array) -> Array:
-    rate = diffusion(jnp.zeros_like(t)) ** 2
-    return -sigma_squared * jnp.expm1(-rate * t / sigma_squared)
+def _local_decay(diffusion: Callable[[Array], Array], sigma_squared: Array, t: Array) -> Array:
+    return diffusion(jnp.zeros_like(t)) ** 2 * t / sigma_squared
 
 
 def user_process(
@@ -176,20 +178,20 @@ def user_process(
     prior: GaussianMixture,
     *,
     horizon: float,
-    variance: Callable[[Array], Array] | None = None,
+    decay: Callable[[Array], Array] | None = None,
     saturation: float | None = None,
     name: str = "user",
 ) -> SDE:
     """Any drift b(y [..., d], t [...]) and diffusion g(t [...]) > 0, noising towards `prior`.
 
-    Without a clock of its own (`variance` and its limit `saturation`) the process uses that of the
+    Without a clock of its own (`decay` and `saturation`, see `SDE`) the process uses that of the
     prior's typical component: v(t) = sigma^2 (1 - exp(-g(0)^2 t / sigma^2)).
 
     Raises:
-      ValueError: a horizon that is not positive, or `variance` without `saturation`.
+      ValueError: a horizon that is not positive, or `decay` without `saturation`.
     """
-    if (variance is None) != (saturation is None):
-        raise ValueError("user_process: give both variance and saturation, or neither")
+    if (decay is None) != (saturation is None):
+        raise ValueError("user_process: give both decay and saturation, or neither")
     diffusion = Partial(diffusion)
     sigma_squared = prior.typical_variance()
     return SDE(
@@ -197,7 +199,7 @@ def user_process(
         drift=Partial(drift),
         diffusion=diffusion,
         prior=prior,
-        variance=Partial(variance or Partial(_local_variance, diffusion, sigma_squared)),
+        decay=Partial(decay or Partial(_local_decay, diffusion, sigma_squared)),
         saturation=sigma_squared if saturation is None else jnp.float32(saturation),
         horizon=_horizon(horizon, horizon),
     )
@@ -210,11 +212,11 @@ PROCESSES: dict[str, Callable[..., SDE]] = {
 }
 
 
-def _horizon(horizon: float | None, default: float) -> float:
+def _horizon(horizon: float | None, default: float) -> Array:
     horizon = default if horizon is None else float(horizon)
     if not 0 < horizon < float("inf"):
         raise ValueError(f"process.horizon={horizon}: a positive, finite time is needed")
-    return horizon
+    return jnp.float32(horizon)
 
 
 def reverse_drift(sde: SDE, score: ScoreFn) -> ScoreFn:
@@ -239,7 +241,7 @@ TIME_COORDINATES = ("clock", "time")
 
 
 def _clock_coordinate(sde: SDE, first: Array, t: Array) -> Array:
-    ends = sde.clock(jnp.stack([first, jnp.full_like(first, sde.horizon)]))
+    ends = sde.clock(jnp.stack([first, sde.horizon]))
     return jnp.clip(2 * (sde.clock(t) - ends[0]) / (ends[1] - ends[0]) - 1, -1, 1)
 
 
@@ -252,7 +254,12 @@ def time_coordinate(sde: SDE, kind: str, *, first: float) -> Callable[[Array], A
 
     `clock`: `SDE.clock` between the smallest time `first` and T, so that a tenfold smaller time is
     as visible as a tenfold larger one; `time`: t itself, as published.
+
+    Raises:
+      ValueError: unknown kind.
     """
+    if kind not in TIME_COORDINATES:
+        raise ValueError(f"network.time={kind!r}: choose one of {', '.join(TIME_COORDINATES)}")
     if kind == "time":
         return Partial(_time_coordinate, sde)
     return Partial(_clock_coordinate, sde, jnp.float32(first))

@@ -9,6 +9,8 @@ import json
 import logging
 import pathlib
 import platform
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -105,8 +107,8 @@ def train_step(
     """One step of 2405.15625, Algorithm 1, for any objective: x0 [B, d] -> (state, metrics).
 
     The theta-update uses eps(t) of the state; every control_variate.period steps the products of
-    per-sample gradients update it, and give an estimate of one sample's gradient variance (NaN on
-    the other steps).
+    per-sample gradients, at the updated theta as in the paper, update it, and give an estimate of
+    one sample's gradient variance (NaN on the other steps).
     """
     config, model, control = experiment.config, experiment.model, experiment.control
     batch = experiment.noising(jax.random.fold_in(key, STREAM_NOISE), x0)
@@ -169,8 +171,9 @@ def make_dispatch(experiment: Experiment) -> DispatchFn:
     passed in so that they are no constants of the program.
 
     Convolutional networks on the CPU are stepped from the host instead: XLA compiles the weight
-    gradient of a convolution about a hundred times slower inside a loop (jax issue 12868), and
-    their steps are long enough not to mind.
+    gradient of a convolution some thirty times slower inside a loop (jax issue 12868), and their
+    steps are long enough not to mind. For the same reason their control variate wants the estimator
+    probes, not exact.
     """
     root = jax.random.fold_in(jax.random.key(experiment.config.train.seed), STREAM_STEPS)
 
@@ -299,10 +302,12 @@ def train(
     """Trains to train.steps, resuming from the newest good checkpoint in workdir if there is one.
 
     Writes checkpoints/, metrics.jsonl, tensorboard/, images/, config.json and, when a mixture is
-    fitted, mixture.txt. An interrupt (Ctrl-C) saves a checkpoint before it is passed on.
+    fitted, mixture.txt. Ctrl-C and SIGTERM save a checkpoint before they take effect.
 
     Raises:
-      NonFiniteError: a loss or gradient was not finite; the last good checkpoint is kept.
+      NonFiniteError: a loss, a gradient or the state was not finite; the last good checkpoint is
+        kept.
+      KeyboardInterrupt: after an interrupt, once the checkpoint is saved.
       ValueError: batch larger than the data, or workdir belongs to another experiment.
     """
     c = config.train
@@ -311,10 +316,10 @@ def train(
             f"train.batch_size={c.batch_size} exceeds the {len(dataset.train)} training samples"
         )
     workdir = pathlib.Path(workdir)
-    experiment, state, resumed = _start(config, dataset, workdir)
-    start = int(state.step)
-    if start >= c.steps:
-        logger.info("nothing to do: step %d of train.steps=%d is saved", start, c.steps)
+    experiment, state = _start(config, dataset, workdir)
+    step = int(state.step)
+    if step >= c.steps:
+        logger.info("nothing to do: step %d of train.steps=%d is saved", step, c.steps)
         return state
     facts = host_facts(config, dataset)
     (workdir / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -326,92 +331,127 @@ def train(
     window: list[dict[str, np.ndarray]] = []
     clock = _Clock()
 
-    def save(state: TrainState) -> None:
-        if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(state.params)):
-            raise NonFiniteError(_non_finite_message(int(state.step)))
-        checkpoints.save(int(state.step), {"train": state, "prior": experiment.sde.prior}, facts)
+    def save() -> None:
+        _check_state(state)
+        checkpoints.save(step, {"train": state, "prior": experiment.sde.prior}, facts)
+
+    def log() -> None:
+        if window:
+            writer.write(step, _means(window) | {"steps_per_second": clock.window_rate()})
+            window.clear()
 
     with (
         Checkpoints(workdir / "checkpoints", keep=c.keep) as checkpoints,
         MetricWriter(workdir, tensorboard=c.tensorboard) as writer,
-        tqdm(total=c.steps, initial=start, desc="training", disable=not progress) as bar,
+        tqdm(
+            total=c.steps, initial=step, desc="training", unit=" steps", disable=not progress
+        ) as bar,
+        _DeferredInterrupt() as interrupt,
     ):
-        if resumed:
-            writer.truncate(start)
-        else:
-            save(state)
-        try:
-            step = start
-            while step < c.steps:
-                num = min(clock.steps(capacity), _until(step, c.log_every), c.steps - step)
-                for every in (c.checkpoint_every, c.picture_every):
-                    num = min(num, _until(step, every))
-                rows = np.zeros((capacity, c.batch_size), np.int32)
-                for i in range(num):
-                    rows[i] = batch_indices(c.seed, step + i, len(data), c.batch_size)
-                state, metrics = dispatch(state, arrays, data, rows, num)
-                measured = {name: np.asarray(x)[:num] for name, x in metrics.items()}
-                clock.record(num)
-                _check_finite(measured, step)
-                step += num
-                window.append(measured)
-                bar.update(num)
-                bar.set_postfix(loss=f"{measured['loss'].mean():.4g}", refresh=False)
-                if step % c.log_every == 0 or step == c.steps:
-                    writer.write(step, _means(window) | {"steps_per_second": clock.rate})
-                    window.clear()
-                if step % c.checkpoint_every == 0 or step == c.steps:
-                    save(state)
-                if c.picture_every and (step % c.picture_every == 0 or step == c.steps):
-                    writer.image(step, "samples", _picture(experiment, state, dataset))
-                    clock.restart()
-        except KeyboardInterrupt:
-            save(state)
-            logger.warning("interrupted: step %d is saved; the same command resumes", step)
-            raise
+        writer.truncate(step)
+        if step == 0:
+            save()
+        while step < c.steps:
+            num = min(clock.steps(capacity), _until(step, c.log_every), c.steps - step)
+            for every in (c.checkpoint_every, c.picture_every):
+                num = min(num, _until(step, every))
+            rows = np.zeros((capacity, c.batch_size), np.int32)
+            for i in range(num):
+                rows[i] = batch_indices(c.seed, step + i, len(data), c.batch_size)
+            clock.start()
+            state, metrics = dispatch(state, arrays, data, rows, num)
+            measured = {name: np.asarray(x)[:num] for name, x in metrics.items()}
+            clock.stop(num)
+            window.append(measured)
+            if (bad := _first_not_finite(measured)) is not None:
+                log()
+                raise NonFiniteError(_non_finite_message(step + bad + 1))
+            step += num
+            bar.update(num)
+            bar.set_postfix(loss=f"{measured['loss'].mean():.4g}", refresh=False)
+            if step % c.log_every == 0 or step == c.steps or interrupt.requested:
+                log()
+            if step % c.checkpoint_every == 0 or step == c.steps or interrupt.requested:
+                save()
+            if interrupt.requested:
+                checkpoints.wait()
+                logger.warning("interrupted: step %d is saved; the same command resumes", step)
+                raise KeyboardInterrupt
+            if c.picture_every and (step % c.picture_every == 0 or step == c.steps):
+                writer.image(step, "samples", _picture(experiment, state, dataset))
     return state
 
 
 def _start(
     config: Config, dataset: Dataset, workdir: pathlib.Path
-) -> tuple[Experiment, TrainState, bool]:
+) -> tuple[Experiment, TrainState]:
     directory = workdir / "checkpoints"
     if directory.is_dir() and any(p.name.isdigit() for p in directory.iterdir()):
         check_resumable(config, read_host(directory), dataset)
         experiment, state, _ = _restore(config, dataset.shape, directory)
         logger.info("resuming %s from step %d", workdir, int(state.step))
-        return experiment, state, True
+        return experiment, state
     build(config, dataset.shape, abstract_prior(config, dataset.dim))  # contradictions show here
     prior, report = fit_prior(config, dataset)
+    experiment = build(config, dataset.shape, prior)
     workdir.mkdir(parents=True, exist_ok=True)
     if report is not None:
         logger.info("%s", report)
         (workdir / "mixture.txt").write_text(f"{report}\n")
-    experiment = build(config, dataset.shape, prior)
-    return experiment, init_state(experiment), False
+    return experiment, init_state(experiment)
+
+
+class _DeferredInterrupt:
+    """Turns the first SIGINT or SIGTERM into a flag: in the midst of a dispatch the old state has
+    been donated and the new one is not there yet, so nothing could be saved. A second one acts at
+    once. Outside the main thread, where Python allows no handlers, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> _DeferredInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _request(self, number: int, frame: object) -> None:
+        self.requested = True
+        signal.signal(number, self._previous[number])
 
 
 class _Clock:
-    """Chooses how many steps one dispatch runs, so that it takes about `target` seconds."""
+    """Times dispatches, and chooses how many steps one runs, so that it takes about `target`."""
 
     def __init__(self, target: float = 0.5) -> None:
         self._target = target
-        self.rate = 0.0
         self._num = 1
-        self.restart()
-
-    def restart(self) -> None:
-        self._last = time.perf_counter()
+        self._steps, self._seconds = 0, 0.0
 
     def steps(self, capacity: int) -> int:
         return max(1, min(self._num, capacity))
 
-    def record(self, num: int) -> None:
-        now = time.perf_counter()
-        seconds, self._last = max(now - self._last, 1e-9), now
-        self.rate = num / seconds
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def stop(self, num: int) -> None:
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        self._steps, self._seconds = self._steps + num, self._seconds + seconds
         # Grows at most fourfold a dispatch: the first ones include compilation.
-        self._num = max(1, min(4 * num, round(self._target * self.rate)))
+        self._num = max(1, min(4 * num, round(self._target * num / seconds)))
+
+    def window_rate(self) -> float:
+        """Steps a second since the last call, in dispatches alone."""
+        rate = self._steps / max(self._seconds, 1e-9)
+        self._steps, self._seconds = 0, 0.0
+        return rate
 
 
 def _until(step: int, every: int) -> int:
@@ -426,16 +466,22 @@ def _means(window: list[dict[str, np.ndarray]]) -> dict[str, float]:
     return {name: float(x.mean()) for name, x in joined.items() if x.size}
 
 
-def _check_finite(metrics: dict[str, np.ndarray], step: int) -> None:
+def _first_not_finite(metrics: dict[str, np.ndarray]) -> int | None:
     bad = ~(np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"]))
-    if bad.any():
-        raise NonFiniteError(_non_finite_message(step + int(np.argmax(bad)) + 1))
+    return int(np.argmax(bad)) if bad.any() else None
+
+
+def _check_state(state: TrainState) -> None:
+    for leaf in jax.tree.leaves(state):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.all(jnp.isfinite(leaf))):
+            raise NonFiniteError(_non_finite_message(int(state.step)))
 
 
 def _non_finite_message(step: int) -> str:
     return (
-        f"loss or gradient is not finite at step {step}; the last good checkpoint is kept. Lower"
-        " optimizer.learning_rate, set optimizer.clip_norm, or raise noising.smallest_variance"
+        f"loss, gradient or state is not finite at step {step}; the last good checkpoint is kept."
+        " Lower optimizer.learning_rate, set optimizer.clip_norm, or raise"
+        " noising.smallest_variance"
     )
 
 

@@ -41,6 +41,13 @@ class ScoreModel:
     network: Any
     parameterisation: str = "residual"
 
+    def __post_init__(self) -> None:
+        if self.parameterisation not in PARAMETERISATIONS:
+            choices = ", ".join(PARAMETERISATIONS)
+            raise ValueError(
+                f"network.parameterisation={self.parameterisation!r}: choose one of {choices}"
+            )
+
     def init(self, key: Array) -> Any:
         """Parameters theta."""
         return self.network.init(key, jnp.zeros((1, self.sde.dim)), jnp.zeros(1))

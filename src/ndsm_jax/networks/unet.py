@@ -13,9 +13,10 @@ from ndsm_jax.networks.embedding import GaussianFourierFeatures
 
 
 class Block(nn.Module):
-    """3 x 3 convolution, time injection, GroupNorm, swish.
+    """3 x 3 convolution, GroupNorm, scale and shift by the time, swish.
 
-    [n, h, w, c] and time features [n, e] -> [n, h / strides, w / strides, width].
+    [n, h, w, c] and time features [n, e] -> [n, h / strides, w / strides, width]. The time comes
+    after the normalisation, which would remove a bias that is constant over the image.
     """
 
     width: int
@@ -24,8 +25,9 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array, time: Array) -> Array:
         x = nn.Conv(self.width, (3, 3), strides=self.strides, use_bias=False)(x)
-        x = x + nn.Dense(self.width)(time)[:, None, None, :]
-        return nn.swish(nn.GroupNorm(num_groups=math.gcd(self.width, 32))(x))
+        x = nn.GroupNorm(num_groups=math.gcd(self.width, max(1, self.width // 4)))(x)
+        scale, shift = jnp.split(nn.Dense(2 * self.width)(time)[:, None, None, :], 2, axis=-1)
+        return nn.swish(x * (1 + scale) + shift)
 
 
 class UNet(nn.Module):
