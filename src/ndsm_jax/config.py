@@ -328,7 +328,7 @@ def default() -> ConfigDict:
 
 SMOKE: dict[str, dict[str, Any]] = {
     "mixture": {"subset": 400, "num_inits": 1},
-    "noising": {"steps": 20},
+    "noising": {"steps": 100},
     "network": {"width": 16, "depth": 2, "widths": (8, 16), "time_features": 16},
     "train": {
         "steps": 20,
@@ -337,7 +337,7 @@ SMOKE: dict[str, dict[str, Any]] = {
         "checkpoint_every": 10,
         "picture_every": 20,
     },
-    "sample": {"num": 200, "steps": 20, "chunk": 100},
+    "sample": {"num": 200, "steps": 100, "chunk": 100},
     "evaluate": {"max_points": 200},
 }
 """What the `:smoke` variant of every config changes: all features, in seconds."""
