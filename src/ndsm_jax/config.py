@@ -161,7 +161,7 @@ class NoisingConfig(Section):
     weight: str = option("variance", "loss weight: v(t) or 1", choices=WEIGHTS)
     loss_step: float = option(0.0, "fixed length of the loss step, time units; 0: off", low=0)
     loss_fraction: float = option(
-        2.0, "loss step that adds this fraction of v(t); 0: off", low=0, high=10
+        2.0, "loss step adds this fraction of the variance already there; 0: off", low=0, high=10
     )
 
 

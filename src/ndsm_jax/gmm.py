@@ -317,7 +317,7 @@ def fit(
       The mixture and a `FitReport`.
 
     Raises:
-      ValueError: fewer samples than components, NaN in the data, or an empty component.
+      ValueError: fewer than two samples a component, or NaN in the data.
     """
     from sklearn.mixture import GaussianMixture as ScikitMixture
 
@@ -344,10 +344,10 @@ def fit(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # non-convergence is reported below
         model.fit(used)
-    weights, means, covariances = model.weights_, model.means_, model.covariances_
     if covariance == "tied_spherical":
-        weights, means, covariances = _pool_variances(model, used, min_covariance, max_iterations)
-    fitted = mixture(weights, means, covariances, covariance=covariance)
+        _pool_variances(model, used, min_covariance, max_iterations)
+    weights = model.weights_
+    fitted = mixture(weights, model.means_, model.covariances_, covariance=covariance)
 
     def mean_log_prob(samples: np.ndarray) -> float:
         chunks = jax.lax.map(fitted.log_prob, jnp.asarray(samples, jnp.float32), batch_size=1024)
@@ -367,11 +367,15 @@ def fit(
 
 def _pool_variances(
     model: Any, data: np.ndarray, min_covariance: float, max_iterations: int
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """EM for one variance shared by all components, started from a fitted spherical model."""
+) -> None:
+    """EM for one variance shared by all components, started from a fitted spherical model.
+
+    Changes the scikit-learn model in place; its covariances_ becomes a scalar.
+    """
     num_samples, dim = data.shape
     variance = float(model.weights_ @ model.covariances_)
-    for _ in range(max_iterations):
+    model.converged_ = False
+    for model.n_iter_ in range(1, max_iterations + 1):
         model.precisions_cholesky_ = np.full(len(model.weights_), variance**-0.5)
         r = model.predict_proba(data)
         counts = r.sum(axis=0)
@@ -379,6 +383,7 @@ def _pool_variances(
         model.weights_ = counts / num_samples
         scatter = np.sum(data**2) - counts @ np.sum(model.means_**2, axis=1)
         previous, variance = variance, scatter / (num_samples * dim) + min_covariance
-        if abs(variance - previous) < 1e-6 * variance:
+        model.converged_ = abs(variance - previous) < 1e-6 * variance
+        if model.converged_:
             break
-    return model.weights_, model.means_, variance
+    model.covariances_ = variance

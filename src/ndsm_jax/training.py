@@ -23,7 +23,7 @@ import optax
 from jax import Array
 from tqdm import tqdm
 
-from ndsm_jax import plots
+from ndsm_jax import __version__, plots
 from ndsm_jax.checkpointing import Checkpoints, read_host
 from ndsm_jax.config import Config
 from ndsm_jax.control_variates import exact_products, probe_products
@@ -280,8 +280,9 @@ def check_resumable(config: Config, host: dict[str, Any], dataset: Dataset) -> N
 
 def host_facts(config: Config, dataset: Dataset) -> dict[str, Any]:
     """What a checkpoint records beside arrays: config, data, versions."""
-    packages = ("ndsm_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {name: importlib.metadata.version(name) for name in packages}
+    versions |= {"ndsm_jax": __version__, "python": platform.python_version()}
     data = {
         "name": dataset.name,
         "shape": list(dataset.shape),
@@ -289,11 +290,7 @@ def host_facts(config: Config, dataset: Dataset) -> dict[str, Any]:
         "num_train": len(dataset.train),
         "source": dataset.source,
     }
-    return {
-        "config": config.to_dict(),
-        "data": data,
-        "versions": versions | {"python": platform.python_version()},
-    }
+    return {"config": config.to_dict(), "data": data, "versions": versions}
 
 
 def train(
