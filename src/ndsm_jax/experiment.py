@@ -142,7 +142,10 @@ def _check_grids(config: Config, sde: SDE, grid: np.ndarray, sample_grid: np.nda
     if sde.name != "mixture_langevin":
         return
     smallest = sde.prior.smallest_variance()
-    for section, times in (("noising", grid), ("sample", sample_grid)):
+    explicit = {"noising": grid}
+    if config.sample.sampler == "reverse_sde":  # the probability flow's velocity is not stiff
+        explicit["sample"] = sample_grid
+    for section, times in explicit.items():
         ratio = float(np.diff(times).max()) / smallest
         if ratio > 1:
             steps = int(np.ceil(1.1 * ratio * (len(times) - 1)))
