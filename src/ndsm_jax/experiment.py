@@ -89,9 +89,10 @@ def build(config: Config, shape: tuple[int, ...], prior: GaussianMixture) -> Exp
     """
     sde = build_sde(config, prior)
     grid, sample_grid = _grid(sde, config.noising), _grid(sde, config.sample)
-    _check_grids(config, sde, grid, sample_grid)
+    first = config.noising.loss_step or float(grid[1])  # the smallest training time
+    _check_grids(config, sde, grid, sample_grid, first)
     objective = OBJECTIVES[config.objective.name]
-    noising = _build_noising(config, sde, grid)
+    noising = _build_noising(config, sde, grid, first)
     check_fields(objective, noising.provides, sde.name)
     coordinate = time_coordinate(sde, config.network.time, first=float(grid[1]))
     model = ScoreModel(
@@ -118,21 +119,23 @@ def _grid(sde: SDE, section: Any) -> np.ndarray:
     return time_grid(sde, section.steps, kind=section.grid, smallest_variance=smallest)
 
 
-def _build_noising(config: Config, sde: SDE, grid: np.ndarray) -> ExactKernel | SimulatedPaths:
+def _build_noising(
+    config: Config, sde: SDE, grid: np.ndarray, first: float
+) -> ExactKernel | SimulatedPaths:
     c = config.noising
     times = time_law(sde, grid, kind=c.times, stratified=c.stratified)
     if sde.kernel is not None:
-        first = jnp.float32(c.loss_step or grid[1])
-        return ExactKernel(sde=sde, times=times, first=first, k=c.k, weight=c.weight)
+        return ExactKernel(sde=sde, times=times, first=jnp.float32(first), k=c.k, weight=c.weight)
     starts, lengths = loss_steps(sde, grid, fixed=c.loss_step, fraction=c.loss_fraction)
     return SimulatedPaths(
         sde=sde, times=times, starts=starts, lengths=lengths, k=c.k, weight=c.weight
     )
 
 
-def _check_grids(config: Config, sde: SDE, grid: np.ndarray, sample_grid: np.ndarray) -> None:
+def _check_grids(
+    config: Config, sde: SDE, grid: np.ndarray, sample_grid: np.ndarray, first: float
+) -> None:
     """Raises ValueError where Euler steps are unstable or sampling visits untrained times."""
-    first = config.noising.loss_step or float(grid[1])
     if sample_grid[1] < 0.99 * first:
         raise ValueError(
             f"sampling would start its last step at t = {sample_grid[1]:.3g}, but the smallest"

@@ -205,11 +205,12 @@ def _page(
 
 def reproduce_command(config: Config) -> str:
     """The commands that repeat a run: its config file's nearest relative, and every changed key."""
+    defaults = Config().to_dict()
     changed = [
         f"--config.{section}.{key}={_flag(value)}"
         for section, values in config.to_dict().items()
         for key, value in values.items()
-        if value != Config().to_dict()[section][key]
+        if value != defaults[section][key]
     ]
     train = [
         "python experiments/train.py --config=configs/default.py --workdir=runs/again",

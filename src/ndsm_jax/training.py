@@ -383,7 +383,7 @@ def _start(
     config: Config, dataset: Dataset, workdir: pathlib.Path
 ) -> tuple[Experiment, TrainState]:
     directory = workdir / "checkpoints"
-    if directory.is_dir() and any(p.name.isdigit() for p in directory.iterdir()):
+    if Checkpoints(directory).steps():
         check_resumable(config, read_host(directory), dataset)
         experiment, state, _ = _restore(config, dataset.shape, directory)
         logger.info("resuming %s from step %d", workdir, int(state.step))

@@ -91,7 +91,8 @@ def train_classifier(
     params = network.init(init_key, jnp.zeros((1, dataset.dim)))
     opt_state = optimiser.init(params)
     rng = np.random.default_rng(seed)
-    # A Python loop: XLA runs convolutions inside lax.scan about five times slower on CPU.
+    # A Python loop: XLA on the CPU compiles convolutions badly inside one of its own, see
+    # training.make_dispatch.
     for step in trange(steps, desc="classifier", disable=not progress):
         if step % steps_per_epoch == 0:
             order = rng.permutation(len(x))
