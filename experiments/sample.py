@@ -2,35 +2,88 @@
 
 python experiments/sample.py --workdir=runs/digits --num=100
 python experiments/sample.py --workdir=runs/digits --sampler=heun_flow --steps=30
+python experiments/sample.py --workdir=runs/digits --component=3,7
+python experiments/sample.py --workdir=runs/digits --label=0,1,2
+
+Sample i starts from (a component of) the i-th of the components or labels given, taken in turn.
 """
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
 
-from ndsm_jax import app, plots
+from ndsm_jax import app, conditioning, plots
+from ndsm_jax.experiment import Experiment, load_run_data
 from ndsm_jax.sampling import SAMPLERS
-from ndsm_jax.training import draw, restore
+from ndsm_jax.training import draw, draw_components, restore
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.", required=True)
 NUM = flags.DEFINE_integer("num", 100, "Number of samples.", lower_bound=1)
 SAMPLER = flags.DEFINE_enum("sampler", None, list(SAMPLERS), "Sampler; default: the run's config.")
 STEPS = flags.DEFINE_integer("steps", None, "Grid steps; default: the run's config.", lower_bound=3)
 SEED = flags.DEFINE_integer("seed", None, "Seed; default: the run's config.", lower_bound=0)
+COMPONENT = flags.DEFINE_list("component", [], "Components of the prior to start from: 3 or 3,7.")
+LABEL = flags.DEFINE_list("label", [], "Classes to start for, by way of a few labels: 0 or 0,1.")
+LABELS_PER_CLASS = flags.DEFINE_integer(
+    "labels_per_class",
+    None,
+    "Training labels used for --label, per class on average; default: the run's config.",
+    lower_bound=1,
+)
+DATA_DIR = flags.DEFINE_string("data_dir", None, "For --label, where the data are now.")
 OUT = flags.DEFINE_string("out", None, "Output path without suffix; default: WORKDIR/samples.")
+
+
+def starts(
+    experiment: Experiment, host: Mapping[str, Any], num: int
+) -> tuple[np.ndarray | None, list[str]]:
+    """Components to start from [num], and names of the things asked for; None and [] if nothing."""
+    component, label = _integers("component", COMPONENT.value), _integers("label", LABEL.value)
+    if component and label:
+        raise ValueError("give --component or --label, not both")
+    if component:
+        return np.resize(component, num), [f"component {k}" for k in component]
+    if not label:
+        return None, []
+    evaluate = experiment.config.evaluate
+    dataset = load_run_data(experiment.config, host, data_dir=DATA_DIR.value)
+    prior = experiment.sde.prior
+    per_class = LABELS_PER_CLASS.value or evaluate.labels_per_class
+    table, _ = conditioning.sparse_class_table(
+        prior, dataset, per_class=per_class, seed=evaluate.seed
+    )
+    log_weights = np.stack([conditioning.class_log_weights(prior, table, c) for c in label])
+    log_weights = log_weights[np.arange(num) % len(label)]
+    components = draw_components(experiment, num, log_weights=log_weights)
+    return components, [f"class {c}" for c in label]
+
+
+def _integers(flag: str, values: Sequence[str]) -> list[int]:
+    try:
+        return [int(value) for value in values]
+    except ValueError:
+        raise ValueError(f"--{flag}={','.join(values)}: whole numbers are needed") from None
 
 
 def main(argv: Sequence[str]) -> None:
     changes = {"sampler": SAMPLER.value, "steps": STEPS.value, "seed": SEED.value}
     changes = {key: value for key, value in changes.items() if value is not None}
-    experiment, state, _ = restore(WORKDIR.value, sample=changes)
-    x = draw(experiment, state, NUM.value, progress=True)
+    experiment, state, host = restore(WORKDIR.value, sample=changes)
+    components, names = starts(experiment, host, NUM.value)
+    x = draw(experiment, state, NUM.value, components=components, progress=True)
     out = pathlib.Path(OUT.value or pathlib.Path(WORKDIR.value) / "samples")
     out.parent.mkdir(parents=True, exist_ok=True)
     np.save(out.with_suffix(".npy"), x.reshape(-1, *experiment.shape))
-    picture = plots.panels({"samples": x[:400]}, experiment.shape, size=6.0)
+    if names:
+        rows = {name: x[i :: len(names)] for i, name in enumerate(names[: len(x)])}
+        picture = plots.rows_figure(
+            rows, experiment.shape, columns=min(20, -(-len(x) // len(rows)))
+        )
+    else:
+        picture = plots.panels({"samples": x[:400]}, experiment.shape, size=6.0)
     out.with_suffix(".png").write_bytes(plots.png(picture))
     print(f"{len(x)} samples: {out.with_suffix('.npy')}, picture: {out.with_suffix('.png')}")
 

@@ -10,10 +10,13 @@ import ot
 import pytest
 import scipy.linalg
 import scipy.stats
+from conftest import assert_mean
 from scipy.spatial.distance import cdist
 
-from ndsm_jax import evaluation
+from ndsm_jax import evaluation, gmm
+from ndsm_jax.conditioning import PRIOR_COUNT, class_log_weights
 from ndsm_jax.datasets import Dataset, load
+from ndsm_jax.evaluation.agreement import _share
 from ndsm_jax.evaluation.suite import expected_total_variation
 
 
@@ -291,6 +294,87 @@ def test_suite_measures_the_distance_to_a_known_support(rng):
     samples = dataset.test + 0.3 * rng.normal(size=(300, 2))
     support = evaluation.evaluate(samples, samples, dataset)["metrics"]["support_distance"]
     assert support["value"] > support["floor"] > 0
+
+
+def corners() -> gmm.GaussianMixture:
+    """The mixture that `toy` is drawn from: component k is the corner of label k."""
+    centres = np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
+    return gmm.mixture(np.ones(4), centres, np.full(4, 0.01))
+
+
+def test_agreement_counts_what_was_moved(rng):
+    """Samples at the corners, a quarter of them at another corner than the one they started from.
+
+    Then 3/4 agree, with the binomial standard error; by chance a quarter would. The smoothed table
+    has (a / 4 + 5) / (a + 5) on the diagonal and (a / 4) / (a + 5) elsewhere.
+    """
+    components = np.arange(400) % 4
+    ends = np.where(np.arange(400) < 100, (components + 1) % 4, components)
+    prior = corners()
+    samples = np.asarray(prior.means)[ends]
+    starts = evaluation.Starts(prior=prior, components=components, labels_per_class=5)
+    result = evaluation.agreement(samples, starts, toy(rng), class_of=nearest_corner)
+    json.dumps(result, allow_nan=False)
+    assert result["labels"] == 20
+    assert result["classes"] == [0, 1, 2, 3]
+    rows = result["agreement"]
+    assert set(rows) == set(evaluation.AGREEMENTS)
+    for name in ("component", "class of the component"):
+        assert rows[name]["value"] == 0.75
+        assert rows[name]["chance"] == pytest.approx(0.25)
+        assert rows[name]["se"] == pytest.approx(np.sqrt(0.75 * 0.25 / 399))
+        assert rows[name]["prior"] > 0.99
+    a = PRIOR_COUNT
+    expected = 0.75 * (a / 4 + 5) / (a + 5) + 0.25 * (a / 4) / (a + 5)
+    assert rows["class asked for"]["value"] == pytest.approx(expected, rel=1e-4)
+    assert rows["class asked for"]["chance"] == pytest.approx(0.25, rel=1e-3)
+    assert rows["component"]["data"] is None
+    assert rows["class of the component"]["data"] > 0.99
+
+
+def nearest_corner(x):
+    return cdist(x, corners().means).argmin(axis=1)
+
+
+def test_class_asked_for_is_the_share_of_hits_of_requests(rng):
+    """The mean over unconditional samples against requests made one by one.
+
+    Weights and table are uneven, and samples leave their component at random: the class of a sample
+    follows `law[k]`. 40,000 requests, P(c) first, then a component from `class_log_weights`.
+    """
+    table = rng.dirichlet(np.ones(3), size=4)
+    weights = np.array([0.1, 0.2, 0.3, 0.4])
+    law = rng.dirichlet(np.ones(3), size=4)
+    prior = gmm.mixture(weights, np.zeros((4, 1)), np.ones(4))
+
+    def choose(p):
+        return (p.cumsum(axis=1) < rng.uniform(size=(len(p), 1))).sum(axis=1)
+
+    components = rng.choice(4, size=40_000, p=weights)
+    share = _share(table[components], choose(law[components]))
+    asked = rng.choice(3, size=40_000, p=weights @ table)
+    of_class = np.stack([np.exp(class_log_weights(prior, table, c)) for c in range(3)])
+    hits = choose(law[choose(of_class[asked])]) == asked
+    assert_mean(hits, share["value"], bias=4.5 * share["se"])
+    exact = np.sum(weights[:, None] * table * law)
+    assert share["value"] == pytest.approx(exact, abs=4.5 * share["se"])
+
+
+def test_suite_adds_the_agreement_of_finite_samples(rng):
+    """Diverged samples are left out together with their starts; without labels no class rows."""
+    prior, components = corners(), np.arange(60) % 4
+    samples = np.asarray(prior.means)[components].copy()
+    samples[:7] = np.nan
+    starts = evaluation.Starts(prior=prior, components=components, labels_per_class=5)
+    for labelled, names in ((True, set(evaluation.AGREEMENTS)), (False, {"component"})):
+        result = evaluation.evaluate(
+            samples, toy(rng).train, toy(rng, labelled=labelled), starts=starts, max_points=60
+        )
+        assert set(result["conditioning"]["agreement"]) == names
+        assert result["conditioning"]["agreement"]["component"]["value"] == 1
+    samples[:] = np.nan
+    result = evaluation.evaluate(samples, toy(rng).train, toy(rng), starts=starts, max_points=60)
+    assert result["conditioning"] is None
 
 
 def test_suite_names_bad_shapes(rng):

@@ -19,7 +19,11 @@ def test_report_of_data_without_labels(tmp_path, rng):
     assert "inception_score" not in result.metrics
     table = result.table().splitlines()
     assert table[0].split() == ["metric", "samples", "floor", "prior", "better"]
-    assert len(table) == 1 + len(result.metrics)
+    # Then an empty line, and the agreement of samples with their component; there are no classes.
+    assert table[1 + len(result.metrics)] == ""
+    assert table[-2].split()[:3] == ["agreement:", "0", "labels"]
+    assert table[-1].split()[0] == "component"
+    assert "where they started" in result.report_path.read_text()
 
     np.save(path, rng.normal(size=(300, 3)).astype(np.float32))
     with pytest.raises(ValueError, match="the data differ"):

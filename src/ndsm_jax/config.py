@@ -21,7 +21,7 @@ from ndsm_jax.control_variates import ESTIMATORS
 from ndsm_jax.datasets import DATASETS
 from ndsm_jax.gmm import COVARIANCES
 from ndsm_jax.integrators import GRIDS
-from ndsm_jax.networks import NETWORKS, PARAMETERISATIONS
+from ndsm_jax.networks import DTYPES, NETWORKS, PARAMETERISATIONS
 from ndsm_jax.noising import TIME_LAWS, WEIGHTS
 from ndsm_jax.objectives import OBJECTIVES
 from ndsm_jax.sampling import SAMPLERS
@@ -210,6 +210,11 @@ class NetworkConfig(Section):
         64, "Gaussian Fourier features; 0 (mlp only): append the time", low=0
     )
     time_scale: float = option(1.0, "standard deviation of their frequencies", above=0)
+    dtype: str = option(
+        "float32",
+        "precision of the hidden layers; parameters, first and last layer are float32",
+        choices=DTYPES,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -261,6 +266,9 @@ class EvaluateConfig(Section):
     """Metrics."""
 
     max_points: int = option(5000, "largest number of points in a pairwise metric", low=20)
+    labels_per_class: int = option(
+        10, "labels, per class on average, that name the mixture's components", low=1
+    )
     seed: int = option(0, "of projections, subsets and classifiers", low=0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -42,6 +43,30 @@ def load_data(config: Config) -> Dataset:
     from ndsm_jax import datasets
 
     return datasets.load(**dataclasses.asdict(config.data))
+
+
+def load_run_data(
+    config: Config, host: Mapping[str, Any], *, data_dir: str | None = None
+) -> Dataset:
+    """The data that a run was trained on, from `data_dir` in place of data.dir if given.
+
+    Args:
+      config: of the run.
+      host: what `training.restore` says of its checkpoint.
+      data_dir: where the data are now.
+
+    Raises:
+      FileNotFoundError: the data are not there.
+      ValueError: the data differ from those of the training.
+    """
+    if data_dir is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
+    dataset = load_data(config)
+    if dataset.digest != host["data"]["digest"]:
+        raise ValueError(
+            "the data differ from those this run was trained on; give the right --data_dir"
+        )
+    return dataset
 
 
 def fit_prior(config: Config, dataset: Dataset) -> tuple[GaussianMixture, FitReport | None]:
@@ -171,6 +196,7 @@ def _build_network(config: Config, shape: tuple[int, ...]) -> ScoreMLP | UNet:
             time_features=c.time_features,
             time_scale=c.time_scale,
             zero_output=zero_output,
+            dtype=jnp.dtype(c.dtype),
         )
     if len(shape) != 3:
         raise ValueError(
@@ -188,6 +214,7 @@ def _build_network(config: Config, shape: tuple[int, ...]) -> ScoreMLP | UNet:
         time_features=c.time_features,
         time_scale=c.time_scale,
         zero_output=zero_output,
+        dtype=jnp.dtype(c.dtype),
     )
 
 

@@ -76,6 +76,36 @@ def panels(sets: Mapping[str, np.ndarray], shape: tuple[int, ...], *, size: floa
     return figure
 
 
+def rows_figure(rows: Mapping[str, np.ndarray], shape: tuple[int, ...], *, columns: int) -> Any:
+    """Images [n, d], one row a name, the first `columns` of each.
+
+    Of other data all points in one panel, one colour a name.
+    """
+    if len(shape) != 3:
+        return _groups_figure(rows)
+    blank = np.ones((columns, next(iter(rows.values())).shape[1]), np.float32)
+    images = [np.concatenate([x[:columns], blank[len(x) :]]) for x in rows.values()]
+    figure, axis = _new(0.5 * columns + 0.1 * max(map(len, rows)), 0.5 * len(rows) + 0.2)
+    axis.imshow(tile(np.concatenate(images), shape, columns), cmap="gray", vmin=0, vmax=1)
+    middles = (np.arange(len(rows)) + 0.5) * (shape[0] + 1)
+    axis.set_yticks(middles, list(rows))
+    axis.set_xticks([])
+    return figure
+
+
+def _groups_figure(groups: Mapping[str, np.ndarray]) -> Any:
+    figure, axis = _new(6.5, 4.5)
+    for i, (name, x) in enumerate(groups.items()):
+        colour = f"C{i % 10}"
+        if x.shape[1] == 1:
+            values = x[np.isfinite(x[:, 0]), 0]
+            axis.hist(values, bins=60, histtype="step", color=colour, label=name)
+        else:
+            axis.scatter(*x[:, :2].T, s=2, linewidths=0, color=colour, label=name, rasterized=True)
+    figure.legend(loc="outside right upper", markerscale=4)
+    return figure
+
+
 def samples_figure(samples: np.ndarray, shape: tuple[int, ...], *, reference: np.ndarray) -> Any:
     """Data beside samples."""
     return panels({"data": reference, "samples": samples}, shape)

@@ -10,7 +10,7 @@ import logging
 import math
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,38 +20,61 @@ import numpy as np
 from ndsm_jax import evaluation, plots
 from ndsm_jax.config import Config
 from ndsm_jax.datasets import Dataset
-from ndsm_jax.experiment import Experiment, load_data
-from ndsm_jax.training import TrainState, draw, draw_prior, restore
+from ndsm_jax.experiment import Experiment, load_run_data
+from ndsm_jax.training import TrainState, draw, draw_components, draw_prior, restore
 from ndsm_jax.writers import read_metrics
 
 logger = logging.getLogger(__name__)
 
+AGREEMENT_COLUMNS = ("value", "se", "chance", "prior", "data")
+STARTED_ROWS = 10
+STARTED_COLUMNS = 12
 CURVES = ("loss", "grad_norm", "grad_variance", "eps_mean")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What `evaluate_run` made: the metrics, and where they and the report are."""
+    """What `evaluate_run` made: the metrics, and where they and the report are.
+
+    `conditioning` is what `evaluation.agreement` returns, for priors of several components.
+    """
 
     metrics: Mapping[str, Mapping[str, Any]]
+    conditioning: Mapping[str, Any] | None
     metrics_path: pathlib.Path
     report_path: pathlib.Path
 
     def table(self) -> str:
-        """The metrics as aligned text, each beside its real-against-real floor and the prior's."""
+        """The metrics as aligned text, each beside its real-against-real floor and the prior's.
+
+        Below them the agreement of samples with where they started, if it was measured.
+        """
         rows = [("metric", "samples", "floor", "prior", "better")]
         rows += [
             (name, *(_number(m[key]) for key in ("value", "floor", "prior")), m["better"])
             for name, m in self.metrics.items()
         ]
-        widths = [max(len(row[i]) for row in rows) for i in range(5)]
-        return "\n".join(
-            "  ".join(
-                cell.ljust(width) if i in (0, 4) else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        )
+        if self.conditioning is None:
+            return _aligned(rows)
+        shares = [(f"agreement: {self.conditioning['labels']} labels", *AGREEMENT_COLUMNS)]
+        shares += [
+            (name, *(_number(row[key]) for key in AGREEMENT_COLUMNS))
+            for name, row in self.conditioning["agreement"].items()
+        ]
+        return _aligned(rows) + "\n\n" + _aligned(shares)
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns of text, numbers to the right, words to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    words = [all(cell.isalpha() for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 or word else cell.rjust(width)
+            for i, (cell, width, word) in enumerate(zip(row, widths, words, strict=True))
+        ).rstrip()
+        for row in rows
+    )
 
 
 def evaluate_run(
@@ -77,15 +100,16 @@ def evaluate_run(
     """
     experiment, state, host = restore(workdir)
     config = experiment.config
-    if data_dir is not None:
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
-    dataset = load_data(config)
-    if dataset.digest != host["data"]["digest"]:
-        raise ValueError(
-            "the data differ from those this run was trained on; give the right --data_dir"
-        )
+    dataset = load_run_data(config, host, data_dir=data_dir)
 
     num = num or config.sample.num
+    starts = None
+    if experiment.sde.prior.num_components > 1:
+        starts = evaluation.Starts(
+            prior=experiment.sde.prior,
+            components=draw_components(experiment, num),
+            labels_per_class=config.evaluate.labels_per_class,
+        )
     start = time.perf_counter()
     samples = draw(experiment, state, num, progress=progress)
     seconds = time.perf_counter() - start
@@ -100,6 +124,7 @@ def evaluate_run(
         prior,
         dataset,
         classifier=classifier,
+        starts=starts,
         seed=config.evaluate.seed,
         max_points=config.evaluate.max_points,
     )
@@ -116,11 +141,16 @@ def evaluate_run(
         else f"test accuracy {classifier.test_accuracy:.4f}",
         "device": jax.devices()[0].device_kind,
     }
-    pictures = _pictures(workdir, experiment, state, dataset, samples, prior, result)
+    pictures = _pictures(workdir, experiment, state, dataset, samples, prior, starts, result)
     metrics_path, report_path = workdir / "metrics.json", workdir / "report.html"
     metrics_path.write_text(json.dumps({"facts": facts, **_finite(result)}, indent=2) + "\n")
     report_path.write_text(_page(workdir, config, host, facts, result, pictures), encoding="utf-8")
-    return Evaluation(metrics=result["metrics"], metrics_path=metrics_path, report_path=report_path)
+    return Evaluation(
+        metrics=result["metrics"],
+        conditioning=result.get("conditioning"),
+        metrics_path=metrics_path,
+        report_path=report_path,
+    )
 
 
 def _objective_text(config: Config) -> str:
@@ -135,6 +165,7 @@ def _pictures(
     dataset: Dataset,
     samples: np.ndarray,
     prior: np.ndarray,
+    starts: evaluation.Starts | None,
     result: Mapping[str, Any],
 ) -> dict[str, bytes]:
     """PNG pictures by name, also written to workdir/evaluation/."""
@@ -154,6 +185,9 @@ def _pictures(
         first = samples[:12]
         nearest = dataset.train[evaluation.nearest_distances(first, dataset.train)[1]]
         figures["neighbours"] = plots.neighbours_figure(first, nearest, dataset.shape)
+    if starts is not None and result["conditioning"] is not None:
+        rows = _started(starts, samples, result["conditioning"]["classes"])
+        figures["conditioning"] = plots.rows_figure(rows, dataset.shape, columns=STARTED_COLUMNS)
     if experiment.objective.name == "ndsm_cv":
         t = jnp.geomspace(experiment.sample_grid[1], experiment.sde.horizon, 200)
         eps = experiment.control.eps(state.control, t)
@@ -164,6 +198,20 @@ def _pictures(
     for name, content in pictures.items():
         (folder / f"{name}.png").write_bytes(content)
     return pictures
+
+
+def _started(
+    starts: evaluation.Starts, samples: np.ndarray, classes: Sequence[int] | None
+) -> dict[str, np.ndarray]:
+    """Samples by the component that they started from: the heaviest components, by class."""
+    heaviest = np.argsort(-starts.prior.log_weights)[:STARTED_ROWS]
+    by_class = sorted(heaviest.tolist(), key=lambda k: (classes[k] if classes else 0, k))
+    return {
+        f"component {k}" + (f": class {classes[k]}" if classes else ""): samples[
+            starts.components == k
+        ]
+        for k in by_class
+    }
 
 
 def _page(
@@ -180,7 +228,7 @@ def _page(
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         source
     )
-    embedded = dict.fromkeys(("neighbours", "eps"))
+    embedded = dict.fromkeys(("neighbours", "conditioning", "eps"))
     embedded |= {
         name: "data:image/png;base64," + base64.b64encode(content).decode()
         for name, content in pictures.items()
@@ -195,6 +243,12 @@ def _page(
         title=f"{config.data.name}: {config.process.name} + {config.objective.name}",
         facts=facts,
         metrics=rows,
+        conditioning=result.get("conditioning"),
+        agreement=[
+            {"name": name, "what": row["what"]}
+            | {key: _number(row[key]) for key in AGREEMENT_COLUMNS}
+            for name, row in (result.get("conditioning") or {"agreement": {}})["agreement"].items()
+        ],
         counts=", ".join(f"{value} {name}" for name, value in result["counts"].items()),
         pictures=embedded,
         mixture=mixture.read_text() if mixture.exists() else "",

@@ -30,7 +30,7 @@ from ndsm_jax.control_variates import exact_products, probe_products
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.experiment import Experiment, abstract_prior, build, fit_prior
 from ndsm_jax.noising import NoisedBatch
-from ndsm_jax.sampling import sample
+from ndsm_jax.sampling import sample, start_components
 from ndsm_jax.writers import MetricWriter
 
 logger = logging.getLogger(__name__)
@@ -488,10 +488,38 @@ def _picture(experiment: Experiment, state: TrainState, dataset: Dataset) -> np.
     return plots.render(plots.samples_figure(x, dataset.shape, reference=dataset.test[:num]))
 
 
-def draw(experiment: Experiment, state: TrainState, num: int, *, progress: bool) -> np.ndarray:
-    """`num` samples [num, d] of a trained model, as the config's sample section says."""
+def draw(
+    experiment: Experiment,
+    state: TrainState,
+    num: int,
+    *,
+    components: np.ndarray | None = None,
+    progress: bool,
+) -> np.ndarray:
+    """`num` samples [num, d] of a trained model, as the config's sample section says.
+
+    From given `components` of the prior [num], or from those of `draw_components`.
+    """
     chunk = experiment.config.sample.chunk
-    return _sample(experiment, state, STREAM_SAMPLES, num, chunk=chunk, progress=progress)
+    return _sample(
+        experiment,
+        state,
+        STREAM_SAMPLES,
+        num,
+        components=components,
+        chunk=chunk,
+        progress=progress,
+    )
+
+
+def draw_components(
+    experiment: Experiment, num: int, *, log_weights: np.ndarray | None = None
+) -> np.ndarray:
+    """Components [num] from which `draw` starts; by `log_weights` [K] or [num, K] if given."""
+    weights = experiment.sde.prior.log_weights if log_weights is None else jnp.asarray(log_weights)
+    key = jax.random.fold_in(jax.random.key(experiment.config.sample.seed), STREAM_SAMPLES)
+    index = jnp.arange(num, dtype=jnp.uint32)
+    return np.asarray(start_components(key, index, weights))
 
 
 def draw_prior(experiment: Experiment, num: int) -> np.ndarray:
@@ -501,7 +529,14 @@ def draw_prior(experiment: Experiment, num: int) -> np.ndarray:
 
 
 def _sample(
-    experiment: Experiment, state: TrainState, stream: int, num: int, *, chunk: int, progress: bool
+    experiment: Experiment,
+    state: TrainState,
+    stream: int,
+    num: int,
+    *,
+    components: np.ndarray | None = None,
+    chunk: int,
+    progress: bool,
 ) -> np.ndarray:
     c = experiment.config.sample
     return sample(
@@ -511,6 +546,7 @@ def _sample(
         num,
         grid=experiment.sample_grid,
         sampler=c.sampler,
+        components=components,
         chunk=chunk,
         progress=progress,
     )

@@ -41,13 +41,32 @@ def test_train_resume_sample_evaluate(tmp_path):
     assert np.load(tmp_path / "few.npy").shape == (30, 8, 8, 1)
     assert (tmp_path / "few.png").stat().st_size > 1000
 
+    flags = [f"--workdir={tmp_path}", "--num=12", "--sampler=heun_flow", "--steps=8"]
+    command("sample", *flags, "--component=0,4")
+    by_component = np.load(tmp_path / "samples.npy")
+    command("sample", *flags, "--component=0")
+    same = np.all(np.isclose(np.load(tmp_path / "samples.npy"), by_component, atol=1e-4), (1, 2, 3))
+    np.testing.assert_array_equal(same, np.arange(12) % 2 == 0)
+    command("sample", *flags, "--label=3", "--labels_per_class=5")
+    refused = command("sample", *flags, "--component=50", fails=True)
+    assert "error: component 50: the prior has 50 components" in refused
+    refused = command("sample", *flags, "--label=12", fails=True)
+    assert "error: class 12: the data have 10 classes" in refused
+
     output = command("evaluate", f"--workdir={tmp_path}")
+    assert "class asked for" in output
     assert f"report:  {tmp_path / 'report.html'}" in output
     result = json.loads((tmp_path / "metrics.json").read_text())
     for name in ("sliced_wasserstein", "frechet_distance", "mode_tv", "nearest_train_ratio"):
         assert {"value", "floor", "prior"} <= set(result["metrics"][name])
     page = (tmp_path / "report.html").read_text()
-    for part in ("Samples beside data", "eps(t)", "Nearest training images", "data:image/png"):
+    for part in (
+        "Samples beside data",
+        "eps(t)",
+        "Nearest training images",
+        "where they started",
+        "data:image/png",
+    ):
         assert part in page
     assert "http" not in page.replace("http-equiv", "").split("<body>")[0]  # self-contained
 

@@ -1,5 +1,6 @@
 """How close samples are to data: distances, neighbours, classifier features, and all of them."""
 
+from ndsm_jax.evaluation.agreement import AGREEMENTS, Starts, agreement
 from ndsm_jax.evaluation.classifier import ImageClassifier, train_classifier
 from ndsm_jax.evaluation.distances import (
     Accuracy,
@@ -18,9 +19,12 @@ from ndsm_jax.evaluation.neighbours import (
 from ndsm_jax.evaluation.suite import METRICS, evaluate
 
 __all__ = [
+    "AGREEMENTS",
     "METRICS",
     "Accuracy",
     "ImageClassifier",
+    "Starts",
+    "agreement",
     "energy_distance",
     "evaluate",
     "frechet_distance",

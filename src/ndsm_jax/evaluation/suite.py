@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ndsm_jax.evaluation.agreement import Starts, agreement
 from ndsm_jax.evaluation.classifier import ImageClassifier
 from ndsm_jax.evaluation.distances import (
     energy_distance,
@@ -66,6 +68,7 @@ def evaluate(
     dataset: Dataset,
     *,
     classifier: ImageClassifier | None = None,
+    starts: Starts | None = None,
     seed: int = 0,
     max_points: int = 5000,
 ) -> dict[str, Any]:
@@ -94,13 +97,16 @@ def evaluate(
         prior_samples: [p, d] points of the prior.
         dataset: the data.
         classifier: from `train_classifier`; adds the Frechet distance and the inception score.
+        starts: where the samples started in the prior; adds how often they are of their component
+            and, with labels, of their class (as the modes are assigned).
         seed: of subsets, directions and folds.
         max_points: most points per set that are compared (distances cost their square).
 
     Returns:
         {"metrics": {name: {"value", "floor", "prior", "better": "lower" | "higher" | "target",
-        "what"}}, "modes": {"labels", "data", "samples", "prior"}, "counts": {...}}, made of JSON
-        types; "target" means as near to the floor as possible.
+        "what"}}, "modes": {"labels", "data", "samples", "prior"}, "counts": {...}}, and, with
+        `starts`, "conditioning": what `agreement` returns, None when fewer than 10 samples are
+        left. All made of JSON types; "target" means as near to the floor as possible.
 
     Raises ValueError when a set has the wrong shape or fewer than 10 points.
     """
@@ -140,7 +146,7 @@ def evaluate(
             ratio = columns[key]["nearest_train"] / columns["floor"]["nearest_train"]
             columns[key]["nearest_train_ratio"] = ratio
 
-    return {
+    result: dict[str, Any] = {
         "metrics": {
             name: {
                 **{key: columns[key].get(name) for key in ("value", "floor", "prior")},
@@ -165,6 +171,16 @@ def evaluate(
             "held_out": len(held_out),
         },
     }
+    if starts is not None:
+        result["conditioning"] = None
+        if "value" in usable:
+            kept = dataclasses.replace(starts, components=starts.components[inside["value"]])
+            labelled = dataset.train_labels is not None and dataset.test_labels is not None
+            class_of = mode_of if labelled else None
+            result["conditioning"] = agreement(
+                valid["value"], kept, dataset, class_of=class_of, seed=seed
+            )
+    return result
 
 
 def expected_total_variation(fractions: Array, size: int) -> float:

@@ -1,6 +1,9 @@
 """Score networks, the eps network, and parameterisations. The only place that imports Flax.
 
 A score network is a Flax module (y [n, d], c [n]) -> [n, d] with c in [-1, 1] the time coordinate.
+Its `dtype` is that of the hidden layers' arithmetic. Parameters, the output, the features of the
+time, and statistics of normalisation are float32 always. So are the first and the last layer: the
+smallest noise of training is below the spacing of bfloat16 numbers near 1, and they cost little.
 """
 
 from ndsm_jax.networks.eps import EpsNet
@@ -9,5 +12,6 @@ from ndsm_jax.networks.parameterisation import PARAMETERISATIONS, ScoreModel
 from ndsm_jax.networks.unet import UNet
 
 NETWORKS = {"mlp": ScoreMLP, "unet": UNet}
+DTYPES = ("float32", "bfloat16")
 
-__all__ = ["NETWORKS", "PARAMETERISATIONS", "EpsNet", "ScoreMLP", "ScoreModel", "UNet"]
+__all__ = ["DTYPES", "NETWORKS", "PARAMETERISATIONS", "EpsNet", "ScoreMLP", "ScoreModel", "UNet"]

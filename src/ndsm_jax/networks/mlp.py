@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
@@ -19,6 +21,7 @@ class ScoreMLP(nn.Module):
       time_scale: standard deviation of their frequencies.
       skip: hidden layers after the first are residual and normalised, for deep, wide networks.
       zero_output: whether the last layer starts at zero (right for a residual score).
+      dtype: of the hidden layers' arithmetic, see the package.
     """
 
     width: int = 32
@@ -27,6 +30,7 @@ class ScoreMLP(nn.Module):
     time_scale: float = 1.0
     skip: bool = False
     zero_output: bool = False
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, y: Array, c: Array) -> Array:
@@ -38,12 +42,13 @@ class ScoreMLP(nn.Module):
             features = None
             x = jnp.concatenate([y, c[:, None]], axis=-1)
         for layer in range(self.depth):
-            inner = nn.LayerNorm()(x) if self.skip and layer else x
-            inner = nn.Dense(self.width)(inner)
+            dtype = self.dtype if layer else jnp.float32
+            inner = nn.LayerNorm(dtype=dtype)(x) if self.skip and layer else x
+            inner = nn.Dense(self.width, dtype=dtype)(inner)
             if features is not None:
-                inner = inner + nn.Dense(self.width, use_bias=False)(features)
-            inner = nn.gelu(inner)
+                inner = inner + nn.Dense(self.width, use_bias=False, dtype=dtype)(features)
+            inner = nn.gelu(inner).astype(self.dtype)
             x = x + inner if self.skip and layer else inner
         zero = nn.initializers.zeros
         kernel_init = zero if self.zero_output else nn.initializers.lecun_normal()
-        return nn.Dense(y.shape[-1], kernel_init=kernel_init)(x)
+        return nn.Dense(y.shape[-1], kernel_init=kernel_init, dtype=jnp.float32)(x)

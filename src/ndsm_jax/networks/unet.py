@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,17 +17,22 @@ class Block(nn.Module):
     """3 x 3 convolution, GroupNorm, scale and shift by the time, swish.
 
     [n, h, w, c] and time features [n, e] -> [n, h / strides, w / strides, width]. The time comes
-    after the normalisation, which would remove a bias that is constant over the image.
+    after the normalisation, which would remove a bias that is constant over the image. The
+    convolution of a float32 input is in float32, all else in `dtype`.
     """
 
     width: int
     strides: int = 1
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Array, time: Array) -> Array:
-        x = nn.Conv(self.width, (3, 3), strides=self.strides, use_bias=False)(x)
-        x = nn.GroupNorm(num_groups=math.gcd(self.width, max(1, self.width // 4)))(x)
-        scale, shift = jnp.split(nn.Dense(2 * self.width)(time)[:, None, None, :], 2, axis=-1)
+        conv_dtype = jnp.promote_types(x.dtype, self.dtype)
+        x = nn.Conv(self.width, (3, 3), strides=self.strides, use_bias=False, dtype=conv_dtype)(x)
+        groups = math.gcd(self.width, max(1, self.width // 4))
+        x = nn.GroupNorm(num_groups=groups, dtype=self.dtype)(x)
+        time = nn.Dense(2 * self.width, dtype=self.dtype)(time)[:, None, None, :]
+        scale, shift = jnp.split(time, 2, axis=-1)
         return nn.swish(x * (1 + scale) + shift)
 
 
@@ -42,6 +48,7 @@ class UNet(nn.Module):
       widths: channels of each level, from the finest.
       time_features, time_scale: size and frequency scale of the Gaussian Fourier features.
       zero_output: whether the last layer starts at zero (right for a residual score).
+      dtype: of the hidden layers' arithmetic, see the package.
     """
 
     shape: tuple[int, int, int]
@@ -49,6 +56,7 @@ class UNet(nn.Module):
     time_features: int = 128
     time_scale: float = 4.0
     zero_output: bool = False
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, y: Array, c: Array) -> Array:
@@ -58,14 +66,16 @@ class UNet(nn.Module):
         x = y.reshape(n, *self.shape)
         skips = []
         for level, width in enumerate(self.widths):
-            x = Block(width, strides=2 if level else 1)(x, time)
+            x = Block(width, strides=2 if level else 1, dtype=self.dtype)(x, time)
             skips.append(x)
         skips.pop()
         for width, skip in zip(self.widths[-2::-1], reversed(skips), strict=True):
-            x = nn.Conv(width, (1, 1))(x)  # narrow first, while the resolution is low
+            x = nn.Conv(width, (1, 1), dtype=self.dtype)(
+                x
+            )  # narrow first, while the resolution is low
             x = jax.image.resize(x, skip.shape, "nearest")
-            x = Block(width)(jnp.concatenate([x, skip], axis=-1), time)
+            x = Block(width, dtype=self.dtype)(jnp.concatenate([x, skip], axis=-1), time)
         zero = nn.initializers.zeros
         kernel_init = zero if self.zero_output else nn.initializers.lecun_normal()
-        x = nn.Conv(self.shape[2], (3, 3), kernel_init=kernel_init)(x)
+        x = nn.Conv(self.shape[2], (3, 3), kernel_init=kernel_init, dtype=jnp.float32)(x)
         return x.reshape(n, -1)

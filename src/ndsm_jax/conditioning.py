@@ -1,0 +1,115 @@
+"""Samples of a wished component or class, from a model that was trained without labels.
+
+Within the horizon the reverse process mostly stays near the component of the prior that it starts
+from, so the component is a free handle on the sample; a few labels name the components.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ndsm_jax.datasets import Dataset, stratified_order
+from ndsm_jax.gmm import GaussianMixture
+
+PRIOR_COUNT = 0.1
+"""Default prior count a component, in items, of `class_table`; docs/conditioning.md measures it."""
+
+CHUNK = 256
+
+
+@jax.jit
+def _responsibilities(prior: GaussianMixture, x: Array) -> Array:
+    # In chunks: the differences of all items and components, [n, K, d], may not fit.
+    return jax.lax.map(prior.responsibilities, x, batch_size=CHUNK)
+
+
+def most_likely_component(prior: GaussianMixture, x: np.ndarray) -> np.ndarray:
+    """argmax_k r_k(x), the component that most likely made each item: [n, d] -> int [n]."""
+    return np.asarray(_responsibilities(prior, jnp.asarray(x, jnp.float32))).argmax(axis=1)
+
+
+def labelled_subset(labels: np.ndarray, *, per_class: int, seed: int) -> np.ndarray:
+    """Indices of the few items whose labels are used, `per_class` for each class on average.
+
+    The choice is random and stratified: it has the class fractions of all labels [N]. So it needs
+    no reweighting, and of a class with a share below one in its size it may have no item. All
+    items when there are not enough.
+    """
+    num = per_class * len(np.unique(labels))
+    return stratified_order(np.random.default_rng(seed), labels)[:num]
+
+
+def class_table(
+    prior: GaussianMixture,
+    x: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    prior_count: float = PRIOR_COUNT,
+) -> np.ndarray:
+    """P(class | component) from a few labelled items x [n, d], labels [n]: float64 [K, C].
+
+    With responsibilities r_k and prior counts a / C for each class (a = `prior_count`),
+
+        P(c | k) = (a / C + sum_{i: label_i = c} r_k(x_i)) / (a + sum_i r_k(x_i)),
+
+    the posterior mean under a symmetric Dirichlet of total count a, with items counted by their
+    responsibilities. A component that no labelled item belongs to has 1 / C everywhere. The items
+    should have the class fractions of the data, as those of `labelled_subset` do.
+
+    Raises:
+      ValueError: shapes that do not match, labels outside 0 .. C - 1, or prior_count <= 0.
+    """
+    labels = np.asarray(labels)
+    if len(x) != len(labels) or len(x) == 0:
+        raise ValueError(f"class_table: {len(x)} items with {len(labels)} labels")
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise ValueError(
+            f"class_table: labels from {labels.min()} to {labels.max()}; with num_classes="
+            f"{num_classes} they go from 0 to {num_classes - 1}"
+        )
+    if prior_count <= 0:
+        raise ValueError(f"class_table: prior_count={prior_count} must be positive")
+    r = np.asarray(_responsibilities(prior, jnp.asarray(x, jnp.float32)), np.float64)
+    counts = prior_count / num_classes + r.T @ np.eye(num_classes)[labels]
+    return counts / counts.sum(axis=1, keepdims=True)
+
+
+def sparse_class_table(
+    prior: GaussianMixture, dataset: Dataset, *, per_class: int, seed: int
+) -> tuple[np.ndarray, int]:
+    """`class_table` [K, C] from a `labelled_subset` of the training items, and its size.
+
+    Raises ValueError when the data have no labels.
+    """
+    x, labels = dataset.train, dataset.train_labels
+    if labels is None:
+        raise ValueError(
+            f"data set {dataset.name!r} has no labels to name the components of the prior with;"
+            " choose components themselves"
+        )
+    chosen = labelled_subset(labels, per_class=per_class, seed=seed)
+    return class_table(prior, x[chosen], labels[chosen], dataset.num_classes), len(chosen)
+
+
+def class_log_weights(prior: GaussianMixture, table: np.ndarray, label: int) -> np.ndarray:
+    """log P(component | class) of a `class_table` [K, C], by Bayes: float64 [K].
+
+        P(k | c) = w_k P(c | k) / sum_j w_j P(c | j)
+
+    For `sampling.start_components`.
+
+    Raises:
+      ValueError: a class that the table does not have.
+    """
+    num_classes = table.shape[1]
+    if not 0 <= label < num_classes:
+        raise ValueError(
+            f"class {label}: the data have {num_classes} classes, numbered from 0 to"
+            f" {num_classes - 1}"
+        )
+    joint = np.asarray(prior.log_weights, np.float64) + np.log(table[:, label])
+    return joint - np.logaddexp.reduce(joint)
