@@ -43,15 +43,9 @@ def test_train_resume_sample_evaluate(tmp_path):
 
     flags = [f"--workdir={tmp_path}", "--num=12", "--sampler=heun_flow", "--steps=8"]
     command("sample", *flags, "--component=0,4")
-    by_component = np.load(tmp_path / "samples.npy")
-    command("sample", *flags, "--component=0")
-    same = np.all(np.isclose(np.load(tmp_path / "samples.npy"), by_component, atol=1e-4), (1, 2, 3))
-    np.testing.assert_array_equal(same, np.arange(12) % 2 == 0)
     command("sample", *flags, "--label=3", "--labels_per_class=5")
     refused = command("sample", *flags, "--component=50", fails=True)
     assert "error: component 50: the prior has 50 components" in refused
-    refused = command("sample", *flags, "--label=12", fails=True)
-    assert "error: class 12: the data have 10 classes" in refused
 
     output = command("evaluate", f"--workdir={tmp_path}")
     assert "class asked for" in output
