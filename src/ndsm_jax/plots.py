@@ -87,6 +87,7 @@ def rows_figure(rows: Mapping[str, np.ndarray], shape: tuple[int, ...], *, colum
     images = [np.concatenate([x[:columns], blank[len(x) :]]) for x in rows.values()]
     figure, axis = _new(0.5 * columns + 0.1 * max(map(len, rows)), 0.5 * len(rows) + 0.2)
     axis.imshow(tile(np.concatenate(images), shape, columns), cmap="gray", vmin=0, vmax=1)
+    axis.set_anchor("E")  # constrained layout leaves a square image no room for long names
     middles = (np.arange(len(rows)) + 0.5) * (shape[0] + 1)
     axis.set_yticks(middles, list(rows))
     axis.set_xticks([])
