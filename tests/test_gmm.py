@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 from conftest import assert_mean
 from sklearn.mixture import GaussianMixture as ScikitMixture
@@ -59,12 +60,55 @@ def test_log_prob_and_responsibilities_match_scipy(case):
 
 def test_score_and_hvp_match_autodiff(case, rng):
     mixture, _, y = case
+    y = y.reshape(-1, D)
     v = rng.normal(size=y.shape).astype(np.float32)
-    grad = jax.grad(lambda x: mixture.log_prob(x))
-    for index in np.ndindex(y.shape[:-1]):
-        score, hvp = jax.jvp(grad, (y[index],), (v[index],))
-        np.testing.assert_allclose(mixture.score(y)[index], score, rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(mixture.hvp(y, v)[index], hvp, rtol=1e-4, atol=3e-4)
+    score, hvp = mixture.score_hvp(y, v)
+    np.testing.assert_array_equal(mixture.hvp(y, v), hvp)
+    expected = jax.vmap(jax.grad(mixture.log_prob))(y)
+    np.testing.assert_allclose(score, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(mixture.score(y), expected, rtol=1e-4, atol=1e-4)
+    hessian = jax.vmap(jax.hessian(mixture.log_prob))(y)
+    np.testing.assert_allclose(hvp, np.einsum("nij,nj->ni", hessian, v), rtol=1e-4, atol=3e-4)
+
+
+def dense_score_hvp(mixture, y, v):
+    """Score and Hessian product of a spherical mixture at one y, in float64 with dense matrices."""
+    weights, means, variances = (
+        np.asarray(a, np.float64)
+        for a in (jnp.exp(mixture.log_weights), mixture.means, mixture.component_variances())
+    )
+    joint = -0.5 * ((y - means) ** 2).sum(1) / variances - 0.5 * y.size * np.log(variances)
+    r = scipy.special.softmax(joint + np.log(weights))
+    g = (means - y) / variances[:, None]
+    hessian = (g.T * r) @ g - np.outer(r @ g, r @ g) - (r / variances).sum() * np.eye(y.size)
+    return r @ g, hessian @ v
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_score_hvp_with_separated_means_in_high_dimension(equal, rng):
+    """Twenty standard deviations and more between means; states at, between and outside them."""
+    dim = 784
+    means = 3.0 + 0.2 * rng.normal(size=(5, dim))
+    variances = np.full(5, 0.06) if equal else np.linspace(0.05, 0.07, 5)
+    mixture = gmm.mixture(np.ones(5), means, variances)
+    noise, apart = np.sqrt(variances[1]) * rng.normal(size=dim), means[2] - means[3]
+    across = noise - (noise @ apart) / (apart @ apart) * apart
+    y = np.stack([means[1] + noise, 0.5 * (means[2] + means[3]) + across, 2 * means[0]])
+    y = y.astype(np.float32)
+    v = rng.normal(size=y.shape).astype(np.float32)
+    v[1] += apart  # the direction of largest curvature
+    y64, v64 = y.astype(np.float64), v.astype(np.float64)
+    expected = [dense_score_hvp(mixture, y64[i], v64[i]) for i in range(len(y))]
+    for got, *want in zip(mixture.score_hvp(y, v), *expected, strict=True):
+        error = np.linalg.norm(got - np.stack(want), axis=-1) / np.linalg.norm(want, axis=-1)
+        np.testing.assert_array_less(error, [2e-6, 1e-3, 2e-6])
+
+
+def test_most_likely_component(case):
+    mixture, _, y = case
+    expected = np.argmax(mixture.responsibilities(y), axis=-1)
+    np.testing.assert_array_equal(mixture.most_likely(y), expected)
+    assert mixture.most_likely(y[0, 0]).shape == ()
 
 
 def test_samples_have_the_mixture_moments(case):

@@ -58,6 +58,11 @@ class GaussianMixture:
         """Whether every covariance is diagonal, so that no matrix is ever formed."""
         return self.covariance in ("spherical", "tied_spherical", "diag")
 
+    @property
+    def isotropic(self) -> bool:
+        """Whether every covariance is a multiple of the identity."""
+        return self.covariance in ("spherical", "tied_spherical")
+
     def component_log_prob(self, y: Array) -> Array:
         """log N(y; mu_k, Sigma_k) of every component: [..., d] -> [..., K]."""
         return _batched(_component_log_prob, "(d)->(k)", self, y)
@@ -77,13 +82,22 @@ class GaussianMixture:
         """
         return _batched(_score, "(d)->(d)", self, y)
 
-    def hvp(self, y: Array, v: Array) -> Array:
-        """Hessian of log eta* at y times v: [..., d], [..., d] -> [..., d].
+    def score_hvp(self, y: Array, v: Array) -> tuple[Array, Array]:
+        """Score at y, and Hessian of log eta* at y times v: two [..., d] -> two [..., d].
 
-        With g_k = -Sigma_k^{-1} (y - mu_k) and gbar = sum_k r_k g_k the Hessian is
-        sum_k r_k (g_k g_k^T - Sigma_k^{-1}) - gbar gbar^T, applied here without forming a matrix.
+        With g_k = -Sigma_k^{-1} (y - mu_k) and gbar = sum_k r_k g_k the score is gbar and the
+        Hessian, sum_k r_k (g_k g_k^T - Sigma_k^{-1}) - gbar gbar^T, is symmetric: its product is
+        the derivative of the score along v, which shares the responsibilities with the score.
         """
-        return _batched(_hvp, "(d),(d)->(d)", self, y, v)
+        return jax.jvp(self.score, (jnp.asarray(y),), (jnp.asarray(v),))
+
+    def hvp(self, y: Array, v: Array) -> Array:
+        """Hessian of log eta* at y times v: [..., d], [..., d] -> [..., d]. See `score_hvp`."""
+        return self.score_hvp(y, v)[1]
+
+    def most_likely(self, y: Array) -> Array:
+        """Index of the component with the largest responsibility: [..., d] -> integers [...]."""
+        return _batched(_most_likely, "(d)->()", self, y)
 
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         """Draws from eta*: [*shape, d]."""
@@ -122,7 +136,9 @@ class GaussianMixture:
 
 
 def _batched(function: Any, signature: str, mixture: GaussianMixture, *args: Array) -> Array:
-    return jnp.vectorize(partial(function, mixture), signature=signature)(*args)
+    # TF32, the default of recent GPUs, has 10 bits: too few for exponents in the thousands.
+    with jax.default_matmul_precision("highest"):
+        return jnp.vectorize(partial(function, mixture), signature=signature)(*args)
 
 
 def _whiten(m: GaussianMixture, y: Array) -> Array:
@@ -155,44 +171,58 @@ def _component_log_prob(m: GaussianMixture, y: Array) -> Array:
     return log_scale - 0.5 * (mahalanobis + m.dim * jnp.log(2 * jnp.pi))
 
 
-def _posterior(m: GaussianMixture, y: Array) -> tuple[Array, Array]:
-    """Responsibilities r_k [K] and component scores g_k = -Sigma_k^{-1} (y - mu_k) [K, d]."""
-    r = jax.nn.softmax(_component_log_prob(m, y) + m.log_weights)
-    return r, -_unwhiten(m, _whiten(m, y))
+def _most_likely(m: GaussianMixture, y: Array) -> Array:
+    return jnp.argmax(_log_odds(m, y))
 
 
 def _score(m: GaussianMixture, y: Array) -> Array:
-    if m.covariance in ("spherical", "tied_spherical"):
-        # sum_k (r_k / s_k^2) (mu_k - y) without the K differences: what noising spends its time on.
-        r = jax.nn.softmax(_spherical_log_prob(m, y) + m.log_weights)
-        rate = r * jnp.broadcast_to(m.precision_factor[:, 0], r.shape) ** 2
-        return rate @ m.means - rate.sum() * y
-    r, g = _posterior(m, y)
-    return r @ g
+    r = jax.nn.softmax(_log_odds(m, y))
+    return _weighted_scores(m, r, y) if m.isotropic else r @ _component_scores(m, y)
 
 
-def _spherical_log_prob(m: GaussianMixture, y: Array) -> Array:
-    """As `_component_log_prob` with |y - mu|^2 expanded about the components' mean: [d] -> [K].
+def _component_scores(m: GaussianMixture, y: Array) -> Array:
+    """g_k = -Sigma_k^{-1} (y - mu_k): [d] -> [K, d]."""
+    return -_unwhiten(m, _whiten(m, y))
 
-    Without a term common to all components. Centring keeps the cancellation to about
-    |y|^2 / s^2 float32 units in the last place, far below 1 in the responsibilities' exponents.
-    """
+
+def _log_odds(m: GaussianMixture, y: Array) -> Array:
+    """log w_k N(y; mu_k, Sigma_k) up to a term common to all components: [d] -> [K]."""
+    log_prob = _isotropic_log_prob(m, y) if m.isotropic else _component_log_prob(m, y)
+    return log_prob + m.log_weights
+
+
+# Noising spends its time on the scores of isotropic mixtures. These need no [K, d] differences:
+# products with the means do, which become matrix products over a batch.
+
+
+def _precision(m: GaussianMixture) -> Array:
+    """1 / s_k^2 of an isotropic mixture: [K]."""
+    return jnp.broadcast_to(m.precision_factor[:, 0] ** 2, (m.num_components,))
+
+
+def _centred(m: GaussianMixture, y: Array) -> tuple[Array, Array]:
+    """y [d] and the means [K, d], both less the components' mean: it keeps cancellation small."""
     centre = jnp.mean(m.means, axis=0)
-    y, means = y - centre, m.means - centre[None, :]
-    squares = jnp.sum(y**2) - 2 * (means @ y) + jnp.sum(means**2, axis=1)
-    scale = jnp.broadcast_to(m.precision_factor[:, 0], squares.shape)
-    return m.dim * jnp.log(scale) - 0.5 * squares * scale**2
+    return y - centre, m.means - centre[None, :]
 
 
-def _hvp(m: GaussianMixture, y: Array, v: Array) -> Array:
-    r, g = _posterior(m, y)
-    if m.elementwise:
-        curvature = (r @ jnp.broadcast_to(m.precision_factor**2, m.means.shape)) * v
-    else:
-        whitened = jnp.einsum("kij,i->kj", _per_component(m), v)
-        curvature = r @ _unwhiten(m, whitened)
-    along = g @ v
-    return r @ (along[:, None] * g) - curvature - (r @ g) * (r @ along)
+def _isotropic_log_prob(m: GaussianMixture, y: Array) -> Array:
+    """As `_component_log_prob`, with |y - mu_k|^2 expanded and the common constant left out.
+
+    Centring keeps the cancellation to about |y|^2 / s^2 float32 units in the last place, far below
+    1 in the responsibilities' exponents.
+    """
+    offset, means = _centred(m, y)
+    squares = jnp.sum(offset**2) - 2 * (means @ offset) + jnp.sum(means**2, axis=1)
+    precision = _precision(m)
+    return 0.5 * (m.dim * jnp.log(precision) - squares * precision)
+
+
+def _weighted_scores(m: GaussianMixture, weights: Array, y: Array) -> Array:
+    """sum_k weights_k (mu_k - y) / s_k^2 of an isotropic mixture: [K], [d] -> [d]."""
+    offset, means = _centred(m, y)
+    rate = weights * _precision(m)
+    return rate @ means - rate.sum() * offset
 
 
 def mixture(
