@@ -577,10 +577,11 @@ def _low_rank_m_step(
 ) -> tuple[np.ndarray, np.ndarray, LowRank]:
     """Weights, means and covariances from responsibilities r [N, K] and the last U_k [K, d, q].
 
-    The likelihood is largest where U_k and lambda_k are the leading eigenpairs of the covariance
-    S_k weighted by r_k, and s_k^2 the mean of its other eigenvalues (Tipping and Bishop 1999,
-    Eqs. 3.7 and 3.8). Subspace iterations from the last U_k approach them without forming S_k. Each
-    can only raise the eigenvalues found (Courant-Fischer), so the likelihood does not fall either.
+    The expected log-likelihood is largest where U_k and lambda_k are the leading eigenpairs of the
+    covariance S_k weighted by r_k, and s_k^2 the mean of its other eigenvalues (Tipping and Bishop
+    1999). Subspace iterations from the last U_k approach them without forming S_k. Each can only
+    raise the eigenvalues found (Courant-Fischer), so the likelihood does not fall either, but for
+    the min_covariance added to all variances.
     """
     dim, rank = directions.shape[1:]
     counts = r.sum(axis=0) + 10 * np.finfo(r.dtype).eps  # as scikit-learn: no division by zero
