@@ -128,6 +128,7 @@ class MixtureConfig(Section):
 
     num_components: int = option(10, "K", low=1)
     covariance: str = option("spherical", "kind of covariance", choices=COVARIANCES)
+    rank: int = option(8, "directions of a low_rank component, fewer than the data's", low=1)
     subset: int = option(0, "samples used for the fit; 0: all training samples", low=0)
     num_inits: int = option(4, "k-means starts; the best likelihood wins", low=1)
     min_covariance: float = option(1e-4, "added to variances, squared data units", above=0)

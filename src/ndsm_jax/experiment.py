@@ -84,7 +84,10 @@ def abstract_prior(config: Config, dim: int) -> GaussianMixture:
         return gmm.standard_normal(dim, c.variance if c.name == "ornstein_uhlenbeck" else 1.0)
     k, covariance = config.mixture.num_components, config.mixture.covariance
     eye = np.eye(dim) if covariance in ("tied", "full") else np.ones(dim)
+    rank = config.mixture.rank
+    directions = np.broadcast_to(np.eye(dim, rank), (k, dim, rank))
     covariances = {
+        "low_rank": gmm.LowRank(np.ones(k), directions, np.ones((k, rank))),
         "spherical": np.ones(k),
         "tied_spherical": np.float64(1.0),
         "diag": np.ones((k, dim)),
