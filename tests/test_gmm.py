@@ -1,5 +1,7 @@
 """Mixtures against SciPy, automatic differentiation, and scikit-learn."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 import scipy.special
 import scipy.stats
 from conftest import assert_mean
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
 from sklearn.mixture import GaussianMixture as ScikitMixture
 
 from ndsm_jax import gmm
@@ -15,7 +19,18 @@ K, D = 4, 3
 WEIGHTS = np.array([0.1, 0.2, 0.3, 0.4])
 
 
-def covariances(kind: str, rng: np.random.Generator) -> np.ndarray:
+def low_rank(k: int, dim: int, rank: int, rng: np.random.Generator) -> gmm.LowRank:
+    directions = np.linalg.qr(rng.normal(size=(k, dim, rank))).Q
+    return gmm.LowRank(rng.uniform(0.1, 0.3, k), directions, rng.uniform(0.3, 0.9, (k, rank)))
+
+
+def written_out(c: gmm.LowRank, k: int) -> np.ndarray:
+    """Covariance matrix of component k of a low-rank mixture."""
+    u, v = c.directions[k], c.variances[k]
+    return (u * (c.direction_variances[k] - v)) @ u.T + v * np.eye(len(u))
+
+
+def covariances(kind: str, rng: np.random.Generator) -> np.ndarray | gmm.LowRank:
     a = rng.normal(size=(K, D, D)) * 0.3
     full = a @ a.transpose(0, 2, 1) + 0.2 * np.eye(D)
     return {
@@ -24,10 +39,11 @@ def covariances(kind: str, rng: np.random.Generator) -> np.ndarray:
         "diag": rng.uniform(0.1, 0.6, (K, D)),
         "tied": full[0],
         "full": full,
+        "low_rank": low_rank(K, D, 1, rng),
     }[kind]
 
 
-def dense(kind: str, c: np.ndarray, k: int) -> np.ndarray:
+def dense(kind: str, c: Any, k: int) -> np.ndarray:
     """Covariance matrix of component k, written out."""
     return {
         "spherical": lambda: c[k] * np.eye(D),
@@ -35,6 +51,7 @@ def dense(kind: str, c: np.ndarray, k: int) -> np.ndarray:
         "diag": lambda: np.diag(c[k]),
         "tied": lambda: c,
         "full": lambda: c[k],
+        "low_rank": lambda: written_out(c, k),
     }[kind]()
 
 
@@ -129,6 +146,28 @@ def test_component_variances(case):
     np.testing.assert_allclose(mixture.typical_variance(), WEIGHTS @ expected, rtol=1e-5)
 
 
+def test_low_rank_equals_the_full_mixture_of_its_covariances(rng):
+    k, dim, rank = 3, 40, 5
+    means, c = rng.normal(size=(k, dim)), low_rank(k, dim, rank, rng)
+    ours = gmm.mixture(WEIGHTS[:k], means, c, covariance="low_rank")
+    matrices = np.stack([written_out(c, i) for i in range(k)])
+    full = gmm.mixture(WEIGHTS[:k], means, matrices, covariance="full")
+    assert max(leaf.size for leaf in jax.tree.leaves(ours)) == k * dim * rank
+    middle = means.mean(axis=0) + 0.2 * rng.normal(size=(3, 2, dim))
+    y, v = middle.astype(np.float32), rng.normal(size=(3, 2, dim)).astype(np.float32)
+    assert float(jnp.max(ours.responsibilities(y), axis=-1).min()) < 0.9  # a case with content
+    for name in ("component_log_prob", "log_prob", "responsibilities", "score"):
+        got, want = getattr(ours, name)(y), getattr(full, name)(y)
+        np.testing.assert_allclose(got, want, rtol=3e-5, atol=1e-3, err_msg=name)
+    np.testing.assert_allclose(ours.hvp(y, v), full.hvp(y, v), rtol=1e-3, atol=2e-2)
+    np.testing.assert_allclose(ours.component_variances(), full.component_variances(), rtol=1e-5)
+    assert ours.smallest_variance() == pytest.approx(full.smallest_variance(), rel=1e-4)
+    # The square root: unit vectors as noise give its columns.
+    for i in range(k):
+        root = ours.sample_component(jnp.full(dim, i), jnp.eye(dim)) - ours.means[i][None, :]
+        np.testing.assert_allclose(root.T @ root, matrices[i], atol=1e-5)
+
+
 def test_mixture_is_a_pytree_argument_of_jit(case):
     mixture, _, y = case
     np.testing.assert_allclose(
@@ -164,7 +203,8 @@ def blobs(rng, n=3000):
 def test_fit_recovers_known_mixtures(kind, rng):
     """Three separated blobs of variance 0.25: means within 4.5 of their standard errors."""
     data, means = blobs(rng)
-    mixture, report = gmm.fit(data, 3, covariance=kind, num_inits=2, min_covariance=1e-6)
+    options = {"rank": 1, "num_inits": 2, "min_covariance": 1e-6}
+    mixture, report = gmm.fit(data, 3, covariance=kind, **options)
     order = [int(np.argmin(((np.asarray(mixture.means) - m) ** 2).sum(1))) for m in means]
     assert sorted(order) == [0, 1, 2]
     np.testing.assert_allclose(
@@ -199,6 +239,70 @@ def test_tied_spherical_fit_is_a_fixed_point_of_em(rng):
     np.testing.assert_allclose(np.exp(mixture.log_weights), r.mean(0), atol=1e-3)
 
 
+@pytest.fixture(scope="module")
+def digits():
+    return load_digits().data / 8.0 - 1.0
+
+
+def test_one_low_rank_component_is_probabilistic_pca(digits):
+    pca = PCA(6, svd_solver="full").fit(digits)
+    shrink = (len(digits) - 1) / len(digits)  # scikit-learn divides by N - 1
+    pca.explained_variance_ *= shrink
+    pca.noise_variance_ *= shrink
+    options = {"covariance": "low_rank", "rank": 6, "min_covariance": 1e-9}
+    mixture, report = gmm.fit(digits, 1, **options)
+    assert report.converged
+    # EM stops at a gain of 1e-3 a sample; its fixed point is exact.
+    assert report.log_likelihood == pytest.approx(pca.score(digits), abs=3e-3)
+    c = gmm.LowRank(np.ones(1), np.asarray(mixture.directions, np.float64), np.ones((1, 6)))
+    for _ in range(40):
+        w, m, c = gmm._low_rank_m_step(digits, np.ones((len(digits), 1)), c.directions, 1e-12)
+    log_prob, _ = gmm._low_rank_e_step(digits, w, m, c)
+    np.testing.assert_allclose(log_prob, pca.score_samples(digits), rtol=1e-6)
+    np.testing.assert_allclose(c.direction_variances[0][::-1], pca.explained_variance_, rtol=1e-8)
+
+
+def test_low_rank_em_never_loses_likelihood(digits, rng):
+    """Every E-step against SciPy's densities; every M-step at least as likely as the last."""
+    weights, means = np.ones(4) / 4, digits[rng.choice(len(digits), 4)]
+    start = np.linalg.qr(rng.normal(size=(4, 64, 3))).Q
+    c = gmm.LowRank(np.full(4, 0.5), start, np.full((4, 3), 0.5))
+    gains = []
+    for i in range(25):
+        log_prob, r = gmm._low_rank_e_step(digits, weights, means, c)
+        if i in (0, 10):
+            parts = [
+                np.log(w) + scipy.stats.multivariate_normal(m, written_out(c, k)).logpdf(digits)
+                for k, (w, m) in enumerate(zip(weights, means, strict=True))
+            ]
+            np.testing.assert_allclose(log_prob, np.logaddexp.reduce(parts), rtol=1e-9)
+            np.testing.assert_allclose(r.T, np.exp(parts - log_prob), atol=1e-9)
+        gains.append(log_prob.mean())
+        weights, means, c = gmm._low_rank_m_step(digits, r, c.directions, 1e-9)
+    assert np.diff(gains).min() > -1e-9
+    assert gains[-1] - gains[0] > 10
+
+
+def test_low_rank_fits_digits_better_than_spherical(digits):
+    options = {"num_inits": 1, "subset": 1200, "min_covariance": 1e-3}
+    _, spherical = gmm.fit(digits, 5, **options)
+    mixture, report = gmm.fit(digits, 5, covariance="low_rank", rank=4, **options)
+    assert report.converged
+    assert report.log_likelihood > spherical.log_likelihood + 5
+    assert report.held_out_log_likelihood > spherical.held_out_log_likelihood + 5
+    assert mixture.smallest_variance() >= 1e-3
+    assert "5 components" in str(report)
+
+
+def test_low_rank_survives_a_component_of_identical_samples(rng):
+    """One without any variance of its own gets min_covariance, whatever its directions."""
+    data = np.concatenate([np.full((30, 4), 5.0), rng.normal(size=(200, 4))])
+    options = {"covariance": "low_rank", "rank": 2, "min_covariance": 1e-2}
+    mixture, _ = gmm.fit(data, 2, **options)
+    assert mixture.smallest_variance() == pytest.approx(1e-2, rel=1e-3)
+    assert np.isfinite(mixture.score(data.astype(np.float32))).all()
+
+
 def test_subset_leaves_a_held_out_likelihood(rng):
     data, _ = blobs(rng)
     _, report = gmm.fit(data, 3, subset=500)
@@ -213,17 +317,23 @@ def test_subset_leaves_a_held_out_likelihood(rng):
         (([0.5, 0.5], np.zeros((1, 2)), np.ones(1)), "weights"),
         (([-1.0, 2.0], np.zeros((2, 2)), np.ones(2)), "positive"),
         (([1.0], np.zeros((1, 2)), np.zeros(1)), "min_covariance"),
+        (([1.0], np.zeros((1, 2)), ([1.0], np.eye(2)[None], [[1.0, 1.0]])), r"mixture\.rank=2"),
+        (([1.0], np.zeros((1, 2)), ([1.0], np.ones((1, 2, 1)), [[1.0]])), "orthonormal"),
+        (([1.0], np.zeros((1, 2)), ([1.0], np.ones((1, 2, 1)), [1.0])), "shapes"),
     ],
 )
 def test_bad_mixtures_are_refused(arguments, message):
+    kind = "low_rank" if isinstance(arguments[2], tuple) else "spherical"
     with pytest.raises(ValueError, match=message):
-        gmm.mixture(*arguments)
+        gmm.mixture(*arguments, covariance=kind)
 
 
 def test_bad_fits_are_refused(rng):
     data, _ = blobs(rng, 50)
     with pytest.raises(ValueError, match=r"mixture\.num_components"):
         gmm.fit(data, 40)
+    with pytest.raises(ValueError, match=r"mixture\.rank=3 .* 3 dimensions"):
+        gmm.fit(data, 2, covariance="low_rank", rank=3)
     data[3, 1] = np.nan
     with pytest.raises(ValueError, match="finite"):
         gmm.fit(data, 3)

@@ -154,7 +154,7 @@ def _pictures(
         first = samples[:12]
         nearest = dataset.train[evaluation.nearest_distances(first, dataset.train)[1]]
         figures["neighbours"] = plots.neighbours_figure(first, nearest, dataset.shape)
-    if experiment.objective.name == "ndsm_cv":
+    if experiment.objective.controlled:
         t = jnp.geomspace(experiment.sample_grid[1], experiment.sde.horizon, 200)
         eps = experiment.control.eps(state.control, t)
         figures["eps"] = plots.eps_figure(np.asarray(t), np.asarray(eps))

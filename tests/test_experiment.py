@@ -1,0 +1,40 @@
+"""Wiring from a config to its parts."""
+
+import jax
+import numpy as np
+import pytest
+
+from ndsm_jax import gmm
+from ndsm_jax.config import Config
+from ndsm_jax.datasets import Dataset
+from ndsm_jax.experiment import abstract_prior, fit_prior
+
+
+@pytest.mark.parametrize("kind", gmm.COVARIANCES)
+def test_abstract_prior_has_the_structure_of_the_fitted_one(kind, rng):
+    """Checkpoints are restored into it: same leaves, shapes and types."""
+    mixture = {"num_components": 2, "covariance": kind, "rank": 3, "num_inits": 1}
+    config = Config.from_dict({"mixture": mixture})
+    data = rng.normal(size=(100, 5)).astype(np.float32)
+    dataset = Dataset(
+        name="noise",
+        train=data,
+        test=data,
+        train_labels=None,
+        test_labels=None,
+        shape=(5,),
+        value_range=None,
+        source="",
+    )
+    fitted, report = fit_prior(config, dataset)
+    stand_in = abstract_prior(config, 5)
+    assert jax.tree.structure(fitted) == jax.tree.structure(stand_in)
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), m) for m in (fitted, stand_in)]
+    assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
+    assert report is not None
+
+
+def test_a_rank_that_does_not_fit_is_refused_before_fitting():
+    config = Config.from_dict({"mixture": {"covariance": "low_rank", "rank": 8}})
+    with pytest.raises(ValueError, match=r"mixture\.rank=8 .* 2 dimensions"):
+        abstract_prior(config, 2)
