@@ -8,16 +8,24 @@ import pytest
 from conftest import assert_mean
 
 from ndsm_jax import gmm, noising, sde
-from ndsm_jax.integrators import euler_maruyama_kernel, simulate, time_grid
+from ndsm_jax.integrators import local_kernel, simulate, time_grid
 
 PRIOR = gmm.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4])
 
 
-def paths(process, steps=60, k=3, **loss) -> noising.SimulatedPaths:
+def paths(process, steps=60, k=3, noises=1, **loss) -> noising.LocalSteps:
     grid = time_grid(process, steps)
     starts, lengths = noising.loss_steps(process, grid, **(loss or {"fraction": 0.5}))
     law = noising.time_law(process, grid)
-    return noising.SimulatedPaths(sde=process, times=law, starts=starts, lengths=lengths, k=k)
+    return noising.LocalSteps(
+        chain=noising.FullSpace(sde=process),
+        sde=process,
+        times=law,
+        starts=starts,
+        lengths=lengths,
+        k=k,
+        noises=noises,
+    )
 
 
 def test_stratified_quantiles_are_uniform_and_evenly_spread():
@@ -54,14 +62,15 @@ def test_exact_kernel_fills_every_field_consistently():
     noise = noising.ExactKernel(sde=process, times=law, first=law.grid[1], k=4)
     x0 = jnp.full((500, 3), 0.7)
     batch = noise(jax.random.key(0), x0)
-    chex.assert_shape([batch.y, batch.mu, batch.z, batch.score_target], (500, 4, 3))
-    chex.assert_shape([batch.t, batch.sigma, batch.weight], (500, 4))
+    chex.assert_shape([batch.y, batch.mu, batch.score_target], (500, 4, 3))
+    chex.assert_shape([batch.t, batch.weight], (500, 4))
     scale, std = process.kernel(batch.t)
     np.testing.assert_allclose(batch.mu, scale[..., None] * x0[:, None, :], rtol=1e-6)
-    np.testing.assert_allclose(batch.y, batch.mu + std[..., None] * batch.z, rtol=1e-5)
     expected = -(batch.y - batch.mu) / (std**2)[..., None]
     np.testing.assert_allclose(batch.score_target, expected, rtol=1e-3, atol=1e-2)
-    assert_mean(np.asarray(batch.z).reshape(-1, 3), np.zeros(3))
+    white = np.asarray(-batch.score_target * std[..., None]).reshape(-1, 3)
+    assert_mean(white, np.zeros(3))
+    assert_mean(white**2, np.ones(3))
     assert float(batch.t.min()) >= float(law.grid[1])
 
 
@@ -69,11 +78,15 @@ def test_simulated_paths_are_one_gaussian_step_from_mu():
     process = sde.mixture_langevin(PRIOR)
     noise = paths(process)
     batch = noise(jax.random.key(0), PRIOR.sample(jax.random.key(1), (40,)))
-    chex.assert_shape([batch.y, batch.mu, batch.z], (40, 3, 2))
-    np.testing.assert_allclose(
-        batch.y, batch.mu + batch.sigma[..., None] * batch.z, rtol=1e-5, atol=1e-6
+    chex.assert_shape([batch.y, batch.mu, batch.score_target], (40, 3, 2))
+    interval = noise.times.index(
+        noise.times.quantiles(jax.random.split(jax.random.key(0), 3)[0], 40, 3)
     )
-    assert batch.score_target is None
+    variance = 2 * noise.lengths[interval][..., None]
+    np.testing.assert_allclose(
+        batch.y, batch.mu - variance * batch.score_target, rtol=1e-4, atol=1e-5
+    )
+    assert_mean((batch.score_target**2 * variance).reshape(-1, 2), np.ones(2))
     np.testing.assert_allclose(batch.weight, process.variance(batch.t), rtol=1e-6)
 
 
@@ -99,18 +112,19 @@ def test_loss_steps_leave_the_very_path(loss):
     key, x0 = jax.random.key(4), PRIOR.sample(jax.random.key(1), (30,))
     batch = noise(key, x0)
     key_time, key_path, _ = jax.random.split(key, 3)
-    path = simulate(key_path, process, x0, noise.times.grid)
+    path = simulate(jax.random.split(key_path, 3)[0], process, x0, noise.times.grid)
     interval = np.asarray(noise.times.index(noise.times.quantiles(key_time, 30, 5)))
     assert set(interval.ravel()) == set(range(8))
     start = np.asarray(noise.starts)[interval]
-    mu, sigma = euler_maruyama_kernel(
+    mu, sigma = local_kernel(
         process,
         jnp.asarray(np.asarray(path)[start, np.arange(30)[:, None]]),
         noise.times.grid[start],
         noise.lengths[interval],
     )
     np.testing.assert_allclose(batch.mu, mu, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(batch.sigma, sigma, rtol=1e-6)
+    pull = -(batch.y - batch.mu) / (sigma**2)[..., None]
+    np.testing.assert_allclose(batch.score_target, pull, rtol=1e-2, atol=1e-2)
     np.testing.assert_allclose(batch.t, noise.times.grid[start] + noise.lengths[interval])
 
 
@@ -138,6 +152,18 @@ def test_fractional_loss_steps_end_on_the_grid_and_add_the_fraction(fraction):
     # One grid point later would add too little: the step is the shortest that is long enough.
     later = (v[1:] - v[starts + 1]) / v[starts + 1]
     assert (later[~capped] < fraction).all()
+
+
+def test_noises_share_one_mu():
+    process = sde.mixture_langevin(PRIOR)
+    batch = paths(process, k=2, noises=3)(jax.random.key(0), PRIOR.sample(jax.random.key(1), (50,)))
+    chex.assert_shape([batch.y, batch.mu, batch.score_target], (50, 6, 2))
+    for group in (slice(0, 3), slice(3, 6)):
+        for shared in (batch.mu, batch.t, batch.weight):
+            first = np.asarray(shared)[:, [group.start] * 3]
+            np.testing.assert_array_equal(shared[:, group], first)
+    z = np.asarray(batch.score_target).transpose(1, 0, 2).reshape(6, -1)
+    assert np.abs(np.corrcoef(z) - np.eye(6)).max() < 4.5 / 100**0.5
 
 
 def test_loss_steps_want_one_of_the_two():

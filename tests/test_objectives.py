@@ -1,5 +1,7 @@
 """Objectives against the equations, each other, and DSM."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,16 +31,19 @@ def make_batch(key, shape=(6, 2, 3)) -> noising.NoisedBatch:
     t = jax.random.uniform(keys[2], shape[:2])
     y = mu + sigma[..., None] * z
     target = -z / sigma[..., None]
-    return noising.NoisedBatch(y=y, t=t, weight=1 + t, score_target=target, mu=mu, z=z, sigma=sigma)
+    return noising.NoisedBatch(y=y, t=t, weight=1 + t, score_target=target, mu=mu)
 
 
 def test_losses_are_the_equations():
     batch = make_batch(jax.random.key(0))
     score = lambda y, t: toy_score(THETA, y, t)  # noqa: E731
-    y, mu, z, sigma, t, w = (
+    y, mu, target, t, w = (
         np.asarray(a, np.float64)
-        for a in (batch.y, batch.mu, batch.z, batch.sigma, batch.t, batch.weight)
+        for a in (batch.y, batch.mu, batch.score_target, batch.t, batch.weight)
     )
+    sigma = np.linalg.norm(y - mu, axis=-1) / np.linalg.norm(target, axis=-1)
+    sigma = np.sqrt(sigma)
+    z = -target * sigma[..., None]
     s = lambda x: -0.7 * x + 0.3 * np.tanh(x) * t[..., None] - 0.2  # noqa: E731
     control = (s(mu) * z).sum(-1) / sigma
     ndsm = 0.5 * (s(y) ** 2).sum(-1) + (z * (s(y) - s(mu))).sum(-1) / sigma
@@ -57,7 +62,7 @@ def test_eps_one_is_dsm_with_the_local_target():
     """L + W = 1/2 |s + z / sigma|^2 - 1/2 |z / sigma|^2: Theorem 3.2 undoes the cancellation."""
     batch = make_batch(jax.random.key(1))
     score = lambda y, t: toy_score(THETA, y, t)  # noqa: E731
-    shift = 0.5 * batch.weight * jnp.sum((batch.z / batch.sigma[..., None]) ** 2, -1)
+    shift = 0.5 * batch.weight * jnp.sum(batch.score_target**2, -1)
     actual = objectives.ndsm_cv(score, batch, jnp.ones_like(batch.t))
     np.testing.assert_allclose(actual, objectives.dsm(score, batch) - shift, rtol=1e-3, atol=1e-3)
 
@@ -66,7 +71,8 @@ def simulate(process, num_steps, x0, *, weight="variance", **loss_step) -> noisi
     """Paths from x0 [B, d], one state each; loss_step as in `noising.loss_steps`."""
     grid = time_grid(process, num_steps)
     starts, lengths = noising.loss_steps(process, grid, **loss_step)
-    noise = noising.SimulatedPaths(
+    noise = noising.LocalSteps(
+        chain=noising.FullSpace(sde=process),
         sde=process,
         times=noising.time_law(process, grid),
         starts=starts,
@@ -180,7 +186,27 @@ def test_ndsm_is_minimised_by_the_true_score():
     assert best == pytest.approx(1.0, abs=4.5 * error + 0.02)
 
 
-def test_missing_fields_name_objective_and_process():
-    objectives.check_fields(objectives.OBJECTIVES["ndsm"], {"mu", "z", "sigma"}, "langevin")
-    with pytest.raises(ValueError, match=r"'dsm' needs score_target.*'langevin'.*ndsm"):
-        objectives.check_fields(objectives.OBJECTIVES["dsm"], {"mu", "z", "sigma"}, "langevin")
+def test_states_that_share_one_mu_share_its_evaluation():
+    """The loss of shared states is that of separate ones, from k + k / noises evaluations."""
+    batch = make_batch(jax.random.key(3), (5, 2, 3))
+    batch = jax.tree.map(lambda a: jnp.repeat(a, 3, axis=1), batch)
+    z = jax.random.normal(jax.random.key(4), batch.y.shape)
+    batch = dataclasses.replace(batch, y=batch.mu + 0.2 * z, score_target=-z / 0.2)
+    evaluated = []
+
+    def score(y, t):
+        evaluated.append(y.shape)
+        return toy_score(THETA, y, t)
+
+    separate = objectives.ndsm_terms(score, batch)
+    shared = objectives.ndsm_terms(score, dataclasses.replace(batch, noises=3))
+    assert evaluated == [(5, 12, 3), (5, 8, 3)]
+    for a, b in zip(separate, shared, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_dsm_needs_a_process_with_a_kernel():
+    objectives.check_process("dsm", sde.ornstein_uhlenbeck(2))
+    objectives.check_process("path_dsm", LANGEVIN)
+    with pytest.raises(ValueError, match=r"name='dsm' needs .*'mixture_langevin'.*path_dsm"):
+        objectives.check_process("dsm", LANGEVIN)

@@ -66,6 +66,15 @@ VARIANTS = {
         "process": {"name": "ornstein_uhlenbeck"},
         "objective": {"name": "dsm"},
     },
+    "path-space, quotient": {
+        "objective": {"name": "path_dsm"},
+        "noising": {"steps": 24, "k": 2, "simulation": "quotient", "ahead_mb": 0.02},
+    },
+    "window with a control variate": {
+        "objective": {"name": "path_dsm_cv"},
+        "noising": {"steps": 24, "k": 2, "window": 0.1, "integrator": "exponential"},
+    },
+    "one mu, four noises": {"noising": {"steps": 24, "k": 1, "noises": 4}},
     "unet": {
         "data": {"name": "digits", "num_train": 100, "num_test": 20},
         "network": {"name": "unet", "widths": (4, 8), "time_features": 4},
@@ -277,7 +286,7 @@ def test_another_experiment_or_other_data_are_refused(tmp_path):
 
 
 def test_objective_and_process_must_fit(tmp_path):
-    with pytest.raises(ValueError, match=r"objective\.name='dsm' needs score_target"):
+    with pytest.raises(ValueError, match=r"objective\.name='dsm' needs a process"):
         run(tiny(objective={"name": "dsm"}), tmp_path)
     assert not (tmp_path / "checkpoints").exists()
 

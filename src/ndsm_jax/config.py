@@ -20,9 +20,9 @@ from ml_collections import ConfigDict
 from ndsm_jax.control_variates import ESTIMATORS
 from ndsm_jax.datasets import DATASETS
 from ndsm_jax.gmm import COVARIANCES
-from ndsm_jax.integrators import GRIDS
+from ndsm_jax.integrators import GRIDS, INTEGRATORS
 from ndsm_jax.networks import DTYPES, NETWORKS, PARAMETERISATIONS
-from ndsm_jax.noising import TIME_LAWS, WEIGHTS
+from ndsm_jax.noising import PATH_WEIGHTS, SIMULATIONS, TIME_LAWS, WEIGHTS
 from ndsm_jax.objectives import OBJECTIVES
 from ndsm_jax.sampling import SAMPLERS
 from ndsm_jax.sde import PROCESSES, TIME_COORDINATES
@@ -160,6 +160,19 @@ class NoisingConfig(Section):
     stratified: bool = option(True, "low-discrepancy times over a batch instead of independent")
     k: int = option(4, "random times a path", low=1)
     weight: str = option("variance", "loss weight: v(t) or 1", choices=WEIGHTS)
+    simulation: str = option(
+        "auto", "the full space, its quotient (fast where isotropic), or auto", choices=SIMULATIONS
+    )
+    integrator: str = option("euler", "step of the simulation", choices=INTEGRATORS)
+    path_weights: str = option("sinh", "weights c of path_dsm", choices=PATH_WEIGHTS)
+    window: float = option(0.0, "of path_dsm, time units; 0: the whole path", low=0)
+    curvature: float = option(
+        0.0, "rate of sinh weights, 1 / time; 0: of the component at the window's start", low=0
+    )
+    noises: int = option(1, "normals that share one mu (ndsm, ndsm_cv)", low=1)
+    ahead_mb: float = option(
+        32.0, "memory for minibatches noised ahead, MB; at least one is", above=0
+    )
     loss_step: float = option(0.0, "fixed length of the loss step, time units; 0: off", low=0)
     loss_fraction: float = option(
         2.0, "loss step adds this fraction of the variance already there; 0: off", low=0, high=10
@@ -175,7 +188,7 @@ class ObjectiveConfig(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ControlVariateConfig(Section):
-    """eps(t) of the objective ndsm_cv, and the estimator of the gradient's variance."""
+    """eps(t) of ndsm_cv and path_dsm_cv, and the estimator of the gradient's variance."""
 
     kind: str = option(
         "learned",

@@ -12,6 +12,7 @@ So two scalars a sample say everything about eps, and no derivative goes through
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -54,6 +55,7 @@ def exact_products(terms: TermsFn, params: Any, batch: NoisedBatch, *, chunk: in
         return _inner(loss, control), _inner(control, control), _inner(loss, loss)
 
     shape = batch.t.shape
+    batch = dataclasses.replace(batch, noises=1)  # every state on its own
     flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), batch)
     scalars = jax.lax.map(products, flat, batch_size=min(chunk, flat.t.size))
     return Products(*(a.reshape(shape) for a in scalars))

@@ -18,8 +18,17 @@ from ndsm_jax.datasets import Dataset
 from ndsm_jax.gmm import FitReport, GaussianMixture
 from ndsm_jax.integrators import time_grid
 from ndsm_jax.networks import EpsNet, ScoreMLP, ScoreModel, UNet
-from ndsm_jax.noising import ExactKernel, NoisingFn, SimulatedPaths, loss_steps, time_law
-from ndsm_jax.objectives import OBJECTIVES, Objective, check_fields
+from ndsm_jax.noising import (
+    ExactKernel,
+    LocalSteps,
+    NoisingFn,
+    PathWindows,
+    loss_steps,
+    make_chain,
+    time_law,
+    window_starts,
+)
+from ndsm_jax.objectives import OBJECTIVES, Objective, check_process
 from ndsm_jax.sde import PROCESSES, SDE, time_coordinate
 
 
@@ -117,11 +126,12 @@ def build(config: Config, shape: tuple[int, ...], prior: GaussianMixture) -> Exp
     """
     sde = build_sde(config, prior)
     grid, sample_grid = _grid(sde, config.noising), _grid(sde, config.sample)
-    first = config.noising.loss_step or float(grid[1])  # the smallest training time
+    local = OBJECTIVES[config.objective.name].noising == "local"
+    first = (local and config.noising.loss_step) or float(grid[1])  # the smallest training time
     _check_grids(config, sde, grid, sample_grid, first)
+    check_process(config.objective.name, sde)
     objective = OBJECTIVES[config.objective.name]
     noising = _build_noising(config, sde, grid, first)
-    check_fields(objective, noising.provides, sde.name)
     coordinate = time_coordinate(sde, config.network.time, first=float(grid[1]))
     model = ScoreModel(
         sde=sde,
@@ -147,16 +157,53 @@ def _grid(sde: SDE, section: Any) -> np.ndarray:
     return time_grid(sde, section.steps, kind=section.grid, smallest_variance=smallest)
 
 
-def _build_noising(
-    config: Config, sde: SDE, grid: np.ndarray, first: float
-) -> ExactKernel | SimulatedPaths:
-    c = config.noising
+def _build_noising(config: Config, sde: SDE, grid: np.ndarray, first: float) -> NoisingFn:
+    c, objective = config.noising, OBJECTIVES[config.objective.name]
     times = time_law(sde, grid, kind=c.times, stratified=c.stratified)
-    if sde.kernel is not None:
+    if c.noises > 1 and objective.noising != "local":
+        raise ValueError(
+            f"noising.noises={c.noises} share one mu, which objective.name="
+            f"{config.objective.name!r} does not have; set it to 1, or choose ndsm or ndsm_cv"
+        )
+    if objective.noising != "path" and sde.kernel is not None:
         return ExactKernel(sde=sde, times=times, first=jnp.float32(first), k=c.k, weight=c.weight)
-    starts, lengths = loss_steps(sde, grid, fixed=c.loss_step, fraction=c.loss_fraction)
-    return SimulatedPaths(
-        sde=sde, times=times, starts=starts, lengths=lengths, k=c.k, weight=c.weight
+    # A noise-free companion path needs the state itself, not its invariants.
+    companion = objective.noising == "path" and objective.controlled
+    if companion and c.simulation == "quotient":
+        raise ValueError(
+            f"objective.name={config.objective.name!r} needs noising.simulation='full' or 'auto'"
+        )
+    chain = make_chain(
+        sde,
+        grid,
+        kind="full" if companion else c.simulation,
+        integrator=c.integrator,
+        paths=c.k if objective.noising == "path" else 1,
+    )
+    if objective.noising == "local":
+        starts, lengths = loss_steps(sde, grid, fixed=c.loss_step, fraction=c.loss_fraction)
+        return LocalSteps(
+            chain=chain,
+            sde=sde,
+            times=times,
+            starts=starts,
+            lengths=lengths,
+            k=c.k,
+            noises=c.noises,
+            weight=c.weight,
+            integrator=c.integrator,
+        )
+    return PathWindows(
+        chain=chain,
+        sde=sde,
+        times=times,
+        starts=window_starts(grid, c.window),
+        curvature=jnp.float32(c.curvature),
+        k=c.k,
+        weight=c.weight,
+        integrator=c.integrator,
+        weights=c.path_weights,
+        companion=companion,
     )
 
 
@@ -223,7 +270,7 @@ def _build_network(config: Config, shape: tuple[int, ...]) -> ScoreMLP | UNet:
 
 def _build_control(config: Config, coordinate: Any) -> ControlVariate:
     c = config.control_variate
-    if config.objective.name != "ndsm_cv":
+    if not OBJECTIVES[config.objective.name].controlled:
         return control_variates.constant(0.0)
     if c.kind == "constant":
         return control_variates.constant(c.value)

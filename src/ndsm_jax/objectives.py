@@ -7,18 +7,21 @@ Losses differ from 1/2 weight |s - grad log p_t|^2 by terms without gradient in 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax import Array
 
 from ndsm_jax.noising import NoisedBatch
-from ndsm_jax.sde import ScoreFn
+from ndsm_jax.sde import SDE, ScoreFn
 
 
 def dsm(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
-    """Denoising score matching, weight/2 |s(y, t) - target|^2 (Vincent 2011): [B, k]."""
-    assert batch.score_target is not None
+    """Denoising score matching, weight/2 |s(y, t) - target|^2: [B, k].
+
+    For the target of a kernel see Vincent (2011); any target with E[target | y] = grad log p_t(y)
+    has the same minimiser, that of a path (docs/path_space.md) too.
+    """
     residual = score_fn(batch.y, batch.t) - batch.score_target
     return 0.5 * batch.weight * jnp.sum(residual**2, axis=-1)
 
@@ -26,17 +29,21 @@ def dsm(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
 def ndsm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, Array]:
     """The NDSM loss L and its control variate W, both weighted and [B, k].
 
-    2405.15625, Eq. 9 and 20: L = 1/2 |s(y)|^2 + z . (s(y) - s(mu)) / sigma and
-    W = s(mu) . z / sigma, both scores at the time t of y. E[W] = 0, as mu is independent of z. The
-    two evaluations are one call of the network on the stacked states.
+    2405.15625, Eq. 9 and 20, with the target T = -z / sigma of one Gaussian step y = mu + sigma z:
+    L = 1/2 |s(y)|^2 - T . (s(y) - s(mu)) and W = -T . s(mu), both scores at the time t of y.
+    E[W] = 0, as E[T | mu] = 0; so T and mu may as well be those of a path's window. Both scores are
+    one call of the network on all states; states that share one mu share its evaluation.
     """
     assert batch.mu is not None
-    assert batch.z is not None
-    assert batch.sigma is not None
-    score, score_mu = score_fn(jnp.stack([batch.y, batch.mu]), jnp.stack([batch.t, batch.t]))
-    z = batch.z / batch.sigma[..., None]
-    loss = 0.5 * jnp.sum(score**2, axis=-1) + jnp.sum(z * (score - score_mu), axis=-1)
-    return batch.weight * loss, batch.weight * jnp.sum(z * score_mu, axis=-1)
+    k, n = batch.t.shape[1], batch.noises
+    score = score_fn(
+        jnp.concatenate([batch.y, batch.mu[:, ::n]], axis=1),
+        jnp.concatenate([batch.t, batch.t[:, ::n]], axis=1),
+    )
+    score, score_mu = score[:, :k], jnp.repeat(score[:, k:], n, axis=1)
+    target = batch.score_target
+    loss = 0.5 * jnp.sum(score**2, axis=-1) - jnp.sum(target * (score - score_mu), axis=-1)
+    return batch.weight * loss, -batch.weight * jnp.sum(target * score_mu, axis=-1)
 
 
 def ndsm(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
@@ -60,31 +67,37 @@ class Objective:
 
     Attributes:
       terms: (score_fn, batch) -> (loss [B, k], control variate [B, k] or None).
-      needs: the fields of NoisedBatch that it reads beyond y, t and weight.
+      noising: what it regresses on: the `kernel` of a linear process, a `local` step, or a `path`.
+      controlled: whether there is a control variate, for which the noising has to give mu.
     """
 
-    name: str
     terms: Callable[[ScoreFn, NoisedBatch], tuple[Array, Array | None]]
-    needs: frozenset[str]
+    noising: str
+    controlled: bool = False
 
 
-_LOCAL_STEP = frozenset({"mu", "z", "sigma"})
+def _dsm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, None]:
+    return dsm(score_fn, batch), None
+
+
+def _ndsm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, None]:
+    return ndsm(score_fn, batch), None
+
 
 OBJECTIVES = {
-    "dsm": Objective(
-        name="dsm", terms=lambda s, b: (dsm(s, b), None), needs=frozenset({"score_target"})
-    ),
-    "ndsm": Objective(name="ndsm", terms=lambda s, b: (ndsm(s, b), None), needs=_LOCAL_STEP),
-    "ndsm_cv": Objective(name="ndsm_cv", terms=ndsm_terms, needs=_LOCAL_STEP),
+    "dsm": Objective(terms=_dsm_terms, noising="kernel"),
+    "path_dsm": Objective(terms=_dsm_terms, noising="path"),
+    "path_dsm_cv": Objective(terms=ndsm_terms, noising="path", controlled=True),
+    "ndsm": Objective(terms=_ndsm_terms, noising="local"),
+    "ndsm_cv": Objective(terms=ndsm_terms, noising="local", controlled=True),
 }
 
 
-def check_fields(objective: Objective, provides: Iterable[str], process: str) -> None:
-    """Raises ValueError when a process cannot give a field that the objective reads."""
-    missing = sorted(objective.needs - set(provides))
-    if missing:
-        fitting = [o.name for o in OBJECTIVES.values() if o.needs <= set(provides)]
+def check_process(name: str, sde: SDE) -> None:
+    """Raises ValueError when an objective needs the kernel of a process that has none."""
+    if OBJECTIVES[name].noising == "kernel" and sde.kernel is None:
+        fitting = [n for n, o in OBJECTIVES.items() if o.noising != "kernel"]
         raise ValueError(
-            f"objective.name={objective.name!r} needs {', '.join(missing)}, which the noising of"
-            f" process {process!r} cannot give; choose one of {', '.join(fitting)}"
+            f"objective.name={name!r} needs a process with a known kernel, and {sde.name!r} has"
+            f" none; choose one of {', '.join(fitting)}"
         )

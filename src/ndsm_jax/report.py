@@ -188,7 +188,7 @@ def _pictures(
     if starts is not None and result["conditioning"] is not None:
         rows = _started(starts, samples, result["conditioning"]["classes"])
         figures["conditioning"] = plots.rows_figure(rows, dataset.shape, columns=STARTED_COLUMNS)
-    if experiment.objective.name == "ndsm_cv":
+    if experiment.objective.controlled:
         t = jnp.geomspace(experiment.sample_grid[1], experiment.sde.horizon, 200)
         eps = experiment.control.eps(state.control, t)
         figures["eps"] = plots.eps_figure(np.asarray(t), np.asarray(eps))

@@ -28,7 +28,16 @@ RELAXATION_TIMES = 4.0
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("drift", "diffusion", "prior", "decay", "saturation", "horizon", "kernel"),
+    data_fields=(
+        "drift",
+        "diffusion",
+        "prior",
+        "decay",
+        "saturation",
+        "horizon",
+        "kernel",
+        "analytic_vjp",
+    ),
     meta_fields=("name",),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +54,7 @@ class SDE:
       saturation: the limit of v(t) for t -> infinity (a scalar).
       horizon: T, in time units.
       kernel: for linear processes t -> (a, s) with Y_t | Y_0 ~ N(a Y_0, s^2 I), otherwise None.
+      analytic_vjp: (y, t, v) -> (b, J_b(y, t)^T v) where there is a formula, see `drift_vjp`.
     """
 
     name: str
@@ -55,11 +65,22 @@ class SDE:
     saturation: Array
     horizon: Array
     kernel: Callable[[Array], tuple[Array, Array]] | None = None
+    analytic_vjp: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None
 
     @property
     def dim(self) -> int:
         """d."""
         return self.prior.dim
+
+    def drift_vjp(self, y: Array, t: Array, v: Array) -> tuple[Array, Array]:
+        """b(y, t) and J_b(y, t)^T v, the drift's Jacobian transposed times v: [..., d] each.
+
+        By the process's formula where it has one, otherwise by `jax.vjp`.
+        """
+        if self.analytic_vjp is not None:
+            return self.analytic_vjp(y, t, v)
+        drift, pull_back = jax.vjp(lambda y: self.drift(y, t), y)
+        return drift, pull_back(v)[0]
 
     def variance(self, t: Array) -> Array:
         """v(t) [...], the local kernel variance: std, loss weight and training times follow it."""
@@ -82,6 +103,12 @@ class SDE:
 
 def _langevin_drift(prior: GaussianMixture, y: Array, t: Array) -> Array:
     return prior.score(y)
+
+
+def _langevin_drift_vjp(
+    prior: GaussianMixture, y: Array, t: Array, v: Array
+) -> tuple[Array, Array]:
+    return prior.score_hvp(y, v)  # the Hessian is symmetric
 
 
 def _sqrt_two(t: Array) -> Array:
@@ -107,6 +134,7 @@ def mixture_langevin(prior: GaussianMixture, *, horizon: float | None = None) ->
         decay=Partial(_langevin_decay, sigma_squared),
         saturation=sigma_squared,
         horizon=_horizon(horizon, RELAXATION_TIMES * float(sigma_squared)),
+        analytic_vjp=Partial(_langevin_drift_vjp, prior),
     )
 
 

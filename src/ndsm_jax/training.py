@@ -102,16 +102,15 @@ def _epoch_order(seed: int, epoch: int, num_items: int) -> np.ndarray:
 
 
 def train_step(
-    experiment: Experiment, state: TrainState, key: Array, x0: Array
+    experiment: Experiment, state: TrainState, key: Array, batch: NoisedBatch
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One step of 2405.15625, Algorithm 1, for any objective: x0 [B, d] -> (state, metrics).
+    """One step of 2405.15625, Algorithm 1, for any objective: (state, metrics) from noised data.
 
     The theta-update uses eps(t) of the state; every control_variate.period steps the products of
     per-sample gradients, at the updated theta as in the paper, update it, and give an estimate of
     one sample's gradient variance (NaN on the other steps).
     """
     config, model, control = experiment.config, experiment.model, experiment.control
-    batch = experiment.noising(jax.random.fold_in(key, STREAM_NOISE), x0)
     eps = control.eps(state.control, batch.t)
 
     def terms(params: Any, batch: NoisedBatch) -> tuple[Array, Array]:
@@ -135,8 +134,7 @@ def train_step(
         if c.estimator == "exact":
             products = exact_products(terms, params, batch, chunk=c.chunk)
         else:
-            key_probes = jax.random.fold_in(key, STREAM_PROBES)
-            products = probe_products(key_probes, terms, params, batch, num_probes=c.num_probes)
+            products = probe_products(key, terms, params, batch, num_probes=c.num_probes)
         return control.update(state.control, batch.t, products), products.gradient_variance(eps)
 
     due = (state.step + 1) % c.period == 0
@@ -159,36 +157,72 @@ def train_step(
 METRICS = ("loss", "grad_norm", "grad_variance", "eps_mean", "eps_max")
 """What `train_step` measures, one scalar each."""
 
-DispatchFn = Callable[[TrainState, Any, Array, np.ndarray, int], tuple[TrainState, dict[str, Any]]]
+MAX_AHEAD = 64
+"""Minibatches noised in one dispatch at most: beyond, there is no latency left to save."""
+
+
+def minibatches_ahead(experiment: Experiment) -> int:
+    """How many minibatches are noised in one dispatch: as many as noising.ahead_mb holds."""
+    c = experiment.config
+    x0 = jax.ShapeDtypeStruct((c.train.batch_size, experiment.sde.dim), np.float32)
+    batch = jax.eval_shape(experiment.noising, jax.random.key(0), x0)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
+    return int(np.clip(c.noising.ahead_mb * 1e6 / size, 1, MAX_AHEAD))
+
+
+NoiseFn = Callable[[Any, Array, np.ndarray, int], NoisedBatch]
+
+
+def make_noise(experiment: Experiment) -> NoiseFn:
+    """Compiles (arrays, data [N, d], rows [A, B], step) -> NoisedBatch, every field with [A, ...].
+
+    Noising does not depend on theta, so that the minibatches of A steps, from `step` on, are noised
+    at once: on a GPU, and for small states, its cost is latency. Each has the key of its own step.
+    """
+    root = _steps_root(experiment)
+
+    def noise(arrays: Any, data: Array, rows: Array, step: Array) -> NoisedBatch:
+        _, noising, _ = arrays
+        steps = step + jnp.arange(rows.shape[0])
+        keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(root, n), STREAM_NOISE))
+        return jax.vmap(noising)(keys(steps), data[rows])
+
+    return jax.jit(noise)
+
+
+DispatchFn = Callable[[TrainState, Any, NoisedBatch, int, int], tuple[TrainState, dict[str, Any]]]
 
 
 def make_dispatch(experiment: Experiment) -> DispatchFn:
-    """Compiles (state, arrays, data [N, d], rows [S, B], num) -> (state, metrics [S]).
+    """Compiles (state, arrays, noised [A, ...], first, num) -> (state, metrics [A]).
 
-    Runs `num` <= S training steps without returning to the host. `num` is an argument of the loop,
-    so any number of steps runs the same code: one trace, and results that do not depend on how a
-    run was cut into dispatches. The state is donated. `arrays` are `device_arrays(experiment)`,
-    passed in so that they are no constants of the program.
+    Runs `num` training steps on the minibatches from `first` on, without returning to the host.
+    Both are arguments of the loop, so any number of steps runs the same code: one trace, and
+    results that do not depend on how a run was cut into dispatches. The state is donated. `arrays`
+    are `device_arrays(experiment)`, passed in so that they are no constants of the program.
 
     Convolutional networks on the CPU are stepped from the host instead: XLA compiles the weight
     gradient of a convolution some thirty times slower inside a loop (jax issue 12868), and their
     steps are long enough not to mind. For the same reason their control variate wants the estimator
     probes, not exact.
     """
-    root = jax.random.fold_in(jax.random.key(experiment.config.train.seed), STREAM_STEPS)
+    root = _steps_root(experiment)
 
-    def step(state: TrainState, arrays: Any, data: Array, row: Array) -> Any:
+    def step(state: TrainState, arrays: Any, noised: NoisedBatch, index: Array) -> Any:
         sde, noising, model = arrays
         current = dataclasses.replace(experiment, sde=sde, noising=noising, model=model)
-        return train_step(current, state, jax.random.fold_in(root, state.step), data[row])
+        batch = jax.tree.map(lambda x: x[index], noised)
+        key = jax.random.fold_in(jax.random.fold_in(root, state.step), STREAM_PROBES)
+        return train_step(current, state, key, batch)
 
-    def loop(state: TrainState, arrays: Any, data: Array, rows: Array, num: Array) -> Any:
+    def loop(state: TrainState, arrays: Any, noised: NoisedBatch, first: Array, num: Array) -> Any:
         def body(i: Array, carry: Any) -> Any:
             state, metrics = carry
-            state, now = step(state, arrays, data, rows[i])
+            state, now = step(state, arrays, noised, first + i)
             return state, {name: metrics[name].at[i].set(now[name]) for name in METRICS}
 
-        metrics = {name: jnp.full(rows.shape[0], jnp.nan, jnp.float32) for name in METRICS}
+        capacity = noised.t.shape[0]
+        metrics = {name: jnp.full(capacity, jnp.nan, jnp.float32) for name in METRICS}
         return jax.lax.fori_loop(0, num, body, (state, metrics))
 
     if experiment.config.network.name != "unet" or jax.default_backend() != "cpu":
@@ -196,18 +230,22 @@ def make_dispatch(experiment: Experiment) -> DispatchFn:
 
     compiled = jax.jit(step, donate_argnums=0)
 
-    def host_loop(state: TrainState, arrays: Any, data: Array, rows: np.ndarray, num: int) -> Any:
+    def host_loop(state: TrainState, arrays: Any, noised: NoisedBatch, first: int, num: int) -> Any:
         done = []
-        for row in rows[:num]:
-            state, now = compiled(state, arrays, data, row)
+        for index in range(first, first + num):
+            state, now = compiled(state, arrays, noised, index)
             done.append(now)
         return state, {name: jnp.stack([now[name] for now in done]) for name in METRICS}
 
     return host_loop
 
 
+def _steps_root(experiment: Experiment) -> Array:
+    return jax.random.fold_in(jax.random.key(experiment.config.train.seed), STREAM_STEPS)
+
+
 def device_arrays(experiment: Experiment) -> tuple[Any, Any, Any]:
-    """The pytrees that `make_dispatch`'s function takes."""
+    """The pytrees that the functions of `make_noise` and `make_dispatch` take."""
     return experiment.sde, experiment.noising, experiment.model
 
 
@@ -321,10 +359,12 @@ def train(
     facts = host_facts(config, dataset)
     (workdir / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
 
-    dispatch = make_dispatch(experiment)
+    noise, dispatch = make_noise(experiment), make_dispatch(experiment)
     arrays = device_arrays(experiment)
     data = jnp.asarray(dataset.train)
-    capacity = min(c.log_every, c.steps)
+    # A block of minibatches starts at a multiple of its size, wherever the run was resumed.
+    block = minibatches_ahead(experiment)
+    noised = None
     window: list[dict[str, np.ndarray]] = []
     clock = _Clock()
 
@@ -349,14 +389,16 @@ def train(
         if step == 0:
             save()
         while step < c.steps:
-            num = min(clock.steps(capacity), _until(step, c.log_every), c.steps - step)
+            first = step % block
+            num = min(clock.steps(block - first), _until(step, c.log_every), c.steps - step)
             for every in (c.checkpoint_every, c.picture_every):
                 num = min(num, _until(step, every))
-            rows = np.zeros((capacity, c.batch_size), np.int32)
-            for i in range(num):
-                rows[i] = batch_indices(c.seed, step + i, len(data), c.batch_size)
             clock.start()
-            state, metrics = dispatch(state, arrays, data, rows, num)
+            if noised is None or first == 0:
+                numbers = range(step - first, step - first + block)
+                rows = [batch_indices(c.seed, n, len(data), c.batch_size) for n in numbers]
+                noised = noise(arrays, data, np.stack(rows), step - first)
+            state, metrics = dispatch(state, arrays, noised, first, num)
             measured = {name: np.asarray(x)[:num] for name, x in metrics.items()}
             clock.stop(num)
             window.append(measured)
