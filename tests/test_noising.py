@@ -112,7 +112,7 @@ def test_loss_steps_leave_the_very_path(loss):
     key, x0 = jax.random.key(4), PRIOR.sample(jax.random.key(1), (30,))
     batch = noise(key, x0)
     key_time, key_path, _ = jax.random.split(key, 3)
-    path = simulate(jax.random.split(key_path, 3)[0], process, x0, noise.times.grid)
+    path = simulate(jax.random.split(key_path, 3)[1], process, x0, noise.times.grid)
     interval = np.asarray(noise.times.index(noise.times.quantiles(key_time, 30, 5)))
     assert set(interval.ravel()) == set(range(8))
     start = np.asarray(noise.starts)[interval]

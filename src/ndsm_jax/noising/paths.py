@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,13 +35,12 @@ class FullSpace:
         """x0 [B, d] -> states [B, d]."""
         return x0
 
-    def radii(self, key: Array, shape: tuple[int, ...]) -> Array:
-        """No lengths are needed."""
-        return jnp.zeros(shape)
+    def draws(self, key: Array, num_steps: int, shape: tuple[int, ...]) -> None:
+        """Nothing is drawn ahead: the normals of all steps would not fit into memory."""
 
-    def noise(self, key: Array, radius: Array) -> Array:
-        """One step's normals [..., d]."""
-        return jax.random.normal(key, (*radius.shape, self.sde.dim), radius.dtype)
+    def noise(self, key: Array, n: Array, drawn: None, shape: tuple[int, ...]) -> Array:
+        """Step n's normals, [*shape, d]."""
+        return jax.random.normal(jax.random.fold_in(key, n), (*shape, self.sde.dim))
 
     def reframe(self, y: Array, target: Array) -> tuple[Array, Array]:
         """Nothing turns."""
@@ -157,18 +156,18 @@ def walk(
     Returns the states [B, k, d] for stop [B, k] and, with a `window`, their targets. No path is
     stored.
     """
-    key_steps, key_radii, key_lift = jax.random.split(key, 3)
+    key_draws, key_steps, key_lift = jax.random.split(key, 3)
     # The target's frame differs from time to time, so that each time needs a path of its own.
     own_paths = window is not None and isinstance(chain, Quotient)
     y = jnp.repeat(chain.start(x0)[:, None], stop.shape[1] if own_paths else 1, axis=1)
-    radii = chain.radii(key_radii, (grid.shape[0] - 1, *y.shape[:2]))
+    drawn: Any = chain.draws(key_draws, grid.shape[0] - 1, y.shape[:2])
     kept = jnp.broadcast_to(y, (*stop.shape, y.shape[-1]))
 
     def step(
         carry: tuple[Array, Array, PathTarget], n: Array, t: Array, t_next: Array
     ) -> tuple[tuple[Array, Array, PathTarget], None]:
         y, kept, path = carry
-        z = chain.noise(jax.random.fold_in(key_steps, n), radii[n])
+        z = chain.noise(key_steps, n, drawn, y.shape[:2])
         sizes = step_sizes(chain.sde, t, t_next - t, integrator=integrator)
         if window is None:
             y = y + sizes[0] * chain.sde.drift(y, broadcast_time(t, y)) + sizes[1] * z

@@ -8,6 +8,7 @@ only through |q|. So the chain is simulated in a few dimensions, whatever d is (
 from __future__ import annotations
 
 import dataclasses
+import math
 from functools import partial
 from typing import Any
 
@@ -70,18 +71,26 @@ class Quotient:
         length = jnp.linalg.norm(q, axis=-1, keepdims=True) * (self.codim > 0)
         return jnp.concatenate([p, length, jnp.zeros((*p.shape[:-1], 3), p.dtype)], axis=-1)
 
-    def radii(self, key: Array, shape: tuple[int, ...]) -> Array:
-        """Lengths of the noise along e_3, drawn ahead of the loop: chi(d - r - 3)."""
-        return _chi(key, self.codim - 3, shape)
+    def draws(self, key: Array, num_steps: int, shape: tuple[int, ...]) -> tuple[Array, Array]:
+        """All randomness of chains [*shape], ahead of their loop, where it costs a third.
 
-    def noise(self, key: Array, radius: Array) -> Array:
-        """One step's normals in the frame, [..., r + 4] for `radii` [...]."""
-        rank = self.basis.shape[1]
-        z = jax.random.normal(key, (*radius.shape, rank + FRAME - 1), radius.dtype)
+        Normals [num_steps, size (r + 3)] and lengths along e_3, chi(d - r - 3) [num_steps, size].
+        """
+        size = math.prod(shape)
+        key_normals, key_lengths = jax.random.split(key)
+        normals = jax.random.normal(key_normals, (num_steps, size * (self.sde.dim - 1)))
+        return normals, _chi(key_lengths, self.codim - 3, (num_steps, size))
+
+    def noise(
+        self, key: Array, n: Array, drawn: tuple[Array, Array], shape: tuple[int, ...]
+    ) -> Array:
+        """Step n's normals in the frame, [*shape, r + 4]."""
+        free = self.sde.dim - 1
+        z = drawn[0][n].reshape(*shape, free)
         # A complement of fewer than three dimensions has no e, e_1 or e_2.
-        alive = np.concatenate([np.ones(rank), np.arange(FRAME - 1) < self.codim])
-        z = z * jnp.broadcast_to(jnp.asarray(alive, z.dtype), z.shape)
-        return jnp.concatenate([z, radius[..., None]], axis=-1)
+        alive = np.arange(free) < free - FRAME + 1 + min(self.codim, FRAME - 1)
+        z = jnp.where(jnp.broadcast_to(alive, z.shape), z, 0)
+        return jnp.concatenate([z, drawn[1][n].reshape(*shape, 1)], axis=-1)
 
     def reframe(self, y: Array, target: Array) -> tuple[Array, Array]:
         """Turns the last three axes: y to (omega, 0, 0), target to (a, b, 0) with omega, b >= 0."""
@@ -146,13 +155,13 @@ class TiedQuotient:
         """x0 [B, d] -> states [B, r]."""
         return _split(self, x0)[0]
 
-    def radii(self, key: Array, shape: tuple[int, ...]) -> Array:
-        """No lengths are needed."""
-        return jnp.zeros(shape)
+    def draws(self, key: Array, num_steps: int, shape: tuple[int, ...]) -> Array:
+        """All normals of chains [*shape], ahead of their loop: [num_steps, size r]."""
+        return jax.random.normal(key, (num_steps, math.prod(shape) * self.sde.dim))
 
-    def noise(self, key: Array, radius: Array) -> Array:
-        """One step's normals [..., r]."""
-        return jax.random.normal(key, (*radius.shape, self.basis.shape[1]), radius.dtype)
+    def noise(self, key: Array, n: Array, drawn: Array, shape: tuple[int, ...]) -> Array:
+        """Step n's normals, [*shape, r]."""
+        return drawn[n].reshape(*shape, self.sde.dim)
 
     def reframe(self, y: Array, target: Array) -> tuple[Array, Array]:
         """Nothing turns."""

@@ -1,0 +1,107 @@
+"""What noising costs a sample, by dimension: the quotient against the full space.
+
+Ten components, minibatches of 64, 150 steps of the process's clock, path-space targets or NDSM's
+local steps; `kernel` is one draw from a linear process's kernel, the floor. Minibatches are noised
+ahead as in training. `ratio` is relative to the full space with path-space targets at d = 784.
+
+    python benchmarks/noising_cost.py --out=runs/benchmarks/noising_cost.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import common
+import jax
+import numpy as np
+
+from ndsm_jax import app, gmm
+from ndsm_jax.config import Config
+from ndsm_jax.experiment import build
+from ndsm_jax.training import device_arrays, make_noise, minibatches_ahead
+
+COMPONENTS, BATCH = 10, 64
+DIMS = (64, 784, 3072, 12288)
+QUICK_KINDS = ("full", "quotient", "kernel")
+KINDS: dict[str, dict[str, dict[str, Any]]] = {
+    "full": {"objective": {"name": "path_dsm"}, "noising": {"simulation": "full"}},
+    "quotient": {"objective": {"name": "path_dsm"}, "noising": {"simulation": "quotient"}},
+    "tied": {
+        "objective": {"name": "path_dsm"},
+        "noising": {"simulation": "quotient"},
+        "mixture": {"covariance": "tied_spherical"},
+    },
+    "low_rank": {
+        "objective": {"name": "path_dsm"},
+        "noising": {"simulation": "quotient"},
+        "mixture": {"covariance": "low_rank", "rank": 2},
+    },
+    "full_ndsm": {"objective": {"name": "ndsm"}, "noising": {"simulation": "full"}},
+    "quotient_ndsm": {"objective": {"name": "ndsm"}, "noising": {"simulation": "quotient"}},
+    "kernel": {"objective": {"name": "dsm"}, "process": {"name": "ornstein_uhlenbeck"}},
+}
+
+
+def synthetic_prior(dim: int, covariance: str, rank: int) -> gmm.GaussianMixture:
+    """Ten components whose distances and variances are like those of images."""
+    rng = np.random.default_rng(0)
+    means = rng.normal(size=(COMPONENTS, dim)) * 5 / dim**0.5
+    variances: Any = rng.uniform(0.15, 0.25, COMPONENTS)
+    if covariance == "tied_spherical":
+        variances = 0.2
+    if covariance == "low_rank":
+        directions = np.linalg.qr(rng.normal(size=(COMPONENTS, dim, rank)))[0]
+        variances = gmm.LowRank(variances, directions, np.full((COMPONENTS, rank), 0.6))
+    return gmm.mixture(np.ones(COMPONENTS), means, variances, covariance=covariance)
+
+
+class Call(NamedTuple):
+    """A function that noises, and how many samples it does."""
+
+    noise: Callable[[], Any]
+    samples: int
+
+
+def noising(dim: int, changes: dict[str, dict[str, Any]], ahead: int) -> Call:
+    """Noises `ahead` minibatches at once, as training does, or as many as its buffer holds."""
+    tree = {name: dict(section) for name, section in changes.items()}
+    tree["noising"] = {"k": 1} | tree.get("noising", {})
+    tree["train"] = {"batch_size": BATCH}
+    config = Config.from_dict(tree)
+    if config.process.name == "mixture_langevin":
+        prior = synthetic_prior(dim, config.mixture.covariance, config.mixture.rank)
+    else:
+        prior = gmm.standard_normal(dim)
+    experiment = build(config, (dim,), prior)
+    data = jax.numpy.asarray(prior.sample(jax.random.key(0), (BATCH,)))
+    rows = np.tile(np.arange(BATCH), (min(ahead, minibatches_ahead(experiment)), 1))
+    noise, arrays = make_noise(experiment), device_arrays(experiment)
+    return Call(noise=lambda: noise(arrays, data, rows, 0), samples=rows.size)
+
+
+def main(argv: Sequence[str]) -> None:
+    quick = common.QUICK.value
+    calls = {
+        f"{kind}_{dim}": noising(dim, changes, 2 if quick else 16)
+        for dim in DIMS
+        for kind, changes in KINDS.items()
+        if not quick or (kind in QUICK_KINDS and (kind != "full" or dim <= 784))
+    }
+    calls_only = {name: call.noise for name, call in calls.items()}
+    timings = common.ratios(calls_only, "full_784", rounds=3 if quick else 7)
+    scale = calls["full_784"].samples
+    rows = [
+        {
+            "name": name,
+            "ratio": timing.ratio * scale / calls[name].samples,
+            "times_faster_than_full_784": calls[name].samples / scale / timing.ratio,
+            "microseconds_per_sample": 1e6 * timing.seconds / calls[name].samples,
+        }
+        for name, timing in timings.items()
+    ]
+    common.report(rows)
+
+
+if __name__ == "__main__":
+    app.run(main)

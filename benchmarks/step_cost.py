@@ -1,0 +1,147 @@
+"""What a training step costs by objective, noising included, relative to DSM on a linear process.
+
+MNIST shapes: d = 784, ten components, the default U-Net, minibatches of 64. A step is its share of
+the minibatches noised ahead, the gradient step, and a twentieth of the forward-mode pass that
+estimates the gradient's variance, for every objective, and for NDSM-CV updates eps(t). DSM and
+path-space DSM run one and the same gradient step, and so do NDSM and NDSM-CV, whose loss has the
+control variate's term in either case. `ndsm_as_published`: 2,000 steps in the whole space inside
+each step, and a twentieth of the per-sample gradients by `vmap`.
+
+    python benchmarks/step_cost.py --out=runs/benchmarks/step_cost.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import common
+import jax
+import jax.numpy as jnp
+import numpy as np
+from noising_cost import synthetic_prior
+
+from ndsm_jax import app, gmm
+from ndsm_jax.config import Config
+from ndsm_jax.control_variates import exact_products
+from ndsm_jax.experiment import Experiment, build
+from ndsm_jax.noising import NoisedBatch
+from ndsm_jax.objectives import ndsm_terms
+from ndsm_jax.training import (
+    device_arrays,
+    init_state,
+    make_dispatch,
+    make_noise,
+    minibatches_ahead,
+)
+
+SHAPE, BATCH, PERIOD = (28, 28, 1), 64, 20
+PUBLISHED_NOISING = {"steps": 2000, "grid": "uniform", "loss_step": 1e-3, "loss_fraction": 0.0}
+EXPERIMENTS: dict[str, dict[str, dict[str, Any]]] = {
+    "dsm": {"objective": {"name": "dsm"}, "process": {"name": "ornstein_uhlenbeck"}},
+    "path_dsm": {"objective": {"name": "path_dsm"}},
+    "ndsm_cv": {"objective": {"name": "ndsm_cv"}},
+    "published": {
+        "objective": {"name": "ndsm_cv"},
+        "process": {"horizon": 2.0},
+        "noising": PUBLISHED_NOISING | {"simulation": "full", "ahead_mb": 1e-6},
+        "sample": {"grid": "uniform", "steps": 2000},
+    },
+}
+
+
+def experiment(changes: dict[str, dict[str, Any]]) -> Experiment:
+    """An experiment of MNIST's shapes on a synthetic mixture: time does not depend on the data."""
+    tree = {name: dict(section) for name, section in changes.items()}
+    tree["noising"] = {"k": 1} | tree.get("noising", {})
+    tree["network"] = {"name": "unet", "time_features": 128}
+    tree["control_variate"] = {"period": PERIOD}
+    tree["train"] = {"batch_size": BATCH}
+    config = Config.from_dict(tree)
+    if config.process.name == "mixture_langevin":
+        return build(config, SHAPE, synthetic_prior(784, "spherical", 0))
+    return build(config, SHAPE, gmm.standard_normal(784))
+
+
+class Step:
+    """The functions that training runs, on one minibatch over and over."""
+
+    def __init__(self, experiment: Experiment, ahead: int) -> None:
+        self.experiment = experiment
+        self.arrays = device_arrays(experiment)
+        self.data = jnp.asarray(experiment.sde.prior.sample(jax.random.key(0), (BATCH,)))
+        self.ahead = min(ahead, minibatches_ahead(experiment))
+        self.rows = np.tile(np.arange(BATCH), (self.ahead, 1))
+        self.make = make_noise(experiment)
+        self.dispatch = make_dispatch(experiment)
+        self.state = init_state(experiment)
+        self.minibatch = self.make(self.arrays, self.data, self.rows[:1], 0)
+
+    def noise(self) -> NoisedBatch:
+        """Noises `ahead` minibatches."""
+        return self.make(self.arrays, self.data, self.rows, 0)
+
+    def step(self, number: int) -> Any:
+        """Training step `number`: a multiple of PERIOD, less one, updates eps."""
+        state = dataclasses.replace(self.state, step=jnp.int32(number))
+        self.state, metrics = self.dispatch(state, self.arrays, self.minibatch, 0, 1)
+        return metrics
+
+    def per_sample(self, samples: int) -> Callable[[], Any]:
+        """Gradients of `samples` losses and control variates, one by one, by `vmap`."""
+        batch = jax.tree.map(lambda a: a[0, :samples], self.minibatch)
+
+        @jax.jit
+        def products(arrays: Any, params: Any, batch: NoisedBatch) -> Any:
+            model = arrays[2]
+            terms = lambda p, b: ndsm_terms(partial(model, p), b)  # noqa: E731
+            return exact_products(terms, params, batch, chunk=samples)
+
+        return lambda: products(self.arrays, self.state.params, batch)
+
+
+def main(argv: Sequence[str]) -> None:
+    quick = common.QUICK.value
+    samples = 4 if quick else 16
+    steps = {name: Step(experiment(EXPERIMENTS[name]), 8) for name in EXPERIMENTS}
+    per_sample = steps["published"].per_sample(samples)
+    calls = {f"noise {name}": step.noise for name, step in steps.items()}
+    for name in ("dsm", "ndsm_cv"):
+        calls[f"plain {name}"] = partial(steps[name].step, 0)
+        calls[f"due {name}"] = partial(steps[name].step, PERIOD - 1)
+    calls["per sample"] = per_sample
+    timings = common.ratios(calls, "plain dsm", rounds=2 if quick else 9)
+    seconds = {name: timing.seconds for name, timing in timings.items()}
+    noise = {name: seconds[f"noise {name}"] / step.ahead for name, step in steps.items()}
+
+    def gradient(name: str) -> float:
+        return ((PERIOD - 1) * seconds[f"plain {name}"] + seconds[f"due {name}"]) / PERIOD
+
+    parts = {
+        "dsm": (noise["dsm"], gradient("dsm")),
+        "path_dsm": (noise["path_dsm"], gradient("dsm")),
+        "ndsm": (noise["ndsm_cv"], gradient("ndsm_cv")),
+        "ndsm_cv": (noise["ndsm_cv"], gradient("ndsm_cv")),
+        "ndsm_as_published": (
+            noise["published"],
+            seconds["plain ndsm_cv"] + seconds["per sample"] * BATCH / samples / PERIOD,
+        ),
+    }
+    base = sum(parts["dsm"])
+    rows = [
+        {
+            "name": name,
+            "ratio": (noising + step) / base,
+            "milliseconds": 1e3 * (noising + step),
+            "noising_ms": 1e3 * noising,
+            "images_per_second": BATCH / (noising + step),
+        }
+        for name, (noising, step) in parts.items()
+    ]
+    common.report(rows)
+
+
+if __name__ == "__main__":
+    app.run(main)
