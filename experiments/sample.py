@@ -1,7 +1,7 @@
 """Draw samples from a trained model: samples.npy and samples.png in the run's folder.
 
 python experiments/sample.py --workdir=runs/digits --num=100
-python experiments/sample.py --workdir=runs/digits --sampler=heun_flow --steps=30
+python experiments/sample.py --workdir=runs/digits --sampler=multistep_sde --steps=40
 """
 
 import pathlib
@@ -18,12 +18,14 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.", requi
 NUM = flags.DEFINE_integer("num", 100, "Number of samples.", lower_bound=1)
 SAMPLER = flags.DEFINE_enum("sampler", None, list(SAMPLERS), "Sampler; default: the run's config.")
 STEPS = flags.DEFINE_integer("steps", None, "Grid steps; default: the run's config.", lower_bound=3)
+CHURN = flags.DEFINE_float("churn", None, "sample.churn; default: the run's config.")
 SEED = flags.DEFINE_integer("seed", None, "Seed; default: the run's config.", lower_bound=0)
 OUT = flags.DEFINE_string("out", None, "Output path without suffix; default: WORKDIR/samples.")
 
 
 def main(argv: Sequence[str]) -> None:
     changes = {"sampler": SAMPLER.value, "steps": STEPS.value, "seed": SEED.value}
+    changes["churn"] = CHURN.value
     changes = {key: value for key, value in changes.items() if value is not None}
     experiment, state, _ = restore(WORKDIR.value, sample=changes)
     x = draw(experiment, state, NUM.value, progress=True)

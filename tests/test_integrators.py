@@ -39,6 +39,18 @@ def test_uniform_grid_and_errors():
         integrators.clock_grid(langevin(), 1, smallest_variance=1e-3)
 
 
+def test_edm_grid_of_vp_is_that_of_edm():
+    """2206.00364, Eq. 5 with rho = 7, in its sigma = s / a and the kernel written out again."""
+    process = sde.variance_preserving(2)
+    grid = integrators.time_grid(process, 40, kind="edm", smallest_variance=1e-3)
+    t = grid[1:].astype(np.float64)
+    sigma = np.sqrt(np.expm1(0.1 * t + 0.5 * 19.9 * t**2))
+    ends = sigma[[0, -1]] ** (1 / 7)
+    np.testing.assert_allclose(sigma, np.linspace(*ends, 40) ** 7, rtol=5e-3)
+    assert grid[0] == 0
+    assert grid[-1] == 1
+
+
 def test_clock_grid_of_a_long_horizon():
     """T of 57 relaxation times, where v has long saturated: still increasing, late steps equal."""
     process = sde.mixture_langevin(langevin().prior, horizon=20.0)

@@ -511,6 +511,9 @@ def _sample(
         num,
         grid=experiment.sample_grid,
         sampler=c.sampler,
+        churn=c.churn,
+        rtol=c.rtol,
+        atol=c.atol,
         chunk=chunk,
         progress=progress,
     )
