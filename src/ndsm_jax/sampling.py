@@ -169,25 +169,14 @@ def multistep_flow(
 
         x <- x + h F~,    F~ = F + h / (2 h_last) (F - F_last),    F = velocity / c'(t),
 
-    with h the decrease of c. Linear processes are integrated exponentially instead, which is
-    DPM-Solver++(2M) (2211.01095, Algorithm 2): x <- (s' / s) x + (a' - a s' / s) D~, D~ likewise
-    from the denoised states. The first step is of first order. Stable for h < 2.
+    with h the decrease of c. Equal clock steps leave F nearly linear: early in noising it is half
+    the distance to the denoised state, late it relaxes at the process's own rate. The first step is
+    of first order. Stable for h < 2 (10 steps on the default grid).
 
     churn: as `heun_flow`.
     """
     velocity = probability_flow(sde, score)
     first = 0 if churn is None else 1  # undone entirely, the first two steps start at one time
-
-    def slope(x: Array, t: Array, t_next: Array) -> tuple[Array, Array, Array]:
-        """Factor of x, factor of F~, and F."""
-        if sde.kernel is not None:
-            _, scale, std = local_kernel(sde, x, t)
-            _, scale_next, std_next = local_kernel(sde, x, t_next)
-            keep = std_next / std
-            return keep, scale_next - scale * keep, denoise(score, sde, x, t)
-        clock, rate = jax.jvp(sde.clock, (t,), (jnp.ones_like(t),))
-        flow = velocity(x, broadcast_time(t, x)) / rate
-        return jnp.ones_like(t), clock - sde.clock(t_next), flow
 
     def step(
         carry: tuple[Array, Array, Array, Array], n: Array, t: Array, t_next: Array
@@ -196,12 +185,11 @@ def multistep_flow(
         start = t
         if churn is not None:
             x, start = churned(keys, sde, x, n, t, churn * (last_t - t))
-        keep, gain, new = slope(x, start, t_next)
-        clock = sde.clock(start)
+        clock, rate = jax.jvp(sde.clock, (start,), (jnp.ones_like(start),))
+        new = velocity(x, broadcast_time(start, x)) / rate
         h = clock - sde.clock(t_next)
         weight = jnp.where(n > first, _over(h, 2 * (last_clock - clock)), 0.0)
-        x = keep * x + gain * (new + weight * (new - last))
-        return (x, new, clock, t), None
+        return (x + h * (new + weight * (new - last)), new, clock, t), None
 
     carry = (x, jnp.zeros_like(x), sde.clock(grid[0]), grid[0])
     return scan_grid(step, carry, grid)[0][0], grid.shape[0] - 1
