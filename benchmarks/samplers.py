@@ -6,9 +6,10 @@ python benchmarks/samplers.py --workdir=runs/demo
 
 Without a trained run in --workdir a model of the digits is trained there first. Distances are to
 the held-out data, `ratio` is the Frechet distance over that of `reverse_sde` with 2,000 evaluations
-(400 with --quick) in the same run; all samplers start from the same draws of the prior.
+(200 with --quick) in the same run; all samplers start from the same draws of the prior.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,28 +35,36 @@ from ndsm_jax.training import TrainState, restore, train
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the model; default: runs/benchmarks/samplers, or samplers_quick."
 )
-NUM = flags.DEFINE_integer("num", 5000, "Samples of each row; 500 with --quick.", lower_bound=20)
+NUM = flags.DEFINE_integer("num", 5000, "Samples of each row; 400 with --quick.", lower_bound=20)
 TRAIN_STEPS = flags.DEFINE_integer("train_steps", 1500, "Training steps, where there is no model.")
 GRID = flags.DEFINE_enum("grid", "clock", ["clock", "edm"], "Time grid.")
+BUDGETS = flags.DEFINE_list(
+    "evaluations", ["10", "20", "40", "80", "200"], "Evaluations of each row; 10, 40 with --quick."
+)
 
-BUDGETS = (10, 20, 40, 80, 200)
 CHURN = 0.5
+
+QUIET = {"picture_every": 0, "tensorboard": False}
+MODEL: dict[str, dict[str, Any]] = {
+    "mixture": {"num_components": 50},
+    "optimizer": {"schedule": "cosine"},
+    "train": QUIET,
+}
+"""The sections of configs/digits.py; --train_steps sets the length."""
+QUICK_MODEL: dict[str, dict[str, Any]] = {
+    "mixture": {"num_inits": 1},
+    "noising": {"steps": 60},
+    "network": {"width": 64, "depth": 2},
+    "train": {"steps": 100, "batch_size": 32, **QUIET},
+}
 
 
 def model(workdir: pathlib.Path) -> tuple[Experiment, TrainState, Dataset]:
     """The newest checkpoint of `workdir`, after training it where there is none."""
     if not Checkpoints(workdir / "checkpoints").steps():
-        steps = 150 if QUICK.value else TRAIN_STEPS.value
-        train_section = {"steps": steps, "picture_every": 0, "tensorboard": False}
-        small: dict[str, dict[str, Any]] = {"network": {"width": 64, "depth": 2}}
-        config = Config.from_dict(
-            {
-                "mixture": {"num_components": 50},
-                "optimizer": {"schedule": "cosine"},
-                "train": train_section,
-                **(small if QUICK.value else {}),
-            }
-        )
+        config = Config.from_dict(QUICK_MODEL if QUICK.value else MODEL)
+        changed = dataclasses.replace(config.train, steps=TRAIN_STEPS.value)
+        config = config if QUICK.value else dataclasses.replace(config, train=changed)
         train(config, load_data(config), workdir)
     experiment, state, _ = restore(workdir)
     return experiment, state, load_data(experiment.config)
@@ -82,7 +91,7 @@ def main(argv: Sequence[str]) -> None:
     folder = "runs/benchmarks/samplers" + ("_quick" if quick else "")
     experiment, state, dataset = model(pathlib.Path(WORKDIR.value or folder))
     score, sde = experiment.model.bind(state.ema), experiment.sde
-    num = 500 if quick else NUM.value
+    num = 400 if quick else NUM.value
     features: Callable[[np.ndarray], np.ndarray] = lambda x: x  # noqa: E731
     if not quick and dataset.is_image and dataset.num_classes:
         features = evaluation.train_classifier(dataset, seed=0).features
@@ -92,7 +101,7 @@ def main(argv: Sequence[str]) -> None:
         smallest = experiment.config.sample.smallest_variance
         return time_grid(sde, steps, kind=GRID.value, smallest_variance=smallest)
 
-    def measure(name: str, sampler: str, steps: int, **options: float) -> dict[str, Any]:
+    def measure(name: str, sampler: str, steps: int, **options: Any) -> dict[str, Any]:
         x = sample(
             jax.random.key(SEED.value),
             score,
@@ -112,8 +121,8 @@ def main(argv: Sequence[str]) -> None:
         print(f"{name}: {row['frechet']:.4g}, {row['energy']:.4g}", flush=True)
         return row
 
-    budgets = BUDGETS[:3] if quick else BUDGETS
-    reference_steps = 400 if quick else 2000
+    budgets = (10, 40) if quick else tuple(int(budget) for budget in BUDGETS.value)
+    reference_steps = 200 if quick else 2000
     rows = [measure(f"reverse_sde_{reference_steps}", "reverse_sde", reference_steps)]
     for sampler in EVALUATIONS_PER_STEP:
         for budget in budgets:

@@ -6,6 +6,7 @@ python experiments/sample.py --workdir=runs/digits --sampler=multistep_sde --ste
 
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -24,9 +25,13 @@ OUT = flags.DEFINE_string("out", None, "Output path without suffix; default: WOR
 
 
 def main(argv: Sequence[str]) -> None:
-    changes = {"sampler": SAMPLER.value, "steps": STEPS.value, "seed": SEED.value}
-    changes["churn"] = CHURN.value
-    changes = {key: value for key, value in changes.items() if value is not None}
+    flag_values: dict[str, Any] = {
+        "sampler": SAMPLER.value,
+        "steps": STEPS.value,
+        "churn": CHURN.value,
+        "seed": SEED.value,
+    }
+    changes = {key: value for key, value in flag_values.items() if value is not None}
     experiment, state, _ = restore(WORKDIR.value, sample=changes)
     x = draw(experiment, state, NUM.value, progress=True)
     out = pathlib.Path(OUT.value or pathlib.Path(WORKDIR.value) / "samples")

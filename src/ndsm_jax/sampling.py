@@ -219,7 +219,7 @@ def adaptive_flow(
         ) from error
     velocity = probability_flow(sde, score)
 
-    def slope(log_t: Array, x: Array, args: Any) -> Array:
+    def slope(log_t: Any, x: Array, args: Any) -> Array:
         t = jnp.exp(log_t)
         return -t * velocity(x[None], t[None])[0]
 
