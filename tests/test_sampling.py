@@ -295,6 +295,19 @@ def test_multistep_sde_keeps_the_marginal_with_few_steps(processes):
     assert abs(variance_error("reverse_sde", process, linear, 20)[0]) > 3 * abs(error)
 
 
+@pytest.mark.parametrize("name", ["multistep_sde", "multistep_flow"])
+def test_multistep_survives_a_horizon_of_many_relaxation_times(name):
+    """57 of them, where a(T) = exp(-57) is below what float32 can use; mixture as above."""
+    prior = gmm.mixture(WEIGHTS, MEANS, VARIANCES)
+    process = sde.mixture_langevin(prior, horizon=57 * float(prior.typical_variance()))
+    grid = time_grid(process, 200)
+    x = sampling.sample(
+        jax.random.key(1), process.drift, process, 4000, grid=grid, sampler=name, chunk=4000
+    )
+    assert_mean(x, WEIGHTS @ MEANS, bias=0.01)
+    assert_mean(x**2, WEIGHTS @ (MEANS**2 + VARIANCES[:, None]), bias=0.015)
+
+
 def test_multistep_sde_follows_a_diffusion_that_is_not_its_clocks():
     """OU with g^2 = 2 (1 + 3 t) and drift scaled alike, under a clock of constant rate.
 

@@ -72,7 +72,7 @@ def local_kernel(sde: SDE, x: Array, t: Array) -> tuple[Array, Array, Array]:
 def multistep_sde(
     keys: Array, score: ScoreFn, sde: SDE, x: Array, grid: Array
 ) -> tuple[Array, Array | int]:
-    """Exponential integrator of the reverse SDE, second order in its drift, one evaluation a step.
+    """Exponential integrator of the reverse SDE, second-order multistep, one evaluation a step.
 
     With the local kernel (m, a, s), lambda = log(a / s), h its increase over the step and the
     denoised state D = m + (x - m + s^2 score) / a,
@@ -96,7 +96,7 @@ def multistep_sde(
         h = jnp.log(scale_next / std_next) - log
         difference = x - centre
         new = centre + (difference + ratio * std**2 * score(x, broadcast_time(t, x))) / scale
-        weight = jnp.where(n > 0, _over(h, 2 * (log - last_log)), 0.0)
+        weight = _extrapolation(h, log - last_log)
         denoised = new + weight * (new - last)
         gain = -jnp.expm1(-2 * h)
         x = centre + std_next / std * jnp.exp(-h) * difference
@@ -104,7 +104,8 @@ def multistep_sde(
         x = x + std_next * jnp.sqrt(ratio * gain) * _normals(keys, n, x)
         return (x, new, log), None
 
-    start = (x, jnp.zeros_like(x), jnp.zeros_like(grid[0]))
+    _, scale, std = local_kernel(sde, x, grid[0])
+    start = (x, jnp.zeros_like(x), jnp.log(scale / std))
     return scan_grid(step, start, grid)[0][0], grid.shape[0] - 1
 
 
@@ -116,9 +117,13 @@ def _diffusion_ratio(sde: SDE, t: Array) -> Array:
     return sde.diffusion(t) ** 2 / (sde.saturation * rate)
 
 
-def _over(a: Array, b: Array) -> Array:
-    """a / b, and 0 where b is 0."""
-    return jnp.where(b == 0, 0.0, a / jnp.where(b == 0, 1.0, b))
+def _extrapolation(h: Array, h_last: Array) -> Array:
+    """h / (2 h_last), the weight of the last difference in a second-order multistep method.
+
+    0, first order, where there is no last step or one of under a tenth of this one.
+    """
+    usable = h_last > 0.1 * h
+    return jnp.where(usable, 0.5 * h / jnp.where(usable, h_last, 1.0), 0.0)
 
 
 def churned(
@@ -176,7 +181,6 @@ def multistep_flow(
     churn: as `heun_flow`.
     """
     velocity = probability_flow(sde, score)
-    first = 0 if churn is None else 1  # undone entirely, the first two steps start at one time
 
     def step(
         carry: tuple[Array, Array, Array, Array], n: Array, t: Array, t_next: Array
@@ -188,7 +192,7 @@ def multistep_flow(
         clock, rate = jax.jvp(sde.clock, (start,), (jnp.ones_like(start),))
         new = velocity(x, broadcast_time(start, x)) / rate
         h = clock - sde.clock(t_next)
-        weight = jnp.where(n > first, _over(h, 2 * (last_clock - clock)), 0.0)
+        weight = _extrapolation(h, last_clock - clock)
         return (x + h * (new + weight * (new - last)), new, clock, t), None
 
     carry = (x, jnp.zeros_like(x), sde.clock(grid[0]), grid[0])
