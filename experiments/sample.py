@@ -1,7 +1,7 @@
 """Draw samples from a trained model: samples.npy and samples.png in the run's folder.
 
 python experiments/sample.py --workdir=runs/digits --num=100
-python experiments/sample.py --workdir=runs/digits --sampler=heun_flow --steps=30
+python experiments/sample.py --workdir=runs/digits --sampler=multistep_sde --steps=40
 python experiments/sample.py --workdir=runs/digits --component=3,7
 python experiments/sample.py --workdir=runs/digits --label=0,1,2
 
@@ -24,6 +24,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.", requi
 NUM = flags.DEFINE_integer("num", 100, "Number of samples.", lower_bound=1)
 SAMPLER = flags.DEFINE_enum("sampler", None, list(SAMPLERS), "Sampler; default: the run's config.")
 STEPS = flags.DEFINE_integer("steps", None, "Grid steps; default: the run's config.", lower_bound=3)
+CHURN = flags.DEFINE_float("churn", None, "sample.churn; default: the run's config.")
 SEED = flags.DEFINE_integer("seed", None, "Seed; default: the run's config.", lower_bound=0)
 COMPONENT = flags.DEFINE_list("component", [], "Components of the prior to start from: 3 or 3,7.")
 LABEL = flags.DEFINE_list("label", [], "Classes to start for, by way of a few labels: 0 or 0,1.")
@@ -69,8 +70,13 @@ def _integers(flag: str, values: Sequence[str]) -> list[int]:
 
 
 def main(argv: Sequence[str]) -> None:
-    changes = {"sampler": SAMPLER.value, "steps": STEPS.value, "seed": SEED.value}
-    changes = {key: value for key, value in changes.items() if value is not None}
+    flag_values: dict[str, Any] = {
+        "sampler": SAMPLER.value,
+        "steps": STEPS.value,
+        "churn": CHURN.value,
+        "seed": SEED.value,
+    }
+    changes = {key: value for key, value in flag_values.items() if value is not None}
     experiment, state, host = restore(WORKDIR.value, sample=changes)
     components, names = starts(experiment, host, NUM.value)
     x = draw(experiment, state, NUM.value, components=components, progress=True)

@@ -39,6 +39,18 @@ def test_uniform_grid_and_errors():
         integrators.clock_grid(langevin(), 1, smallest_variance=1e-3)
 
 
+def test_edm_grid_of_vp_is_that_of_edm():
+    """2206.00364, Eq. 5 with rho = 7, in its sigma = s / a and the kernel written out again."""
+    process = sde.variance_preserving(2)
+    grid = integrators.time_grid(process, 40, kind="edm", smallest_variance=1e-3)
+    t = grid[1:].astype(np.float64)
+    sigma = np.sqrt(np.expm1(0.1 * t + 0.5 * 19.9 * t**2))
+    ends = sigma[[0, -1]] ** (1 / 7)
+    np.testing.assert_allclose(sigma, np.linspace(*ends, 40) ** 7, rtol=5e-3)
+    assert grid[0] == 0
+    assert grid[-1] == 1
+
+
 def test_clock_grid_of_a_long_horizon():
     """T of 57 relaxation times, where v has long saturated: still increasing, late steps equal."""
     process = sde.mixture_langevin(langevin().prior, horizon=20.0)
@@ -63,7 +75,7 @@ def test_euler_maruyama_has_strong_order_one_for_additive_noise():
 
         def step(y, n, t, t_next):
             times = [integrators.broadcast_time(x, y) for x in (t, t_next - t)]
-            return integrators.euler_maruyama_step(process, y, *times, increments[n]), None
+            return integrators.forward_step(process, y, *times, increments[n]), None
 
         grid = jnp.arange(fine // stride + 1) * (stride * h)
         return jax.jit(lambda y: integrators.scan_grid(step, y, grid)[0])(y0)

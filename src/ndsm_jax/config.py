@@ -152,9 +152,11 @@ class NoisingConfig(Section):
     """How training data are noised. Grid, times and weight on the process's clock by default."""
 
     steps: int = option(150, "grid steps from 0 to T", low=3)
-    grid: str = option("clock", "time grid: the process's clock, or uniform in t", choices=GRIDS)
+    grid: str = option(
+        "clock", "time grid: the process's clock, its 7th root, or uniform in t", choices=GRIDS
+    )
     smallest_variance: float = option(
-        1e-3, "first grid time, as v(t_1) / v(T), of the clock grid", above=0, high=0.5
+        1e-3, "first grid time, as v(t_1) / v(T); not for uniform", above=0, high=0.5
     )
     times: str = option("clock", "law of the training times", choices=TIME_LAWS)
     stratified: bool = option(True, "low-discrepancy times over a batch instead of independent")
@@ -264,12 +266,21 @@ class SampleConfig(Section):
     """The reverse process."""
 
     num: int = option(5000, "samples drawn for evaluation", low=1)
-    sampler: str = option("reverse_sde", "sampler", choices=SAMPLERS)
+    sampler: str = option("reverse_sde", "sampler, see docs/samplers.md", choices=SAMPLERS)
     steps: int = option(200, "grid steps", low=3)
-    grid: str = option("clock", "time grid", choices=GRIDS)
+    grid: str = option("clock", "time grid, as noising.grid", choices=GRIDS)
     smallest_variance: float = option(
         1e-3, "last time before the denoising step, as v(t_1) / v(T)", above=0, high=0.5
     )
+    churn: float = option(
+        0.0,
+        "share of each step that is undone by noising first, for the flows; 0: none, 1: as noisy as"
+        " the reverse SDE",
+        low=0,
+        high=1,
+    )
+    rtol: float = option(1e-3, "relative tolerance of adaptive_flow", above=0, high=0.1)
+    atol: float = option(1e-3, "absolute tolerance of adaptive_flow, data units", above=0)
     chunk: int = option(500, "samples in memory at a time", low=1)
     ema: bool = option(True, "use the average of the parameters")
     seed: int = option(0, "of the samples", low=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,6 +30,7 @@ from ndsm_jax.noising import (
     window_starts,
 )
 from ndsm_jax.objectives import OBJECTIVES, Objective, check_process
+from ndsm_jax.sampling import sampler_options
 from ndsm_jax.sde import PROCESSES, SDE, time_coordinate
 
 
@@ -210,7 +212,10 @@ def _build_noising(config: Config, sde: SDE, grid: np.ndarray, first: float) -> 
 def _check_grids(
     config: Config, sde: SDE, grid: np.ndarray, sample_grid: np.ndarray, first: float
 ) -> None:
-    """Raises ValueError where Euler steps are unstable or sampling visits untrained times."""
+    """Raises ValueError where Euler steps are unstable, sampling visits untrained times, or the
+    sampler does not take an option."""
+    c = config.sample
+    sampler_options(c.sampler, churn=c.churn)
     if sample_grid[1] < 0.99 * first:
         raise ValueError(
             f"sampling would start its last step at t = {sample_grid[1]:.3g}, but the smallest"
@@ -220,15 +225,25 @@ def _check_grids(
     if sde.name != "mixture_langevin":
         return
     smallest = sde.prior.smallest_variance()
-    explicit = {"noising": grid}
-    if config.sample.sampler == "reverse_sde":  # the probability flow's velocity is not stiff
-        explicit["sample"] = sample_grid
-    for section, times in explicit.items():
-        ratio = float(np.diff(times).max()) / smallest
+    longest = float(np.diff(sample_grid).max())
+    saturation = float(sde.saturation)
+    # The probability flow's velocity is not stiff, so what counts is the forward steps of churn. An
+    # exponential step pulls towards the modes like an explicit one of the length in which the
+    # typical component's own relaxation gets as far.
+    explicit = {
+        "reverse_sde": longest,
+        "multistep_sde": -saturation * math.expm1(-longest / saturation),
+    }.get(c.sampler, c.churn * longest)
+    lengths = {
+        "noising": (float(np.diff(grid).max()), len(grid) - 1),
+        "sample": (explicit, len(sample_grid) - 1),
+    }
+    for section, (length, num_steps) in lengths.items():
+        ratio = length / smallest
         if ratio > 1:
-            steps = int(np.ceil(1.1 * ratio * (len(times) - 1)))
+            steps = int(np.ceil(1.1 * ratio * num_steps))
             raise ValueError(
-                f"the longest step of {section}.steps={len(times) - 1} is {ratio:.3g} times the"
+                f"the longest step of {section}.steps={num_steps} is {ratio:.3g} times the"
                 f" smallest variance of the mixture ({smallest:.3g}), and explicit Euler needs less"
                 f" than 1; set {section}.steps to about {steps}, raise mixture.min_covariance, or"
                 " choose another mixture.covariance"

@@ -20,12 +20,22 @@ def uniform_grid(horizon: float, num_steps: int) -> np.ndarray:
     return np.linspace(0, horizon, num_steps + 1, dtype=np.float32)
 
 
-def clock_grid(sde: SDE, num_steps: int, *, smallest_variance: float) -> np.ndarray:
-    """Grid with equal steps of `SDE.clock`: [n + 1] float32, time units.
+EDM_RHO = 7.0
+"""Exponent of the grid of 2206.00364, Eq. 5."""
+
+
+def clock_grid(
+    sde: SDE, num_steps: int, *, smallest_variance: float, rho: float | None = None
+) -> np.ndarray:
+    """Grid with equal steps of `SDE.clock`, or of a power of it: [n + 1] float32, time units.
 
     t_0 = 0 and t_n = T; t_1 is where the kernel variance is `smallest_variance` times that at T,
     and from t_1 on the clock advances uniformly, so early steps are geometric in t and late ones
     a fixed fraction of the relaxation time.
+
+    With `rho` it is (s/a)^(1/rho) that advances uniformly, s/a = exp(clock / 2) being the ratio of
+    noise to signal (for linear processes exactly: the sigma of 2206.00364, Eq. 5). Steps are then
+    shorter while there is little noise and longer while there is much.
 
     Raises:
       ValueError: fewer than 2 steps, a smallest variance outside (0, 1), or a process whose clock
@@ -40,6 +50,9 @@ def clock_grid(sde: SDE, num_steps: int, *, smallest_variance: float) -> np.ndar
     t = np.geomspace(1e-12, 1.0, 20_000) * horizon
     v = np.asarray(sde.variance(jnp.asarray(t, jnp.float32)), np.float64)
     clock = np.asarray(sde.clock(jnp.asarray(t, jnp.float32)), np.float64)
+    if rho is not None:
+        # Relative to the end, so that nothing overflows for a long horizon.
+        clock = np.exp((clock - clock[-1]) / (2 * rho))
     first = np.interp(smallest_variance * v[-1], v, t)
     # Interpolated in log t, where the clock is smooth at both ends.
     log_t = np.log(t)
@@ -54,13 +67,14 @@ def clock_grid(sde: SDE, num_steps: int, *, smallest_variance: float) -> np.ndar
     return grid
 
 
-GRIDS = ("clock", "uniform")
+GRIDS = ("clock", "edm", "uniform")
 
 
 def time_grid(
     sde: SDE, num_steps: int, *, kind: str = "clock", smallest_variance: float = 1e-3
 ) -> np.ndarray:
-    """`clock_grid` or `uniform_grid` by name: [num_steps + 1] float32, time units.
+    """A grid by name, [num_steps + 1] float32 in time units: `clock_grid`, the same with rho = 7
+    (`edm`), or `uniform_grid`.
 
     Raises:
       ValueError: unknown kind, and as `clock_grid`.
@@ -69,7 +83,8 @@ def time_grid(
         raise ValueError(f"grid {kind!r}: choose one of {', '.join(GRIDS)}")
     if kind == "uniform":
         return uniform_grid(float(sde.horizon), num_steps)
-    return clock_grid(sde, num_steps, smallest_variance=smallest_variance)
+    rho = EDM_RHO if kind == "edm" else None
+    return clock_grid(sde, num_steps, smallest_variance=smallest_variance, rho=rho)
 
 
 INTEGRATORS = ("euler", "exponential")
@@ -112,6 +127,14 @@ def local_kernel(
     return y + eta[..., None] * sde.drift(y, t), sigma
 
 
+def forward_step(
+    sde: SDE, y: Array, t: Array, h: Array, z: Array, *, integrator: str = "euler"
+) -> Array:
+    """Y_{n+1} = mu_n + sigma_n Z_{n+1} for given standard normals z [..., d]."""
+    mu, sigma = local_kernel(sde, y, t, h, integrator=integrator)
+    return mu + sigma[..., None] * z
+
+
 def heun_step(
     velocity: Callable[[Array, Array], Array], x: Array, t: Array, t_next: Array
 ) -> Array:
@@ -150,8 +173,7 @@ def simulate(key: Array, sde: SDE, y0: Array, grid: Array, *, integrator: str = 
     def step(y: Array, n: Array, t: Array, t_next: Array) -> tuple[Array, Array]:
         z = jax.random.normal(jax.random.fold_in(key, n), y.shape, y.dtype)
         times = (broadcast_time(t, y), broadcast_time(t_next - t, y))
-        mu, sigma = local_kernel(sde, y, *times, integrator=integrator)
-        y = mu + sigma[..., None] * z
+        y = forward_step(sde, y, *times, z, integrator=integrator)
         return y, y
 
     path = scan_grid(step, y0, grid)[1]

@@ -589,6 +589,9 @@ def _sample(
         grid=experiment.sample_grid,
         sampler=c.sampler,
         components=components,
+        churn=c.churn,
+        rtol=c.rtol,
+        atol=c.atol,
         chunk=chunk,
         progress=progress,
     )
