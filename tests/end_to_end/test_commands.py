@@ -30,7 +30,7 @@ def command(script: str, *flags: str, fails: bool = False) -> str:
 def test_train_resume_sample_evaluate(tmp_path):
     """The whole life of a run on the digits, in its smoke variant."""
     run = ["--config=configs/digits.py:smoke", f"--workdir={tmp_path}"]
-    run += ["--config.optimizer.schedule=constant"]
+    run += ["--config.optimizer.schedule=constant", "--config.objective.name=ndsm_cv"]
     assert "trained" in command("train", *run)
     assert "resuming" in command("train", *run, "--config.train.steps=30")
     refused = command("train", *run, "--config.network.width=32", fails=True)
