@@ -2,7 +2,7 @@
 
 Every objective's step is timed first, in turn with the others; then each is trained, for every
 seed, for as many steps as `--seconds` buys (or for `--steps`), and evaluated as
-`experiments/evaluate.py` does. Runs are kept under --workdir and resume. `ratio` is a row's --metric
+`experiments/evaluate.py` does. Runs are kept under --workdir and resume. `ratio` is a row's metric
 over that of the first objective; errors are standard errors over seeds.
 
     python benchmarks/objectives.py --config=configs/gm2d.py --steps=10000 --seeds=3

@@ -18,6 +18,11 @@ PATHS = 6_000
 def make_prior(dim, rank, covariance, seed=0):
     """Components whose centred means span `rank` dimensions of R^dim."""
     rng = np.random.default_rng(seed)
+    if covariance == "low_rank":
+        directions = np.linalg.qr(rng.normal(size=(2, dim, rank)))[0]
+        spread = rng.uniform(0.8, 1.5, (2, rank))
+        low_rank = gmm.LowRank(np.array([0.3, 0.5]), directions, spread)
+        return gmm.mixture([0.4, 0.6], rng.normal(size=(2, dim)), low_rank, covariance=covariance)
     num = rank + 1
     basis = np.linalg.qr(rng.normal(size=(dim, dim)))[0][:, :rank]
     means = rng.normal(size=(num, rank)) @ basis.T + rng.normal(size=dim)
@@ -33,6 +38,7 @@ CASES = {  # d - rank is 4, 3, 2, 1 and 0
     "codim 1": (3, 2, "spherical"),
     "codim 0": (2, 2, "spherical"),
     "one component": (3, 0, "spherical"),
+    "low rank, codim 4": (7, 1, "low_rank"),
     "tied": (5, 2, "tied_spherical"),
     "tied, codim 0": (2, 2, "tied_spherical"),
     "tied, one component": (3, 0, "tied_spherical"),
