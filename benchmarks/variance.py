@@ -8,8 +8,8 @@ is trained for a short while with path_dsm. At its parameters, the same for all 
 the loss weight v(t), `variance` is E|A - E A|^2 for one sample's gradient A, a mean over fixed
 times; `error` is its relative standard error. `cost` counts gradients of the network a sample.
 `ratio` is variance x cost over that of `ndsm` (eps = 0, loss_fraction = 2): the compute for equal
-gradient noise, so that less is better. `z` is the root mean square z-score of the difference of the
-mean gradient from that of path_dsm_sinh, along random directions: about 1 where they agree.
+gradient noise, so that less is better. `z` is the distance of its mean gradient from
+that of path_dsm_sinh in units of what chance alone gives: about 1, as all have one expectation.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from ndsm_jax.control_variates import Products, exact_products
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.experiment import Experiment, build, load_data
 from ndsm_jax.networks import ScoreModel
-from ndsm_jax.noising import ExactKernel, LocalSteps, NoisedBatch, NoisingFn, TimeLaw, loss_steps
+from ndsm_jax.noising import ExactKernel, NoisedBatch, NoisingFn, TimeLaw, loss_steps
 from ndsm_jax.objectives import OBJECTIVES
 from ndsm_jax.sde import ScoreFn
 from ndsm_jax.training import restore, train
@@ -45,8 +45,8 @@ MNIST_DIR = flags.DEFINE_string(
 RELAXATIONS = (0.002, 0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0)
 """The times, in relaxation times sigma^2."""
 QUICK_RELAXATIONS = (0.002, 0.03, 0.3, 1.0, 4.0)
+QUICK_ESTIMATORS = ("ndsm", "path_dsm_ramp_0.5", "path_dsm_sinh", "path_dsm_cv_sinh")
 PUBLISHED_STEP = 1e-3
-DIRECTIONS = 8
 PATHS = 64
 """Data points a batch of noising, and of the timing."""
 REFERENCE, UNBIASED = "ndsm", "path_dsm_sinh"
@@ -78,7 +78,7 @@ class Estimator(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """Of an estimator: products [n, N] and projections of A and B [n, N, DIRECTIONS] at n times."""
+    """Of an estimator at n times: products [n, N], mean gradients of L and W [n, P] each."""
 
     products: Products
     loss: np.ndarray
@@ -92,7 +92,8 @@ class Estimate(NamedTuple):
       name, estimator: of the row, and of the estimator with any eps.
       present: at which of the times it exists: bool [n].
       variance, error: of one sample's gradient at these times, and its standard error.
-      mean, mean_error: of the gradient along DIRECTIONS directions at these times.
+      mean: gradient at these times [n, P].
+      mean_variance: E|mean - E mean|^2 at these times.
       eps: at these times.
       cost: gradients of the network a sample.
     """
@@ -103,7 +104,7 @@ class Estimate(NamedTuple):
     variance: np.ndarray
     error: np.ndarray
     mean: np.ndarray
-    mean_error: np.ndarray
+    mean_variance: np.ndarray
     eps: np.ndarray
     cost: float
 
@@ -148,6 +149,8 @@ def estimators(sigma_squared: float, dim: int) -> list[Estimator]:
             for name, weights, window in (("ramp_0.5", "ramp", 0.5), ("sinh", "sinh", 0))
         ),
     ]
+    if QUICK.value:
+        found = [e for e in found if e.name in QUICK_ESTIMATORS]
     if dim <= 3:
         found.append(Estimator("implicit", path("path_dsm", "sinh", 0), implicit, 1 + dim))
     return found
@@ -250,28 +253,15 @@ def grouped_terms(terms: Terms, model: ScoreModel, params: Any, batch: NoisedBat
 
 
 @partial(jax.jit, static_argnames="terms")
-def products_at(model: ScoreModel, params: Any, batch: NoisedBatch, *, terms: Terms) -> Products:
-    """The products [B] of the items at one time."""
-    products = exact_products(partial(grouped_terms, terms, model), params, batch)
-    return jax.tree.map(lambda x: x[:, 0], products)
-
-
-@partial(jax.jit, static_argnames="terms")
-def projections_at(
-    key: Array, model: ScoreModel, params: Any, batch: NoisedBatch, *, terms: Terms
-) -> tuple[Array, Array]:
-    """v . A and v . B of the items at one time for random directions v: [DIRECTIONS, B] each."""
-    leaves, treedef = jax.tree.flatten(params)
-
-    def project(key: Array) -> tuple[Array, Array]:
-        keys = jax.random.split(key, len(leaves))
-        normals = [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-        direction = jax.tree.unflatten(treedef, normals)
-        function = partial(grouped_terms, terms, model, batch=batch)
-        _, (a, b) = jax.jvp(function, (params,), (direction,))
-        return a[:, 0], b[:, 0]
-
-    return jax.lax.map(project, jax.random.split(key, DIRECTIONS))
+def measure_at(
+    model: ScoreModel, params: Any, batch: NoisedBatch, *, terms: Terms
+) -> tuple[Products, Array]:
+    """The products [B] of the items at one time, and the mean gradients of L and W [2, P]."""
+    function = partial(grouped_terms, terms, model)
+    products = exact_products(function, params, batch)
+    mean = jax.jacrev(lambda p: jnp.stack([jnp.mean(x) for x in function(p, batch)]))(params)
+    flat = jnp.concatenate([x.reshape(2, -1) for x in jax.tree.leaves(mean)], axis=1)
+    return jax.tree.map(lambda x: x[:, 0], products), flat
 
 
 @partial(jax.jit, static_argnames="terms")
@@ -287,24 +277,14 @@ def noise(noising: NoisingFn, key: Array, x0: Array) -> NoisedBatch:
 
 
 def measure(
-    key: Array,
-    model: ScoreModel,
-    params: Any,
-    batch: NoisedBatch,
-    times: np.ndarray,
-    *,
-    terms: Terms,
+    model: ScoreModel, params: Any, batch: NoisedBatch, times: np.ndarray, *, terms: Terms
 ) -> Measured:
-    """Products and projections of an estimator's batch at each time.
-
-    The directions are those of `key`, so that estimators are compared along the same ones.
-    """
+    """Products and mean gradients of an estimator's batch at each time."""
     items = by_time(batch, times)
-    at = [jax.tree.map(lambda a, i=i: jnp.asarray(a[i]), items) for i in range(len(times))]
-    products = [products_at(model, params, item, terms=terms) for item in at]
-    projected = [projections_at(key, model, params, item, terms=terms) for item in at]
-    a, b = (np.stack([np.asarray(p[i]) for p in projected]) for i in range(2))
-    return Measured(jax.tree.map(lambda *x: np.stack(x), *products), a, b)
+    parts = [jax.tree.map(lambda a, i=i: a[i], items) for i in range(len(times))]
+    at = [measure_at(model, params, part, terms=terms) for part in parts]
+    products = Products(*(np.stack(x) for x in zip(*(p for p, _ in at), strict=True)))
+    return Measured(products, *np.stack([np.asarray(g) for _, g in at], axis=1))
 
 
 def closed_form(products: Products) -> np.ndarray:
@@ -325,17 +305,16 @@ def estimates(estimator: Estimator, measured: Measured, present: np.ndarray) -> 
         eps = closed_form(products) if value is None else np.full(present.sum(), value)
         e = eps[:, None]
         square = products.loss + 2 * e * products.cross + e**2 * products.control
-        projected = measured.loss + eps[:, None, None] * measured.control
-        root = np.sqrt(square.shape[1])
+        num = square.shape[1]
         found.append(
             Estimate(
                 name="_".join(filter(None, [estimator.name, suffix])),
                 estimator=estimator.name,
                 present=present,
                 variance=estimator.noises * square.mean(axis=1),
-                error=estimator.noises * square.std(axis=1, ddof=1) / root,
-                mean=projected.mean(axis=-1),
-                mean_error=projected.std(axis=-1, ddof=1) / root,
+                error=estimator.noises * square.std(axis=1, ddof=1) / num**0.5,
+                mean=measured.loss + e * measured.control,
+                mean_variance=square.mean(axis=1) / num,
                 eps=eps,
                 cost=estimator.cost,
             )
@@ -343,14 +322,14 @@ def estimates(estimator: Estimator, measured: Measured, present: np.ndarray) -> 
     return found
 
 
-def z_score(one: Estimate, other: Estimate) -> float:
-    """Root mean square z-score of the difference of two mean gradients, over times and directions.
+def disagreement(one: Estimate, other: Estimate) -> float:
+    """Distance of two mean gradients over its root mean square where their laws have one mean.
 
-    `other` is there at all times.
+    `other` is there at all times. A root mean square over times.
     """
-    difference = one.mean - other.mean[one.present]
-    error = np.hypot(one.mean_error, other.mean_error[one.present])
-    return float(np.sqrt(np.mean((difference / error) ** 2)))
+    difference = np.sum((one.mean - other.mean[one.present]) ** 2, axis=1)
+    expected = one.mean_variance + other.mean_variance[one.present]
+    return float(np.sqrt(np.mean(difference / expected)))
 
 
 class Calls(NamedTuple):
@@ -398,7 +377,7 @@ def row(
         "variance": mean,
         "error": float(np.sqrt(np.sum(one.error**2)) / len(one.error) / mean),
         "cost": float(one.cost),
-        "z": None if unbiased is None or one is unbiased else z_score(one, unbiased),
+        "z": None if unbiased is None or one is unbiased else disagreement(one, unbiased),
         "t": on.times.tolist(),
         "relaxations": (on.times / float(on.experiment.sde.saturation)).tolist(),
         "variance_at": everywhere(one.variance),
@@ -425,16 +404,15 @@ def run(key: Array, on: Process, tree: Tree, estimator: Estimator) -> tuple[list
     built = build(config, experiment.shape, experiment.sde.prior)
     present = on.times > (PUBLISHED_STEP if estimator.published else 0)
     noising = at_times(built.noising, on.intervals[present], published=estimator.published)
-    key_noise, key_directions = jax.random.split(key)
-    key_noise = jax.random.fold_in(key_noise, zlib.crc32(estimator.name.encode()))
+    key = jax.random.fold_in(key, zlib.crc32(estimator.name.encode()))
     parts = on.data.reshape(-1, PATHS, on.data.shape[1])
-    batches = [noise(noising, jax.random.fold_in(key_noise, i), x) for i, x in enumerate(parts)]
+    batches = [noise(noising, jax.random.fold_in(key, i), x) for i, x in enumerate(parts)]
     if terms is OBJECTIVES["dsm"].terms:  # a kernel's mu is not used: one program for them all
         batches = [dataclasses.replace(b, mu=None) for b in batches]
     batch = jax.tree.map(lambda *a: np.concatenate(a), *batches)
-    measured = measure(key_directions, model, on.params, batch, on.times[present], terms=terms)
+    measured = measure(model, on.params, batch, on.times[present], terms=terms)
     calls = Calls(
-        noising=partial(noise, noising, key_noise, parts[0]),
+        noising=partial(noise, noising, key, parts[0]),
         gradient=partial(gradient, model, on.params, batches[0], terms=terms),
         states=batches[0].t.size,
     )
@@ -539,7 +517,7 @@ OU: Tree = {"process": {"name": "ornstein_uhlenbeck"}, "objective": {"name": "ds
 def compare(prefix: str, tree: Tree, dataset: Dataset, num: int) -> list[dict[str, Any]]:
     """The rows of one problem: mixture Langevin dynamics, then OU, each with its own network."""
     key = jax.random.key(SEED.value)
-    mixture, ou = process(tree, dataset, num), process(merge(tree, OU), dataset, num)
+    mixture = process(tree, dataset, num)
     sigma_squared = float(mixture.experiment.sde.saturation)
     found: dict[str, Estimate] = {}
     calls: dict[str, Calls] = {}
@@ -549,17 +527,19 @@ def compare(prefix: str, tree: Tree, dataset: Dataset, num: int) -> list[dict[st
     reference, unbiased = found[REFERENCE], found[UNBIASED]
     rows = [row(prefix, mixture, e, reference, unbiased) for e in found.values()]
 
+    if QUICK.value:
+        return rows
+
+    ou = process(merge(tree, OU), dataset, num)
     ou_dsm = Estimator("ou_dsm", {}, OBJECTIVES["dsm"].terms, 1)
     (estimate,), calls["ou_dsm"] = run(key, ou, merge(tree, OU), ou_dsm)
     rows.append(row(prefix, ou, estimate, reference, None))
     seconds = time_calls(calls)
-    return [r | seconds.get(r["estimator"], {}) for r in rows]
+    return [r | seconds[r["estimator"]] for r in rows]
 
 
 def time_calls(calls: Mapping[str, Calls]) -> dict[str, dict[str, float]]:
-    """Microseconds a state of noising and of the gradient; nothing with --quick."""
-    if QUICK.value:
-        return {}
+    """Microseconds a state of noising and of the gradient."""
     alternatives: dict[str, Callable[[], Any]] = {}
     for name, call in calls.items():
         alternatives |= {f"{name} noising_us": call.noising, f"{name} gradient_us": call.gradient}
