@@ -8,7 +8,8 @@ is trained for a short while with path_dsm. At its parameters, the same for all 
 the loss weight v(t), `variance` is E|A - E A|^2 for one sample's gradient A, a mean over fixed
 times; `error` is its relative standard error. `cost` counts gradients of the network a sample.
 `ratio` is variance x cost over that of `ndsm` (eps = 0, loss_fraction = 2): the compute for equal
-gradient noise, so that less is better. `z` is the distance of its mean gradient from
+gradient noise, so that less is better. `ratio_seconds` is the same with the measured seconds of
+noising and gradient as cost. `z` is the distance of its mean gradient from
 that of path_dsm_sinh in units of what chance alone gives: about 1, as all have one expectation.
 """
 
@@ -541,7 +542,17 @@ def compare(prefix: str, tree: Tree, dataset: Dataset, num: int) -> list[dict[st
     (estimate,), calls["ou_dsm"] = run(key, ou, merge(tree, OU), ou_dsm)
     rows.append(row(prefix, ou, estimate, reference, None))
     seconds = time_calls(calls)
-    return [r | seconds[r["estimator"]] for r in rows]
+    return [with_seconds(r, seconds, reference.cost) for r in rows]
+
+
+def with_seconds(
+    row: dict[str, Any], seconds: Mapping[str, Mapping[str, float]], reference_cost: float
+) -> dict[str, Any]:
+    """A row with its times, and with its ratio by measured seconds in place of counted cost."""
+    mine, base = seconds[row["estimator"]], seconds[REFERENCE]
+    variance_ratio = row["ratio"] * reference_cost / row["cost"]
+    by_seconds = variance_ratio * sum(mine.values()) / sum(base.values())
+    return row | mine | {"ratio_seconds": by_seconds}
 
 
 def time_calls(calls: Mapping[str, Calls]) -> dict[str, dict[str, float]]:
@@ -559,9 +570,22 @@ def time_calls(calls: Mapping[str, Calls]) -> dict[str, dict[str, float]]:
     }
 
 
+COLUMNS = (
+    "name",
+    "ratio",
+    "ratio_seconds",
+    "variance",
+    "error",
+    "cost",
+    "noising_us",
+    "gradient_us",
+    "z",
+)
+
+
 def main(argv: Sequence[str]) -> None:
     rows = [row for name, problem in problems().items() for row in compare(name, *problem)]
-    report(rows, ["name", "ratio", "variance", "error", "cost", "noising_us", "gradient_us", "z"])
+    report(rows, COLUMNS)
     if OUT.value is not None:
         picture(rows, pathlib.Path(OUT.value).with_suffix(".png"))
 
