@@ -9,8 +9,9 @@ the loss weight v(t), `variance` is E|A - E A|^2 for one sample's gradient A, a 
 times; `error` is its relative standard error. `cost` counts gradients of the network a sample.
 `ratio` is variance x cost over that of `ndsm` (eps = 0, loss_fraction = 2): the compute for equal
 gradient noise, so that less is better. `ratio_seconds` is the same with the measured seconds of
-noising and gradient as cost. `z` is the distance of its mean gradient from
-that of path_dsm_sinh in units of what chance alone gives: about 1, as all have one expectation.
+noising and gradient as cost. `z` is the distance of the mean gradient from that of path_dsm_sinh in
+units of what chance alone gives: about 1, as all have one expectation. OU has a network of its own.
+--quick measures some of the objectives, at five times.
 """
 
 import dataclasses
