@@ -116,7 +116,7 @@ def implicit(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, None]:
 
     One forward-mode derivative a dimension.
     """
-    score = partial(score_fn, t=batch.t)
+    score = lambda y: score_fn(y, batch.t)  # noqa: E731
     divergence = jnp.zeros_like(batch.t)
     for axis, unit in enumerate(jnp.eye(batch.y.shape[-1])):
         s, slope = jax.jvp(score, (batch.y,), (jnp.broadcast_to(unit, batch.y.shape),))
@@ -221,11 +221,11 @@ def by_time(batch: NoisedBatch, times: np.ndarray) -> NoisedBatch:
     # Rounding may put one state more at one time than at another.
     rows = np.stack([order[index[order] == i][: counts.min()] for i in range(len(times))])
 
-    def first(a: Array) -> np.ndarray:
+    def first(a: Any) -> Any:
         a = np.asarray(a)
         return a.reshape(len(index), n, *a.shape[2:])[rows, :1]
 
-    def every(a: Array) -> np.ndarray:
+    def every(a: Any) -> Any:
         return np.asarray(a).reshape(len(index), 1, n, dim)[rows]
 
     return NoisedBatch(
@@ -288,7 +288,7 @@ def measure(
     items = by_time(batch, times)
     parts = [jax.tree.map(lambda a, i=i: a[i], items) for i in range(len(times))]
     at = [measure_at(model, params, part, terms=terms) for part in parts]
-    products = Products(*(np.stack(x) for x in zip(*(p for p, _ in at), strict=True)))
+    products = Products(*(jnp.stack(x) for x in zip(*(p for p, _ in at), strict=True)))
     return Measured(products, *np.stack([np.asarray(g) for _, g in at], axis=1))
 
 
@@ -553,7 +553,7 @@ def with_seconds(
     mine, base = seconds[row["estimator"]], seconds[REFERENCE]
     variance_ratio = row["ratio"] * reference_cost / row["cost"]
     by_seconds = variance_ratio * sum(mine.values()) / sum(base.values())
-    return row | mine | {"ratio_seconds": by_seconds}
+    return dict(row) | dict(mine) | {"ratio_seconds": by_seconds}
 
 
 def time_calls(calls: Mapping[str, Calls]) -> dict[str, dict[str, float]]:

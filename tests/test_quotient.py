@@ -1,5 +1,7 @@
 """Simulation in the quotient against the full space: the same laws, in every corner."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -121,6 +123,20 @@ def test_the_quotient_of_exponential_steps():
         )
         error = np.sqrt(left.var(0) / len(left) + right.var(0) / len(right))
         assert (np.abs(left.mean(0) - right.mean(0)) < 5 * error + 1e-6).all()
+
+
+@pytest.mark.parametrize("case", ["codim 4", "codim 1", "low rank, codim 4", "tied"])
+def test_noise_free_paths_from_the_data_run_in_the_quotient(case):
+    """mu depends on x0 and the time alone: equal to that of the full space, to float precision."""
+    process = sde.mixture_langevin(make_prior(*CASES[case]))
+    x0 = process.prior.sample(jax.random.key(2), (50,)) * 1.5
+    mu = []
+    for kind in ("full", "quotient"):
+        noise = dataclasses.replace(
+            list(noisings(process, kind))[1], starts=jnp.zeros(STEPS, int), companion=True
+        )
+        mu.append(noise(jax.random.key(0), x0).mu)
+    np.testing.assert_allclose(mu[0], mu[1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("covariance", ["spherical", "tied_spherical"])

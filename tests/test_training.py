@@ -27,6 +27,7 @@ TINY: dict[str, Any] = {
     "data": {"name": "gaussians", "num_train": 200, "num_test": 50},
     "mixture": {"num_components": 3, "num_inits": 1},
     "noising": {"steps": 24, "k": 2},
+    "objective": {"name": "ndsm_cv"},
     "control_variate": {"period": 2},
     "network": {"width": 8, "depth": 2, "time_features": 4},
     "train": {

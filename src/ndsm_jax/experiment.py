@@ -171,14 +171,18 @@ def _build_noising(config: Config, sde: SDE, grid: np.ndarray, first: float) -> 
         return ExactKernel(sde=sde, times=times, first=jnp.float32(first), k=c.k, weight=c.weight)
     # A noise-free companion path needs the state itself, not its invariants.
     companion = objective.noising == "path" and objective.controlled
-    if companion and c.simulation == "quotient":
-        raise ValueError(
-            f"objective.name={config.objective.name!r} needs noising.simulation='full' or 'auto'"
-        )
+    simulation = c.simulation
+    if companion and c.window:  # see PathWindows.companion
+        if simulation == "quotient":
+            raise ValueError(
+                f"objective.name={config.objective.name!r} with noising.window={c.window} needs"
+                " noising.simulation='full' or 'auto'; or set noising.window to 0"
+            )
+        simulation = "full"
     chain = make_chain(
         sde,
         grid,
-        kind="full" if companion else c.simulation,
+        kind=simulation,
         integrator=c.integrator,
         paths=c.k if objective.noising == "path" else 1,
     )
@@ -323,13 +327,13 @@ def describe(config: Config, dataset: Dataset) -> str:
     batch = jax.eval_shape(experiment.noising, jax.random.key(0), x0)
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
-    fields = {f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)}
+    fields = {name: value for name, value in vars(batch).items() if hasattr(value, "shape")}
     return "\n".join(
         [
             f"data {dataset.name}: {len(dataset.train)} training and {len(dataset.test)} held-out"
             f" items of shape {dataset.shape} ({dataset.source})",
             f"network {config.network.name}: {size:,} parameters",
             f"first batch, from x0 {x0.shape}:",
-            *(f"  {k}: {v.dtype}{list(v.shape)}" for k, v in fields.items() if v is not None),
+            *(f"  {name}: {value.dtype}{list(value.shape)}" for name, value in fields.items()),
         ]
     )

@@ -106,9 +106,10 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """One step of 2405.15625, Algorithm 1, for any objective: (state, metrics) from noised data.
 
-    The theta-update uses eps(t) of the state; every control_variate.period steps the products of
-    per-sample gradients, at the updated theta as in the paper, update it, and give an estimate of
-    one sample's gradient variance (NaN on the other steps).
+    The theta-update uses eps(t) of the state. For an objective with a control variate, the products
+    of per-sample gradients, at the updated theta as in the paper, update it every
+    control_variate.period steps, and give an estimate of one sample's gradient variance (NaN
+    otherwise).
     """
     config, model, control = experiment.config, experiment.model, experiment.control
     eps = control.eps(state.control, batch.t)
@@ -137,10 +138,14 @@ def train_step(
             products = probe_products(key, terms, params, batch, num_probes=c.num_probes)
         return control.update(state.control, batch.t, products), products.gradient_variance(eps)
 
-    due = (state.step + 1) % c.period == 0
-    control_state, variance = jax.lax.cond(
-        due, update_control, lambda _: (state.control, jnp.float32(jnp.nan)), None
-    )
+    control_state, variance = state.control, jnp.float32(jnp.nan)
+    if experiment.objective.controlled:
+        control_state, variance = jax.lax.cond(
+            (state.step + 1) % c.period == 0,
+            update_control,
+            lambda _: (control_state, variance),
+            None,
+        )
     metrics = {
         "loss": loss,
         "grad_norm": optax.global_norm(gradient),

@@ -71,7 +71,10 @@ def test_train_resume_sample_evaluate(tmp_path):
         (["--config.train.lrr=3"], "error: train.lrr: unknown key"),
         (["--config.train.step=3"], "did you mean 'steps'"),
         (["--config.train.steps=0"], "error: train.steps=0: must be >= 1"),
-        (["--config.objective.name=dsm"], "error: objective.name='dsm' needs score_target"),
+        (
+            ["--config.objective.name=dsm"],
+            "error: objective.name='dsm' needs a process with a known kernel",
+        ),
         (["--config.data.name=array", "--config.data.dir=none.npy"], "none.npy"),
     ],
 )

@@ -41,14 +41,15 @@ class ScoreMLP(nn.Module):
         else:
             features = None
             x = jnp.concatenate([y, c[:, None]], axis=-1)
+        hidden = y.dtype if self.dtype == jnp.float32 else self.dtype  # float64 stays float64
         for layer in range(self.depth):
-            dtype = self.dtype if layer else jnp.float32
+            dtype = hidden if layer else y.dtype
             inner = nn.LayerNorm(dtype=dtype)(x) if self.skip and layer else x
             inner = nn.Dense(self.width, dtype=dtype)(inner)
             if features is not None:
                 inner = inner + nn.Dense(self.width, use_bias=False, dtype=dtype)(features)
-            inner = nn.gelu(inner).astype(self.dtype)
+            inner = nn.gelu(inner).astype(hidden)
             x = x + inner if self.skip and layer else inner
         zero = nn.initializers.zeros
         kernel_init = zero if self.zero_output else nn.initializers.lecun_normal()
-        return nn.Dense(y.shape[-1], kernel_init=kernel_init, dtype=jnp.float32)(x)
+        return nn.Dense(y.shape[-1], kernel_init=kernel_init, dtype=y.dtype)(x)

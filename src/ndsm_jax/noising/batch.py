@@ -7,8 +7,8 @@ the fields that its process can give, and objectives name the fields that they n
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -44,9 +44,6 @@ class NoisedBatch:
     mu: Array | None = None
     noises: int = 1
 
-
-NoisingFn = Callable[[Array, Array], NoisedBatch]
-"""(key, x0 [B, d]) -> NoisedBatch."""
 
 TIME_LAWS = ("clock", "uniform")
 WEIGHTS = ("variance", "unit")
@@ -87,6 +84,17 @@ class TimeLaw:
     def time(self, u: Array) -> Array:
         """Quantile function, linear between grid points: [...] -> [...] in time units."""
         return jnp.interp(u, self.cdf, self.grid)
+
+
+class NoisingFn(Protocol):
+    """A way of noising: a frozen dataclass that maps a key and data to a `NoisedBatch`."""
+
+    @property
+    def times(self) -> TimeLaw:
+        """The law of the training times."""
+
+    def __call__(self, key: Array, x0: Array) -> NoisedBatch:
+        """x0 [B, d] -> NoisedBatch."""
 
 
 def time_law(

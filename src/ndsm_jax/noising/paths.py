@@ -47,10 +47,10 @@ class FullSpace:
         return y, target
 
     def lift(
-        self, key: Array, x0: Array, index: Array, y: Array, target: Array
-    ) -> tuple[Array, Array]:
+        self, key: Array, x0: Array, index: Array, y: Array, target: Array, companion: Array
+    ) -> tuple[Array, Array, Array]:
         """Nothing to do."""
-        return y, target
+        return y, target, companion
 
 
 Chain = FullSpace | Quotient | TiedQuotient
@@ -179,8 +179,8 @@ def walk(
     zero = jnp.zeros(stop.shape, x0.dtype)
     path = PathTarget(target=jnp.zeros_like(kept), v=zero, stationary=zero, companion=kept)
     _, kept, path = scan_grid(step, (y, kept, path), grid)[0]
-    y, target = chain.lift(key_lift, x0, stop, kept, path.target)
-    return y, path._replace(target=target)
+    y, target, companion = chain.lift(key_lift, x0, stop, kept, path.target, path.companion)
+    return y, path._replace(target=target, companion=companion)
 
 
 @partial(
@@ -266,7 +266,8 @@ class PathWindows:
       weights: `sinh`, optimal for a linear drift of that rate, or `ramp`, its limit for rate 0
         (static).
       companion: whether mu is filled, with the end of the noise-free path from the window's start
-        (static). For a window of one step it is the mu of NDSM.
+        (static). For a window of one step it is the mu of NDSM. In a quotient every window has to
+        start at time 0, from where a noise-free path stays in (M, e).
     """
 
     chain: Chain

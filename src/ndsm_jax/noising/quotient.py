@@ -107,9 +107,9 @@ class Quotient:
         )
 
     def lift(
-        self, key: Array, x0: Array, index: Array, y: Array, target: Array
-    ) -> tuple[Array, Array]:
-        """States and targets of the whole space: [B, k, r + 4] each -> [B, k, d] each."""
+        self, key: Array, x0: Array, index: Array, y: Array, target: Array, companion: Array
+    ) -> tuple[Array, Array, Array]:
+        """States, targets, companions of the whole space: [B, k, r + 4] each -> [B, k, d] each."""
         rank = self.basis.shape[1]
         _, q = _split(self, x0)
         # Where q_0 is nothing but rounding any direction will do, as alpha starts from zero.
@@ -125,7 +125,8 @@ class Quotient:
             p, (alpha, one, two) = x[..., :rank], jnp.split(x[..., rank : rank + 3], 3, axis=-1)
             return p @ self.basis.T + alpha * e + one * e_1 + two * e_2
 
-        return self.centre[None, None, :] + whole(y), whole(target)
+        centre = self.centre[None, None, :]
+        return centre + whole(y), whole(target), centre + whole(companion)
 
 
 @partial(
@@ -168,18 +169,19 @@ class TiedQuotient:
         return y, target
 
     def lift(
-        self, key: Array, x0: Array, index: Array, y: Array, target: Array
-    ) -> tuple[Array, Array]:
-        """States and targets of the whole space: [B, k, r] each -> [B, k, d] each."""
+        self, key: Array, x0: Array, index: Array, y: Array, target: Array, companion: Array
+    ) -> tuple[Array, Array, Array]:
+        """States, targets, companions of the whole space: [B, k, r] each -> [B, k, d] each."""
         _, q = _split(self, x0)
         xi = jax.random.normal(key, (*y.shape[:2], q.shape[-1]), q.dtype)
         xi = xi - (xi @ self.basis) @ self.basis.T
         std = jnp.sqrt(self.variance[index])[..., None]
-        state = self.scale[index][..., None] * q[:, None] + std * xi
+        centre = self.centre[None, None, :] + self.scale[index][..., None] * q[:, None]
         pull = -xi / jnp.where(std > 0, std, 1)
         return (
-            self.centre[None, None, :] + y @ self.basis.T + state,
+            centre + y @ self.basis.T + std * xi,
             target @ self.basis.T + pull,
+            centre + companion @ self.basis.T,
         )
 
 
