@@ -1,4 +1,4 @@
-"""GM+NDSM-CV on the 8 x 8 digits that ship with scikit-learn: minutes on two cores.
+"""Path-space DSM on the 8 x 8 digits that ship with scikit-learn: minutes on two cores.
 
 python experiments/train.py --config=configs/digits.py --workdir=runs/digits
 """

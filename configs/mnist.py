@@ -1,4 +1,4 @@
-"""GM+NDSM-CV on MNIST with a U-Net (2405.15625, Section 5.1), on the process's own clock.
+"""Path-space DSM on MNIST with a U-Net (the data of 2405.15625, Section 5.1).
 
   python experiments/train.py --config=configs/mnist.py --workdir=runs/mnist \\
       --config.data.dir=DIRECTORY_OF_THE_IDX_FILES

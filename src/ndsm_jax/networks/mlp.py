@@ -41,9 +41,10 @@ class ScoreMLP(nn.Module):
         else:
             features = None
             x = jnp.concatenate([y, c[:, None]], axis=-1)
-        hidden = y.dtype if self.dtype == jnp.float32 else self.dtype  # float64 stays float64
+        full = jnp.result_type(y)  # float64 where that is enabled
+        hidden = full if self.dtype == jnp.float32 else self.dtype
         for layer in range(self.depth):
-            dtype = hidden if layer else y.dtype
+            dtype = hidden if layer else full
             inner = nn.LayerNorm(dtype=dtype)(x) if self.skip and layer else x
             inner = nn.Dense(self.width, dtype=dtype)(inner)
             if features is not None:
@@ -52,4 +53,4 @@ class ScoreMLP(nn.Module):
             x = x + inner if self.skip and layer else inner
         zero = nn.initializers.zeros
         kernel_init = zero if self.zero_output else nn.initializers.lecun_normal()
-        return nn.Dense(y.shape[-1], kernel_init=kernel_init, dtype=y.dtype)(x)
+        return nn.Dense(y.shape[-1], kernel_init=kernel_init, dtype=full)(x)
