@@ -57,7 +57,7 @@ MODEL: dict[str, dict[str, Any]] = {
     "optimizer": {"schedule": "cosine"},
     "train": QUIET,
 }
-"""configs/digits.py with NDSM-CV, as measured in docs/samplers.md; --train_steps sets the length."""
+"""configs/digits.py with NDSM-CV, as in docs/samplers.md; --train_steps sets the length."""
 QUICK_MODEL: dict[str, dict[str, Any]] = {
     "mixture": {"num_inits": 1},
     "objective": {"name": "ndsm"},

@@ -11,7 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ndsm_jax.integrators import broadcast_time, local_kernel, scan_grid, step_sizes
+from ndsm_jax.integrators import (
+    broadcast_time,
+    forward_step,
+    local_kernel,
+    scan_grid,
+    step_sizes,
+)
 from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, loss_weight
 from ndsm_jax.noising.quotient import Quotient, TiedQuotient, has_quotient, quotient
 from ndsm_jax.sde import SDE
@@ -168,11 +174,12 @@ def walk(
     ) -> tuple[tuple[Array, Array, PathTarget], None]:
         y, kept, path = carry
         z = chain.noise(key_steps, n, drawn, y.shape[:2])
-        sizes = step_sizes(chain.sde, t, t_next - t, integrator=integrator)
         if window is None:
-            y = y + sizes[0] * chain.sde.drift(y, broadcast_time(t, y)) + sizes[1] * z
+            times = (broadcast_time(t, y), broadcast_time(t_next - t, y))
+            y = forward_step(chain.sde, y, *times, z, integrator=integrator)
             y, _ = chain.reframe(y, jnp.zeros_like(y))
         else:
+            sizes = step_sizes(chain.sde, t, t_next - t, integrator=integrator)
             y, path = path_step(chain, window, n, t, sizes, z, y, path)
         return (y, jnp.where((stop == n + 1)[..., None], y, kept), path), None
 
