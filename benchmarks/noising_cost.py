@@ -83,13 +83,13 @@ def noising(dim: int, changes: dict[str, dict[str, Any]], ahead: int) -> Call:
 def main(argv: Sequence[str]) -> None:
     quick = common.QUICK.value
     calls = {
-        f"{kind}_{dim}": noising(dim, changes, 2 if quick else 16)
+        f"{kind}_{dim}": noising(dim, changes, 2 if quick or dim > 784 else 8)
         for dim in DIMS
         for kind, changes in KINDS.items()
         if not quick or (kind in QUICK_KINDS and (kind != "full" or dim <= 784))
     }
     calls_only = {name: call.noise for name, call in calls.items()}
-    timings = common.ratios(calls_only, "full_784", rounds=3 if quick else 7)
+    timings = common.ratios(calls_only, "full_784", rounds=3 if quick else 5)
     scale = calls["full_784"].samples
     rows = [
         {

@@ -1,5 +1,6 @@
 """Path-space targets: the identity against quadrature, closed forms, and Stein's identity."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -215,6 +216,16 @@ def test_the_target_has_the_variance_of_its_kernel():
     assert_mean(squares, np.ones(3))
 
 
+def test_windows_from_time_zero_may_be_given_as_none():
+    process = sde.mixture_langevin(PRIOR)
+    noise = windows(process, time_grid(process, 30), k=3, companion=True)
+    zeros = dataclasses.replace(noise, starts=jnp.zeros(30, int))
+    x0 = PRIOR.sample(jax.random.key(5), (40,))
+    left, right = draw(noise, x0), draw(zeros, x0)
+    np.testing.assert_allclose(left.score_target, right.score_target, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(left.mu, right.mu, rtol=1e-5, atol=1e-6)
+
+
 def test_window_starts_are_within_the_window():
     grid = time_grid(sde.mixture_langevin(PRIOR), 50)
     starts = np.asarray(noising.window_starts(grid, 0.2))
@@ -222,7 +233,7 @@ def test_window_starts_are_within_the_window():
     assert (ends - grid[starts] <= 0.2 * 1.001).all() or (starts == np.arange(50)).all()
     earlier = starts > 0
     assert (ends[earlier] - grid[starts[earlier] - 1] > 0.2).all()
-    np.testing.assert_array_equal(noising.window_starts(grid, 0.0), 0)
+    assert noising.window_starts(grid, 0.0) is None
     np.testing.assert_array_equal(noising.window_starts(grid, 1e-9), np.arange(50))
     with pytest.raises(ValueError, match=r"noising\.window"):
         noising.window_starts(grid, -1.0)

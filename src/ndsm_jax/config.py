@@ -173,7 +173,9 @@ class NoisingConfig(Section):
     )
     noises: int = option(1, "normals that share one mu (ndsm, ndsm_cv)", low=1)
     ahead_mb: float = option(
-        32.0, "memory for minibatches noised ahead, MB; at least one is", above=0
+        4.0,
+        "memory for minibatches noised ahead, MB, at least one; a few suit a CPU's cache",
+        above=0,
     )
     loss_step: float = option(0.0, "fixed length of the loss step, time units; 0: off", low=0)
     loss_fraction: float = option(

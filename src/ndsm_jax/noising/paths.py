@@ -66,14 +66,14 @@ class Window(NamedTuple):
     """Over which steps a path-space target is accumulated, and how.
 
     Attributes:
-      start: grid index before the window's first step, [B, k].
+      start: grid index before the window's first step, [B, k]; None: the path's start.
       stop: grid index after its last step, [B, k].
       weights: one of `PATH_WEIGHTS`.
       curvature: rate of the `sinh` weights, 1 / time; 0: of the component at the window's start.
       companion: whether the window's noise-free path is run beside it.
     """
 
-    start: Array
+    start: Array | None
     stop: Array
     weights: str
     curvature: Array
@@ -114,10 +114,13 @@ def path_step(
     for the rate a of its weights, from T = 0 and v = 0.
     """
     eta, sigma = step
-    inside = (window.start <= n) & (n < window.stop)
-    entering = window.start == n
+    inside, stationary, companion = n < window.stop, path.stationary, path.companion
+    if window.start is not None:
+        inside = inside & (window.start <= n)
+        entering = window.start == n
+        stationary = jnp.where(entering, component_variance(chain, y), stationary)
+        companion = jnp.where(entering[..., None], y, companion)
     drift, pulled = chain.sde.drift_vjp(y, broadcast_time(t, y), z)
-    stationary = jnp.where(entering, component_variance(chain, y), path.stationary)
     # Any weights are right, so that a rate too large for the step may be cut.
     rate = _rate(window, chain.sde.diffusion(t), stationary)
     contraction = jnp.maximum(1 - eta * rate, 0)
@@ -125,9 +128,7 @@ def path_step(
     rho = (contraction * path.v / v)[..., None]
     target = rho * path.target - ((1 - rho) * z - eta * rho * pulled) / sigma
     y_next, target = chain.reframe(y + eta * drift + sigma * z, target)
-    companion = path.companion
     if window.companion:
-        companion = jnp.where(entering[..., None], y, companion)
         moved = companion + eta * chain.sde.drift(companion, broadcast_time(t, companion))
         companion = jnp.where(inside[..., None], moved, companion)
     path = PathTarget(
@@ -184,7 +185,10 @@ def walk(
         return (y, jnp.where((stop == n + 1)[..., None], y, kept), path), None
 
     zero = jnp.zeros(stop.shape, x0.dtype)
-    path = PathTarget(target=jnp.zeros_like(kept), v=zero, stationary=zero, companion=kept)
+    stationary = zero
+    if window is not None and window.start is None:
+        stationary = jnp.broadcast_to(component_variance(chain, y), stop.shape)
+    path = PathTarget(target=jnp.zeros_like(kept), v=zero, stationary=stationary, companion=kept)
     _, kept, path = scan_grid(step, (y, kept, path), grid)[0]
     y, target, companion = chain.lift(key_lift, x0, stop, kept, path.target, path.companion)
     return y, path._replace(target=target, companion=companion)
@@ -265,7 +269,8 @@ class PathWindows:
     Attributes:
       chain: what is simulated, the process itself or its quotient.
       sde: the process.
-      starts: grid index at which the window of each interval starts, see `window_starts`: int [n].
+      starts: grid index at which the window of each interval starts, int [n], or None for windows
+        from time 0, see `window_starts`.
       curvature: rate of the `sinh` weights, 1 / time; 0: of the component at the window's start.
       k: times a path (static).
       weight: see `loss_weight` (static).
@@ -280,7 +285,7 @@ class PathWindows:
     chain: Chain
     sde: SDE
     times: TimeLaw
-    starts: Array
+    starts: Array | None
     curvature: Array
     k: int = 1
     weight: str = "variance"
@@ -294,7 +299,7 @@ class PathWindows:
         interval = self.times.index(self.times.quantiles(key_time, x0.shape[0], self.k))
         stop = interval + 1
         window = Window(
-            start=self.starts[interval],
+            start=None if self.starts is None else self.starts[interval],
             stop=stop,
             weights=self.weights,
             curvature=self.curvature,
@@ -349,11 +354,11 @@ def loss_steps(
     return jnp.asarray(starts), jnp.asarray(grid[1:] - grid[starts], jnp.float32)
 
 
-def window_starts(grid: np.ndarray, window: float) -> Array:
-    """Where the window of each grid interval starts: int [n].
+def window_starts(grid: np.ndarray, window: float) -> Array | None:
+    """Where the window of each grid interval starts: int [n], or None for windows from time 0.
 
     The first grid point within `window` time units of the interval's right end, and at least one
-    step before it; 0: the whole path, from time 0.
+    step before it; 0: the whole path.
 
     Raises:
       ValueError: a negative window.
@@ -362,7 +367,7 @@ def window_starts(grid: np.ndarray, window: float) -> Array:
         raise ValueError(f"noising.window={window}: a time of at least 0 is needed")
     intervals = np.arange(len(grid) - 1)
     if window == 0:
-        return jnp.zeros(len(intervals), int)
+        return None
     start = np.searchsorted(grid, grid[1:] - window * (1 + 1e-6), side="left")
     return jnp.asarray(np.minimum(start, intervals))
 
