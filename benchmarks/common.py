@@ -33,7 +33,11 @@ class Timing(NamedTuple):
 
 
 def ratios(
-    alternatives: Mapping[str, Callable[[], Any]], reference: str, *, rounds: int = 7
+    alternatives: Mapping[str, Callable[[], Any]],
+    reference: str,
+    *,
+    rounds: int = 7,
+    warm: bool = False,
 ) -> dict[str, Timing]:
     """Times alternatives against one of them.
 
@@ -44,8 +48,9 @@ def ratios(
       alternatives: name -> function without arguments; what it returns is waited for.
       reference: the name that the others are compared with.
       rounds: number of rounds.
+      warm: whether everything is compiled already.
     """
-    for call in alternatives.values():
+    for call in () if warm else alternatives.values():
         jax.block_until_ready(call())
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for _ in range(rounds):
