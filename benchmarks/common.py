@@ -6,6 +6,8 @@ and, with --out, writes {"device", "jax", "seed", "command", "quick", "rows": [{
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import pathlib
 import shlex
@@ -15,8 +17,21 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
+
+from ndsm_jax.experiment import Experiment
+from ndsm_jax.noising import NoisedBatch
+from ndsm_jax.report import aligned
+from ndsm_jax.training import (
+    TrainState,
+    device_arrays,
+    init_state,
+    make_dispatch,
+    make_noise,
+    minibatches_ahead,
+)
 
 QUICK = flags.DEFINE_bool("quick", False, "A small form that takes less than a minute.")
 OUT = flags.DEFINE_string("out", None, "File for the results as JSON.")
@@ -50,8 +65,9 @@ def ratios(
       rounds: number of rounds.
       warm: whether everything is compiled already.
     """
-    for call in () if warm else alternatives.values():
-        jax.block_until_ready(call())
+    if not warm:
+        for call in alternatives.values():
+            jax.block_until_ready(call())
     seconds: dict[str, list[float]] = {name: [] for name in alternatives}
     for _ in range(rounds):
         for name, call in alternatives.items():
@@ -65,18 +81,50 @@ def ratios(
     }
 
 
+class Timed:
+    """The functions that training runs, on the same minibatches over and over.
+
+    Args:
+      experiment: what is timed.
+      data: at least a minibatch of items [N, d].
+      ahead: most minibatches that are noised at once; the experiment's own number by default.
+    """
+
+    def __init__(self, experiment: Experiment, data: Any, *, ahead: int | None = None) -> None:
+        own = minibatches_ahead(experiment)
+        self.experiment = experiment
+        self.ahead = own if ahead is None else min(ahead, own)
+        self.arrays = device_arrays(experiment)
+        self._data = jnp.asarray(data)
+        self._rows = np.tile(np.arange(experiment.config.train.batch_size), (self.ahead, 1))
+        self._noise, self._dispatch = make_noise(experiment), make_dispatch(experiment)
+
+    def noise(self) -> NoisedBatch:
+        """Noises `ahead` minibatches."""
+        return self._noise(self.arrays, self._data, self._rows, 0)
+
+    @functools.cached_property
+    def noised(self) -> NoisedBatch:
+        """Minibatches for `gradient`."""
+        return self.noise()
+
+    @functools.cached_property
+    def state(self) -> TrainState:
+        """Of the training; `gradient` moves it on."""
+        return init_state(self.experiment)
+
+    def gradient(self, num: int, *, step: int = 0) -> Any:
+        """Runs `num` <= `ahead` training steps as if from step number `step`."""
+        state = dataclasses.replace(self.state, step=jnp.int32(step))
+        self.state, metrics = self._dispatch(state, self.arrays, self.noised, 0, num)
+        return metrics
+
+
 def table(rows: Sequence[Row], columns: Sequence[str] | None = None) -> str:
     """Rows as aligned text under the columns' names (default: the keys of the first row)."""
     columns = list(rows[0]) if columns is None else columns
-    lines = [list(columns), *([_cell(row.get(name)) for name in columns] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    cells = [tuple(_cell(row.get(name)) for name in columns) for row in rows]
+    return aligned([tuple(columns), *cells])
 
 
 def _cell(value: Any) -> str:

@@ -9,8 +9,8 @@ ahead as in training. `ratio` is relative to the full space with path-space targ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import common
 import jax
@@ -19,7 +19,6 @@ import numpy as np
 from ndsm_jax import app, gmm
 from ndsm_jax.config import Config
 from ndsm_jax.experiment import build
-from ndsm_jax.training import device_arrays, make_noise, minibatches_ahead
 
 COMPONENTS, BATCH = 10, 64
 DIMS = (64, 784, 3072, 12288)
@@ -56,15 +55,8 @@ def synthetic_prior(dim: int, covariance: str, rank: int) -> gmm.GaussianMixture
     return gmm.mixture(np.ones(COMPONENTS), means, variances, covariance=covariance)
 
 
-class Call(NamedTuple):
-    """A function that noises, and how many samples it does."""
-
-    noise: Callable[[], Any]
-    samples: int
-
-
-def noising(dim: int, changes: dict[str, dict[str, Any]], ahead: int) -> Call:
-    """Noises `ahead` minibatches at once, as training does, or as many as its buffer holds."""
+def timed(dim: int, changes: dict[str, dict[str, Any]], ahead: int) -> common.Timed:
+    """Noising of `ahead` minibatches at once, as in training, or as many as its buffer holds."""
     tree = {name: dict(section) for name, section in changes.items()}
     tree["noising"] = {"k": 1} | tree.get("noising", {})
     tree["train"] = {"batch_size": BATCH}
@@ -74,29 +66,26 @@ def noising(dim: int, changes: dict[str, dict[str, Any]], ahead: int) -> Call:
     else:
         prior = gmm.standard_normal(dim)
     experiment = build(config, (dim,), prior)
-    data = jax.numpy.asarray(prior.sample(jax.random.key(0), (BATCH,)))
-    rows = np.tile(np.arange(BATCH), (min(ahead, minibatches_ahead(experiment)), 1))
-    noise, arrays = make_noise(experiment), device_arrays(experiment)
-    return Call(noise=lambda: noise(arrays, data, rows, 0), samples=rows.size)
+    return common.Timed(experiment, prior.sample(jax.random.key(0), (BATCH,)), ahead=ahead)
 
 
 def main(argv: Sequence[str]) -> None:
     quick = common.QUICK.value
-    calls = {
-        f"{kind}_{dim}": noising(dim, changes, 2 if quick or dim > 784 else 8)
+    kinds = {
+        f"{kind}_{dim}": timed(dim, changes, 2 if quick or dim > 784 else 8)
         for dim in DIMS
         for kind, changes in KINDS.items()
         if not quick or (kind in QUICK_KINDS and (kind != "full" or dim <= 784))
     }
-    calls_only = {name: call.noise for name, call in calls.items()}
-    timings = common.ratios(calls_only, "full_784", rounds=3 if quick else 5)
-    scale = calls["full_784"].samples
+    calls = {name: kind.noise for name, kind in kinds.items()}
+    timings = common.ratios(calls, "full_784", rounds=3 if quick else 5)
+    blocks = {name: kind.ahead / kinds["full_784"].ahead for name, kind in kinds.items()}
     rows = [
         {
             "name": name,
-            "ratio": timing.ratio * scale / calls[name].samples,
-            "times_faster_than_full_784": calls[name].samples / scale / timing.ratio,
-            "microseconds_per_sample": 1e6 * timing.seconds / calls[name].samples,
+            "ratio": timing.ratio / blocks[name],
+            "times_faster_than_full_784": blocks[name] / timing.ratio,
+            "microseconds_per_sample": 1e6 * timing.seconds / kinds[name].ahead / BATCH,
         }
         for name, timing in timings.items()
     ]

@@ -17,10 +17,10 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import common
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
@@ -29,18 +29,7 @@ from ndsm_jax import app, evaluation, plots
 from ndsm_jax.config import Config
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.experiment import build, fit_prior, load_data
-from ndsm_jax.noising import NoisedBatch
-from ndsm_jax.training import (
-    device_arrays,
-    draw,
-    draw_prior,
-    init_state,
-    make_dispatch,
-    make_noise,
-    minibatches_ahead,
-    restore,
-    train,
-)
+from ndsm_jax.training import draw, draw_prior, restore, train
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/gm2d.py", "Experiment.")
 OBJECTIVES = flags.DEFINE_list("objectives", ["ndsm_cv", "path_dsm"], "Objectives; first: base.")
@@ -81,40 +70,24 @@ def configured(objective: str, seed: int, steps: int) -> Config:
     return Config.from_dict(tree)
 
 
-class Timed:
-    """A run's noising and gradient steps, to be timed."""
-
-    def __init__(self, config: Config, dataset: Dataset) -> None:
-        prior, _ = fit_prior(config, dataset)
-        self.experiment = build(config, dataset.shape, prior)
-        self.ahead = minibatches_ahead(self.experiment)
-        self.steps = 2 if config.network.name == "unet" else self.ahead
-        self.rows = np.tile(np.arange(config.train.batch_size), (self.ahead, 1))
-        self.make, self.dispatch = make_noise(self.experiment), make_dispatch(self.experiment)
-        self.arrays, self.data = device_arrays(self.experiment), jnp.asarray(dataset.train)
-        self.state = init_state(self.experiment)
-        self.noised = self.noise()
-
-    def noise(self) -> NoisedBatch:
-        """Noises `ahead` minibatches."""
-        return self.make(self.arrays, self.data, self.rows, 0)
-
-    def gradient(self) -> Any:
-        """Runs `steps` training steps."""
-        self.state, metrics = self.dispatch(self.state, self.arrays, self.noised, 0, self.steps)
-        return metrics
-
-
 def seconds_per_step(configs: dict[str, Config], dataset: Dataset, rounds: int) -> dict[str, float]:
     """Median seconds of a training step of each, noising included, timed in turn."""
-    timed = {name: Timed(config, dataset) for name, config in configs.items()}
+    prior, _ = fit_prior(next(iter(configs.values())), dataset)  # the objectives share it
+    timed: dict[str, common.Timed] = {}
+    steps: dict[str, int] = {}
     calls: dict[str, Callable[[], Any]] = {}
-    for name, one in timed.items():
-        calls |= {f"noise {name}": one.noise, f"gradient {name}": one.gradient}
+    for name, config in configs.items():
+        one = common.Timed(build(config, dataset.shape, prior), dataset.train)
+        timed[name] = one
+        steps[name] = min(2, one.ahead) if config.network.name == "unet" else one.ahead
+        calls |= {
+            f"noise {name}": one.noise,
+            f"gradient {name}": partial(one.gradient, steps[name]),
+        }
     timings = common.ratios(calls, next(iter(calls)), rounds=rounds)
     return {
         name: timings[f"noise {name}"].seconds / one.ahead
-        + timings[f"gradient {name}"].seconds / one.steps
+        + timings[f"gradient {name}"].seconds / steps[name]
         for name, one in timed.items()
     }
 

@@ -11,7 +11,6 @@ step, and a twentieth of the per-sample gradients by `vmap`.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,26 +18,16 @@ from typing import Any
 
 import common
 import jax
-import jax.numpy as jnp
-import numpy as np
 from noising_cost import synthetic_prior
 
 from ndsm_jax import app, gmm
-from ndsm_jax.config import Config
+from ndsm_jax.config import PAPER, Config
 from ndsm_jax.control_variates import exact_products
 from ndsm_jax.experiment import Experiment, build
 from ndsm_jax.noising import NoisedBatch
 from ndsm_jax.objectives import ndsm_terms
-from ndsm_jax.training import (
-    device_arrays,
-    init_state,
-    make_dispatch,
-    make_noise,
-    minibatches_ahead,
-)
 
 SHAPE, BATCH, PERIOD = (28, 28, 1), 64, 20
-PUBLISHED_NOISING = {"steps": 2000, "grid": "uniform", "loss_step": 1e-3, "loss_fraction": 0.0}
 EXPERIMENTS: dict[str, dict[str, dict[str, Any]]] = {
     "dsm": {"objective": {"name": "dsm"}, "process": {"name": "ornstein_uhlenbeck"}},
     "path_dsm": {"objective": {"name": "path_dsm"}},
@@ -47,8 +36,8 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Any]]] = {
     "published": {
         "objective": {"name": "ndsm_cv"},
         "process": {"horizon": 2.0},
-        "noising": PUBLISHED_NOISING | {"simulation": "full", "ahead_mb": 1e-6},
-        "sample": {"grid": "uniform", "steps": 2000},
+        "noising": PAPER["noising"] | {"steps": 2000, "simulation": "full", "ahead_mb": 1e-6},
+        "sample": PAPER["sample"] | {"steps": 2000},
     },
 }
 
@@ -68,56 +57,39 @@ def experiment(changes: dict[str, dict[str, Any]]) -> Experiment:
     return build(config, SHAPE, gmm.standard_normal(784))
 
 
-class Step:
-    """The functions that training runs, on one minibatch over and over."""
+def timed(changes: dict[str, dict[str, Any]]) -> common.Timed:
+    """The functions that are timed, compiled as far as noising goes."""
+    built = experiment(changes)
+    one = common.Timed(built, built.sde.prior.sample(jax.random.key(0), (BATCH,)), ahead=8)
+    jax.block_until_ready(one.noised)
+    return one
 
-    def __init__(self, experiment: Experiment, ahead: int) -> None:
-        self.experiment = experiment
-        self.arrays = device_arrays(experiment)
-        self.data = jnp.asarray(experiment.sde.prior.sample(jax.random.key(0), (BATCH,)))
-        self.ahead = min(ahead, minibatches_ahead(experiment))
-        self.rows = np.tile(np.arange(BATCH), (self.ahead, 1))
-        self.make = make_noise(experiment)
-        self.dispatch = make_dispatch(experiment)
-        self.state = init_state(experiment)
-        self.minibatch = jax.tree.map(lambda a: a[:1], self.noise())
 
-    def noise(self) -> NoisedBatch:
-        """Noises `ahead` minibatches."""
-        return self.make(self.arrays, self.data, self.rows, 0)
+def per_sample_gradients(one: common.Timed, samples: int) -> Callable[[], Any]:
+    """Gradients of `samples` losses and control variates, one by one, by `vmap`."""
+    batch = jax.tree.map(lambda a: a[0, :samples], one.noised)
 
-    def step(self, number: int) -> Any:
-        """Training step `number`: a multiple of PERIOD, less one, updates eps."""
-        state = dataclasses.replace(self.state, step=jnp.int32(number))
-        self.state, metrics = self.dispatch(state, self.arrays, self.minibatch, 0, 1)
-        return metrics
+    @jax.jit
+    def products(arrays: Any, params: Any, batch: NoisedBatch) -> Any:
+        model = arrays[2]
+        terms = lambda p, b: ndsm_terms(partial(model, p), b)  # noqa: E731
+        return exact_products(terms, params, batch, chunk=samples)
 
-    def per_sample(self, samples: int) -> Callable[[], Any]:
-        """Gradients of `samples` losses and control variates, one by one, by `vmap`."""
-        batch = jax.tree.map(lambda a: a[0, :samples], self.minibatch)
-
-        @jax.jit
-        def products(arrays: Any, params: Any, batch: NoisedBatch) -> Any:
-            model = arrays[2]
-            terms = lambda p, b: ndsm_terms(partial(model, p), b)  # noqa: E731
-            return exact_products(terms, params, batch, chunk=samples)
-
-        return lambda: products(self.arrays, self.state.params, batch)
+    return lambda: products(one.arrays, one.state.params, batch)
 
 
 def main(argv: Sequence[str]) -> None:
     quick = common.QUICK.value
     samples = 4 if quick else 16
     with ThreadPoolExecutor() as pool:  # compiles programs side by side
-        made = pool.map(lambda changes: Step(experiment(changes), 8), EXPERIMENTS.values())
-        steps = dict(zip(EXPERIMENTS, made, strict=True))
-    per_sample = steps["published"].per_sample(samples)
+        steps = dict(zip(EXPERIMENTS, pool.map(timed, EXPERIMENTS.values()), strict=True))
+    per_sample = per_sample_gradients(steps["published"], samples)
     calls = {f"noise {name}": step.noise for name, step in steps.items()}
     # The gradient of NDSM is that of NDSM-CV with eps = 0: the quick form compiles one of them.
     plain = ("ndsm_cv", "dsm") if quick else ("ndsm_cv", "ndsm", "dsm")
     for name in plain:
-        calls[f"plain {name}"] = partial(steps[name].step, 0)
-    calls["due ndsm_cv"] = partial(steps["ndsm_cv"].step, PERIOD - 1)
+        calls[f"plain {name}"] = partial(steps[name].gradient, 1)
+    calls["due ndsm_cv"] = partial(steps["ndsm_cv"].gradient, 1, step=PERIOD - 1)
     calls["per sample"] = per_sample
     with ThreadPoolExecutor() as pool:
         first = [calls[f"plain {name}"] for name in plain] + [per_sample]

@@ -26,9 +26,14 @@ def _responsibilities(prior: GaussianMixture, x: Array) -> Array:
     return jax.lax.map(prior.responsibilities, x, batch_size=CHUNK)
 
 
+@jax.jit
+def _most_likely(prior: GaussianMixture, x: Array) -> Array:
+    return jax.lax.map(prior.most_likely, x, batch_size=CHUNK)
+
+
 def most_likely_component(prior: GaussianMixture, x: np.ndarray) -> np.ndarray:
-    """argmax_k r_k(x), the component that most likely made each item: [n, d] -> int [n]."""
-    return np.asarray(_responsibilities(prior, jnp.asarray(x, jnp.float32))).argmax(axis=1)
+    """`GaussianMixture.most_likely` of many items, in chunks: [n, d] -> int [n]."""
+    return np.asarray(_most_likely(prior, jnp.asarray(x, jnp.float32)))
 
 
 def labelled_subset(labels: np.ndarray, *, per_class: int, seed: int) -> np.ndarray:

@@ -169,10 +169,9 @@ def _build_noising(config: Config, sde: SDE, grid: np.ndarray, first: float) -> 
         )
     if objective.noising != "path" and sde.kernel is not None:
         return ExactKernel(sde=sde, times=times, first=jnp.float32(first), k=c.k, weight=c.weight)
-    # A noise-free companion path needs the state itself, not its invariants.
     companion = objective.noising == "path" and objective.controlled
     simulation = c.simulation
-    if companion and c.window:  # see PathWindows.companion
+    if companion and c.window:  # in a quotient its windows start at time 0, see PathWindows
         if simulation == "quotient":
             raise ValueError(
                 f"objective.name={config.objective.name!r} with noising.window={c.window} needs"

@@ -55,16 +55,16 @@ class Evaluation:
             for name, m in self.metrics.items()
         ]
         if self.conditioning is None:
-            return _aligned(rows)
+            return aligned(rows)
         shares = [(f"agreement: {self.conditioning['labels']} labels", *AGREEMENT_COLUMNS)]
         shares += [
             (name, *(_number(row[key]) for key in AGREEMENT_COLUMNS))
             for name, row in self.conditioning["agreement"].items()
         ]
-        return _aligned(rows) + "\n\n" + _aligned(shares)
+        return aligned(rows) + "\n\n" + aligned(shares)
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+def aligned(rows: Sequence[tuple[str, ...]]) -> str:
     """Columns of text, numbers to the right, words to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     words = [all(cell.isalpha() for cell in column) for column in zip(*rows, strict=True)]

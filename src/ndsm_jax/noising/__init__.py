@@ -20,7 +20,7 @@ from ndsm_jax.noising.paths import (
     make_chain,
     window_starts,
 )
-from ndsm_jax.noising.quotient import Quotient, TiedQuotient, quotient
+from ndsm_jax.noising.quotient import Quotient, TiedQuotient
 
 __all__ = [
     "PATH_WEIGHTS",
@@ -39,7 +39,6 @@ __all__ = [
     "loss_steps",
     "loss_weight",
     "make_chain",
-    "quotient",
     "time_law",
     "window_starts",
 ]

@@ -1,7 +1,6 @@
 """The contract between noising and objectives, and the law of the training times.
 
-A noising function maps data and a key to a `NoisedBatch`. It knows nothing of the network, fills
-the fields that its process can give, and objectives name the fields that they need.
+A noising function maps data and a key to a `NoisedBatch` and knows nothing of the network.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from ndsm_jax.sde import SDE
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoisedBatch:
-    """Noised states, k to a data point, with what the objectives need. None where not available.
+    """Noised states, k to a data point, with what the objectives need.
 
     Attributes:
       y: states [B, k, d].
@@ -33,7 +32,7 @@ class NoisedBatch:
       weight: loss weight [B, k].
       score_target: T with E[T | y] = grad log p_t(y): [B, k, d].
       mu: a state with E[T | mu] = 0, from which the noise in T moved on to y: [B, k, d]. For one
-        Gaussian step, y = mu + sigma z and T = -z / sigma.
+        Gaussian step, y = mu + sigma z and T = -z / sigma. None where no objective asked for it.
       noises: how many consecutive states share one mu (static; divides k).
     """
 
