@@ -1,0 +1,42 @@
+"""Reproduce the experiments of arXiv 2405.15625, and our own: figures, tables and metrics.json.
+
+  python experiments/reproduce.py --experiment=low_dimensional --scale=cpu
+  python experiments/reproduce.py --experiment=mnist --scale=smoke --data_dir=IDX_FOLDER
+
+`smoke` takes seconds and shows that everything runs, `cpu` is what docs/results.md reports where it
+does not say otherwise, `full` is as published and wants a GPU. The same command resumes an
+interrupted one. The results are in WORKDIR/EXPERIMENT_SCALE.
+"""
+
+import importlib
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from ndsm_jax import app
+from ndsm_jax.study import SCALES, Study
+
+STUDIES = sorted(
+    path.stem
+    for path in (pathlib.Path(__file__).parent / "studies").glob("*.py")
+    if path.stem != "__init__"
+)
+EXPERIMENT = flags.DEFINE_enum("experiment", None, STUDIES, "What to reproduce.", required=True)
+SCALE = flags.DEFINE_enum("scale", "cpu", SCALES, "How long it may take.")
+WORKDIR = flags.DEFINE_string("workdir", "runs/reproduce", "Folder of the results.")
+DATA_DIR = flags.DEFINE_string("data_dir", "", "Folder of MNIST's IDX files; '': as for data.dir.")
+
+
+def main(argv: Sequence[str]) -> None:
+    study = Study(
+        scale=SCALE.value,
+        root=pathlib.Path(WORKDIR.value) / f"{EXPERIMENT.value}_{SCALE.value}",
+        data_dir=DATA_DIR.value,
+    )
+    importlib.import_module(f"studies.{EXPERIMENT.value}").reproduce(study)
+    print(f"results: {study.root}")
+
+
+if __name__ == "__main__":
+    app.run(main)
