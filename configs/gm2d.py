@@ -1,9 +1,10 @@
 """Rings and bars of unequal weights in the plane, as 2405.15625, Section 4.
 
 Network, batch and learning rates are the paper's (A.2). The variant 'paper' takes the rest from it
-as well: NDSM-CV, raw score, uniform times, unit weight, a fixed loss step of 1e-3 and no average.
-Otherwise path-space DSM with a control variate, whose second evaluation costs little here. The
-paper does not state its horizon; 1.0 in 100 steps is close to the stated simulation step, 0.00998.
+as well: NDSM-CV, raw score, uniform times, unit weight, a fixed loss step of 1e-3 and no average;
+'ou' is its baseline, DSM for an Ornstein-Uhlenbeck process. Otherwise path-space DSM with a control
+variate, whose second evaluation costs little here. The paper does not state its horizon; 1.0 in 100
+steps is close to the stated simulation step, 0.00998.
 
   python experiments/train.py --config=configs/gm2d.py --workdir=runs/gm2d
 """
@@ -14,7 +15,7 @@ from ndsm_jax import config
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """variant: '' (10,000 steps), 'paper' or 'smoke'."""
+    """variant: '' (10,000 steps), 'paper', 'ou' or 'smoke'."""
     c = config.default()
     c.data.name = "rings_and_bars"
     c.mixture.num_components = 4
@@ -31,4 +32,11 @@ def get_config(variant: str = "") -> ConfigDict:
     c.train.checkpoint_every = 2000
     c.train.picture_every = 2000
     c.sample.num = 10_000
-    return config.variant(c, variant, paper=config.PAPER | {"process": {"horizon": 1.0}})
+    paper = config.PAPER | {"process": {"horizon": 1.0}}
+    ou = config.PAPER | {
+        "process": {"name": "ornstein_uhlenbeck"},
+        "objective": {"name": "dsm"},
+        "noising": config.PAPER["noising"] | {"steps": 1000, "weight": "variance", "k": 1},
+        "train": {"batch_size": 250},
+    }
+    return config.variant(c, variant, paper=paper, ou=ou)

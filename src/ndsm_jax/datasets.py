@@ -298,18 +298,27 @@ def _did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True)
-class _Ring:
+class _Arc:
+    """Part of a circle; a whole one by default. Angles in radians."""
+
     centre: tuple[float, float]
     radius: float
+    start: float = 0.0
+    length: float = 2 * math.pi
 
     def points(self, u: np.ndarray, offset: np.ndarray) -> np.ndarray:
         """Points at arc fraction `u` [n], moved outwards by `offset` [n]."""
-        angle = 2 * np.pi * u
+        angle = self.start + self.length * u
         direction = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
         return self.centre + (self.radius + offset)[:, None] * direction
 
     def distance(self, points: np.ndarray) -> np.ndarray:
-        return np.abs(np.linalg.norm(points - self.centre, axis=-1) - self.radius)
+        x, y = (points - self.centre).T
+        to_circle = np.abs(np.hypot(x, y) - self.radius)
+        inside = (np.arctan2(y, x) - self.start) % (2 * np.pi) <= self.length
+        ends = self.points(np.array([0.0, 1.0]), np.zeros(2))
+        to_ends = np.linalg.norm(points[:, None] - ends, axis=-1).min(axis=1)
+        return np.where(inside, to_circle, to_ends)
 
 
 @dataclass(frozen=True)
@@ -329,14 +338,65 @@ class _Bar:
         return np.linalg.norm(points - (self.start + u[:, None] * along), axis=-1)
 
 
-_CURVES: tuple[_Ring | _Bar, ...] = (
-    _Ring(centre=(-1.0, 1.0), radius=0.4),
-    _Bar(start=(0.6, 1.0), end=(1.4, 1.0)),
-    _Ring(centre=(1.0, -1.0), radius=0.4),
-    _Bar(start=(-1.0, -1.4), end=(-1.0, -0.6)),
-)
-RINGS_AND_BARS_WEIGHTS = (0.4, 0.3, 0.2, 0.1)
-RINGS_AND_BARS_NOISE = 0.02
+@dataclass(frozen=True)
+class Curves:
+    """A distribution on plane curves: one mode a curve, uniform along it, noise along its normal.
+
+    The kind of example in Section 4 of 2405.15625: thin support, modes to be balanced. The noise
+    has standard deviation 0.02, so the mean distance to the support is 0.02 sqrt(2 / pi) = 0.016.
+
+    Attributes:
+      pieces: the curves.
+      weights: their probabilities.
+    """
+
+    pieces: tuple[_Arc | _Bar, ...]
+    weights: tuple[float, ...]
+
+    def __call__(self, rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """Points [n, 2] and the indices [n] of their curves."""
+        labels = rng.choice(len(self.pieces), size=n, p=self.weights)
+        u = rng.random(n)
+        offset = CURVES_NOISE * rng.standard_normal(n)
+        points = np.empty((n, 2))
+        for k, curve in enumerate(self.pieces):
+            members = labels == k
+            points[members] = curve.points(u[members], offset[members])
+        return points, labels
+
+    def distance(self, points: np.ndarray) -> np.ndarray:
+        """Distance [n] of points [n, 2] to the nearest curve."""
+        return np.min([curve.distance(points) for curve in self.pieces], axis=0)
+
+
+CURVES_NOISE = 0.02
+CURVES = {
+    "rings_and_bars": Curves(
+        pieces=(
+            _Arc(centre=(-1.0, 1.0), radius=0.4),
+            _Bar(start=(0.6, 1.0), end=(1.4, 1.0)),
+            _Arc(centre=(1.0, -1.0), radius=0.4),
+            _Bar(start=(-1.0, -1.4), end=(-1.0, -0.6)),
+        ),
+        weights=(0.4, 0.3, 0.2, 0.1),
+    ),
+    "bars": Curves(
+        pieces=tuple(
+            _Bar(start=(x, -0.5 - 0.2 * k), end=(x, 0.5 + 0.2 * k))
+            for k, x in enumerate((-1.2, -0.6, 0.0, 0.6, 1.2))
+        ),
+        weights=(0.35, 0.25, 0.2, 0.15, 0.05),
+    ),
+    "arcs": Curves(
+        pieces=(
+            _Arc(centre=(-0.8, 0.8), radius=0.6, start=0.0, length=math.pi),
+            _Arc(centre=(0.8, 0.6), radius=0.6, start=math.pi, length=math.pi),
+            _Arc(centre=(-0.8, -0.6), radius=0.6, start=0.5 * math.pi, length=math.pi),
+            _Arc(centre=(0.8, -0.9), radius=0.4, start=-0.75 * math.pi, length=1.5 * math.pi),
+        ),
+        weights=(0.45, 0.3, 0.15, 0.1),
+    ),
+}
 
 GAUSSIANS_WEIGHTS = (0.5, 0.3, 0.2)
 GAUSSIANS_MEANS = np.array([[-1.0, -0.5], [1.0, -0.5], [0.0, 1.2]])
@@ -349,26 +409,16 @@ CIRCLE8_CENTRES = np.array(
 )
 CIRCLE8_NOISE = 0.05
 
+CLUSTERS_CENTRES = np.array(
+    [
+        [radius * math.cos(2 * math.pi * k / number), radius * math.sin(2 * math.pi * k / number)]
+        for radius, number in ((0.5, 3), (1.5, 6))
+        for k in range(number)
+    ]
+)
+CLUSTERS_WEIGHTS = np.arange(9, 0, -1) / 45
+
 MOONS_NOISE = 0.05
-
-
-def rings_and_bars(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Four thin, separated modes of unequal weight: ring, bar, ring, bar.
-
-    The kind of example in section 4 of the NDSM paper: thin support, modes to be balanced. Points
-    are uniform along each curve, with Gaussian noise of standard deviation 0.02 along its normal,
-    so that the mean distance to the support is 0.02 sqrt(2 / pi) = 0.016.
-
-    Returns: points [n, 2] and mode labels [n], drawn with probabilities `RINGS_AND_BARS_WEIGHTS`.
-    """
-    labels = rng.choice(len(_CURVES), size=n, p=RINGS_AND_BARS_WEIGHTS)
-    u = rng.random(n)
-    offset = RINGS_AND_BARS_NOISE * rng.standard_normal(n)
-    points = np.empty((n, 2))
-    for k, curve in enumerate(_CURVES):
-        members = labels == k
-        points[members] = curve.points(u[members], offset[members])
-    return points, labels
 
 
 def gaussians(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -402,6 +452,17 @@ def circle8(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     return CIRCLE8_CENTRES[labels] + CIRCLE8_NOISE * rng.standard_normal((n, 2)), labels
 
 
+def clusters(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Isotropic Gaussians, standard deviation 0.05, on two rings: three inside, six outside.
+
+    Their weights fall linearly, from 9/45 to 1/45, so that the smallest mode is easily lost.
+
+    Returns: points [n, 2] and component labels [n].
+    """
+    labels = rng.choice(len(CLUSTERS_CENTRES), size=n, p=CLUSTERS_WEIGHTS)
+    return CLUSTERS_CENTRES[labels] + CIRCLE8_NOISE * rng.standard_normal((n, 2)), labels
+
+
 def checkerboard(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Uniform on the eight dark unit squares (column + row even) of a 4 x 4 board on [-2, 2]^2.
 
@@ -415,7 +476,8 @@ def checkerboard(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarr
 
 Sampler = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
 TOYS: dict[str, Sampler] = {
-    "rings_and_bars": rings_and_bars,
+    **CURVES,
+    "clusters": clusters,
     "gaussians": gaussians,
     "moons": moons,
     "circle8": circle8,
@@ -435,10 +497,6 @@ def _toy(name: str, options: Options) -> Raw:
     )
 
 
-def _rings_and_bars_distance(points: np.ndarray) -> np.ndarray:
-    return np.min([curve.distance(points) for curve in _CURVES], axis=0)
-
-
 def _moons_distance(points: np.ndarray) -> np.ndarray:
     def upper_half_circle(p: np.ndarray) -> np.ndarray:
         to_arc = np.abs(np.hypot(p[:, 0], p[:, 1]) - 1.0)
@@ -449,22 +507,23 @@ def _moons_distance(points: np.ndarray) -> np.ndarray:
     return np.minimum(upper_half_circle(points), upper_half_circle(np.array([1.0, 0.5]) - points))
 
 
-def _circle8_distance(points: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(points[:, None] - CIRCLE8_CENTRES, axis=-1).min(axis=1)
+def _centre_distance(centres: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(points[:, None] - centres, axis=-1).min(axis=1)
 
 
 _SUPPORT_DISTANCES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "rings_and_bars": _rings_and_bars_distance,
+    **{name: curves.distance for name, curves in CURVES.items()},
     "moons": _moons_distance,
-    "circle8": _circle8_distance,
+    "circle8": functools.partial(_centre_distance, CIRCLE8_CENTRES),
+    "clusters": functools.partial(_centre_distance, CLUSTERS_CENTRES),
 }
 
 
 def support_distance(name: str, points: np.ndarray) -> np.ndarray:
     """Euclidean distance [n] of points [n, 2] to the noise-free support of a toy.
 
-    The support is four curves for `rings_and_bars`, two half circles for `moons`, and the eight
-    centres for `circle8`.
+    The support is the curves of `CURVES`, two half circles for `moons`, and the centres for
+    `circle8` and `clusters`.
 
     Raises:
       ValueError: for a data set without such a support, or points not of shape [n, 2].

@@ -151,11 +151,14 @@ def modes_figure(labels: Sequence[str], fractions: Mapping[str, Sequence[float]]
     return figure
 
 
-def eps_figure(t: np.ndarray, eps: np.ndarray) -> Any:
-    """eps(t) over the training times, as 2405.15625, Figure 2."""
+def eps_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Any:
+    """eps(t) over the training times, one curve (t, eps) a name, as 2405.15625, Figure 2."""
     figure, axis = _new(5.0, 3.2)
-    axis.plot(t, eps, color="#1f4e79")
+    for name, (t, eps) in curves.items():
+        axis.plot(t, eps, label=name)
     axis.axhline(0, color="#999999", lw=0.8)
     axis.set(xlabel="t", ylabel="eps(t)", xscale="log")
     axis.grid(alpha=0.3)
+    if len(curves) > 1:
+        axis.legend()
     return figure

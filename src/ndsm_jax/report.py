@@ -191,7 +191,7 @@ def _pictures(
     if experiment.objective.controlled:
         t = jnp.geomspace(experiment.sample_grid[1], experiment.sde.horizon, 200)
         eps = experiment.control.eps(state.control, t)
-        figures["eps"] = plots.eps_figure(np.asarray(t), np.asarray(eps))
+        figures["eps"] = plots.eps_figure({"eps": (np.asarray(t), np.asarray(eps))})
     pictures = {name: plots.png(figure) for name, figure in figures.items()}
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)

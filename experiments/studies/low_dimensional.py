@@ -1,0 +1,151 @@
+"""Multi-modal data in the plane: 2405.15625, Figures 2, 3, 7 and 8.
+
+Four data sets of thin support and unequal weights. OU + DSM, NDSM with eps = 1, 0 and learned, all
+with the published settings (configs/gm2d.py, variants `ou` and `paper`), and our own settings, with
+the same network, minibatch and number of steps; the loss step of NDSM swept on the first data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ndsm_jax import plots
+from ndsm_jax.config import Config
+from ndsm_jax.datasets import Dataset
+from ndsm_jax.experiment import load_data
+from ndsm_jax.study import Changes, Run, Study, load_config, over_seeds, seeded
+from ndsm_jax.training import restore
+from studies import CONFIGS
+
+METHODS: Mapping[str, tuple[str, Changes]] = {
+    "OU + DSM": ("ou", {}),
+    "NDSM-CV, eps = 1": ("paper", {"control_variate": {"kind": "constant", "value": 1.0}}),
+    "NDSM (eps = 0)": ("paper", {"objective": {"name": "ndsm"}}),
+    "NDSM-CV, learned eps": ("paper", {}),
+    "path-space DSM (ours)": ("", {}),
+}
+DATA = ("rings_and_bars", "bars", "arcs", "clusters")
+NUM_COMPONENTS = {"bars": 5}  # otherwise 4
+METRICS = {
+    "support_distance": "support distance",
+    "mode_tv": "mode TV",
+    "sliced_wasserstein": "sliced Wasserstein",
+    "energy_distance": "energy distance",
+    "finite_fraction": "finite",
+}
+SMOKE: Changes = {
+    "data": {"num_train": 500, "num_test": 500},
+    "train": {"log_every": 10, "checkpoint_every": 20},
+    "sample": {"num": 300, "steps": 100},
+}
+SCALES: Mapping[str, Mapping[str, Any]] = {
+    # (data set, steps, seeds) of the comparison, and (steps, seeds) of the sweep
+    "smoke": {
+        "compared": [("arcs", 20, 1)],
+        "sweep": (20, 1, (1e-2, 1e-3)),
+        "changes": SMOKE,
+    },
+    "cpu": {
+        "compared": [*((name, 10_000, 3) for name in DATA), ("rings_and_bars", 50_000, 1)],
+        "sweep": (10_000, 3, (1e-1, 1e-2, 1e-3, 1e-4)),
+        "changes": {},
+    },
+    "full": {
+        "compared": [(name, steps, 3) for steps in (10_000, 50_000) for name in DATA],
+        "sweep": (50_000, 3, (1e-1, 1e-2, 1e-3, 1e-4)),
+        "changes": {},
+    },
+}
+
+
+def reproduce(study: Study) -> None:
+    """All runs, then figures, tables and metrics.json."""
+    scale = SCALES[study.scale]
+    results: dict[str, Any] = {}
+    for name, steps, seeds in scale["compared"]:
+        results[f"{name}_{steps}"] = _compare(study, name, steps, seeds, scale["changes"])
+    results["loss_step"] = _sweep(study, *scale["sweep"], scale["changes"])
+    study.metrics(results)
+
+
+def _config(name: str, steps: int, method: str, *changes: Changes) -> Config:
+    variant, own = METHODS[method]
+    common: Changes = {
+        "data": {"name": name},
+        "mixture": {"num_components": NUM_COMPONENTS.get(name, 4)},
+        "train": {"steps": steps, "picture_every": 0, "tensorboard": False},
+    }
+    return load_config(CONFIGS / "gm2d.py", variant, common, own, *changes)
+
+
+def _runs(study: Study, name: str, config: Config, seeds: int) -> tuple[list[Run], Dataset]:
+    dataset = load_data(config)
+    runs = [study.run(f"{name}_{s}", seeded(config, s), dataset) for s in range(seeds)]
+    return runs, dataset
+
+
+def _measured(study: Study, runs: list[Run], dataset: Dataset) -> list[dict[str, float]]:
+    scores = [study.scores(run, dataset) for run in runs]
+    return [
+        {title: score[key]["value"] for key, title in METRICS.items() if key in score}
+        | {"train s": run.facts["train_seconds"]}
+        for score, run in zip(scores, runs, strict=True)
+    ]
+
+
+def _compare(
+    study: Study, name: str, steps: int, seeds: int, changes: Changes
+) -> dict[str, list[dict[str, float]]]:
+    """One data set and number of steps: Figure 3 (50,000 steps) or 8 (10,000)."""
+    pictures, eps_of, measured = {}, {}, {}
+    for method in METHODS:
+        config = _config(name, steps, method, changes)
+        runs, dataset = _runs(study, f"{name}_{steps}_{_slug(method)}", config, seeds)
+        pictures |= {method: runs[0].samples[:4000]}
+        measured[method] = _measured(study, runs, dataset)
+        if "learned" in method:
+            eps_of = {f"seed {seed}": _eps(run) for seed, run in enumerate(runs)}
+    scores = study.scores(runs[0], dataset)
+    floor = {title: scores[key]["floor"] for key, title in METRICS.items() if key in scores}
+    rows = [{"method": method} | over_seeds(done) for method, done in measured.items()]
+    rows.append({"method": "data (floor)"} | over_seeds([floor]))
+    plural = "s" if seeds > 1 else ""
+    title = f"{name}, {steps:,} steps, {seeds} seed{plural}, {len(runs[0].samples):,} samples"
+    study.table(f"{name}_{steps}", rows, title=title)
+    panels = {"data": dataset.test[:4000], **pictures}
+    study.figure(f"{name}_{steps}", plots.panels(panels, (2,), size=2.6))
+    study.figure(f"{name}_{steps}_eps", plots.eps_figure(eps_of))
+    return measured
+
+
+def _sweep(
+    study: Study, steps: int, seeds: int, loss_steps: tuple[float, ...], changes: Changes
+) -> dict[str, list[dict[str, float]]]:
+    """Figure 7: the step that enters the loss."""
+    pictures, measured = {}, {}
+    for loss_step in loss_steps:
+        own: Changes = {"noising": {"loss_step": loss_step}}
+        config = _config(DATA[0], steps, "NDSM-CV, learned eps", changes, own)
+        runs, dataset = _runs(study, f"loss_step_{loss_step:g}_{steps}", config, seeds)
+        pictures[f"loss step {loss_step:g}"] = runs[0].samples[:4000]
+        measured[f"{loss_step:g}"] = _measured(study, runs, dataset)
+    rows = [{"loss step": name} | over_seeds(done) for name, done in measured.items()]
+    study.table("loss_step", rows, title=f"{DATA[0]}, NDSM-CV, {steps:,} steps, {seeds} seeds")
+    panels = {"data": dataset.test[:4000], **pictures}
+    study.figure("loss_step", plots.panels(panels, (2,), size=2.6))
+    return measured
+
+
+def _eps(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """eps(t) after training, over the training times."""
+    experiment, state, _ = restore(run.folder)
+    t = jnp.geomspace(experiment.sample_grid[1], experiment.sde.horizon, 200)
+    return np.asarray(t), np.asarray(experiment.control.eps(state.control, t))
+
+
+def _slug(method: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in method.split(" (")[0].lower())
