@@ -132,8 +132,8 @@ def dense_support(name: str) -> np.ndarray:
         upper, lower = circle[circle[:, 1] >= -1e-9], circle[circle[:, 1] <= 1e-9]
         return np.concatenate([upper, np.add(lower, [1.0, 0.5])])
     parts = [0.4 * circle, bar, 0.4 * circle, bar[:, ::-1]]
-    centres = [(-1, 1), (1, 1), (1, -1), (-1, -1)]
-    return np.concatenate([np.add(x, c) for x, c in zip(parts, centres, strict=True)])
+    middles = [(-1, 1), (1, 1), (1, -1), (-1, -1)]
+    return np.concatenate([np.add(x, c) for x, c in zip(parts, middles, strict=True)])
 
 
 @pytest.mark.parametrize("name", ["rings_and_bars", "bars", "arcs", "clusters", "moons", "circle8"])

@@ -1,8 +1,9 @@
 """Multi-modal data in the plane: 2405.15625, Figures 2, 3, 7 and 8.
 
 Four data sets of thin support and unequal weights. OU + DSM, NDSM with eps = 1, 0 and learned, all
-with the published settings (configs/gm2d.py, variants `ou` and `paper`), and our own settings, with
-the same network, minibatch and number of steps; the loss step of NDSM swept on the first data set.
+with the published settings (configs/gm2d.py, variants `ou` and `paper`); then OU + DSM, NDSM-CV and
+path-space DSM with ours: own clock, residual score, average of the parameters. Network, minibatch
+and number of steps are the same throughout. The loss step of NDSM is swept on the first data set.
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ METHODS: Mapping[str, tuple[str, Changes]] = {
     "NDSM-CV, eps = 1": ("paper", {"control_variate": {"kind": "constant", "value": 1.0}}),
     "NDSM (eps = 0)": ("paper", {"objective": {"name": "ndsm"}}),
     "NDSM-CV, learned eps": ("paper", {}),
-    "path-space DSM (ours)": ("", {}),
+    "OU + DSM, tuned": (
+        "",
+        {"process": {"name": "ornstein_uhlenbeck"}, "objective": {"name": "dsm"}},
+    ),
+    "NDSM-CV, our settings": ("", {"objective": {"name": "ndsm_cv"}}),
+    "path-space DSM with control variate": ("", {}),
 }
 DATA = ("rings_and_bars", "bars", "arcs", "clusters")
 NUM_COMPONENTS = {"bars": 5}  # otherwise 4
@@ -52,7 +58,7 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
     "cpu": {
         "compared": [*((name, 10_000, 3) for name in DATA), ("rings_and_bars", 50_000, 1)],
         "sweep": (10_000, 3, (1e-1, 1e-2, 1e-3, 1e-4)),
-        "changes": {},
+        "changes": {"sample": {"num": 5000}},
     },
     "full": {
         "compared": [(name, steps, 3) for steps in (10_000, 50_000) for name in DATA],
@@ -65,10 +71,15 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 def reproduce(study: Study) -> None:
     """All runs, then figures, tables and metrics.json."""
     scale = SCALES[study.scale]
+    for seed in range(max(seeds for _, _, seeds in scale["compared"])):
+        for name, steps, seeds in scale["compared"]:
+            if seed < seeds:  # seed by seed, so that an unfinished study has something of all
+                for method in METHODS:
+                    _run(study, name, steps, method, seed, scale["changes"])
     results: dict[str, Any] = {}
     for name, steps, seeds in scale["compared"]:
         results[f"{name}_{steps}"] = _compare(study, name, steps, seeds, scale["changes"])
-    results["loss_step"] = _sweep(study, *scale["sweep"], scale["changes"])
+    results["loss_step"] = _sweep(study, scale)
     study.metrics(results)
 
 
@@ -82,10 +93,12 @@ def _config(name: str, steps: int, method: str, *changes: Changes) -> Config:
     return load_config(CONFIGS / "gm2d.py", variant, common, own, *changes)
 
 
-def _runs(study: Study, name: str, config: Config, seeds: int) -> tuple[list[Run], Dataset]:
+def _run(
+    study: Study, name: str, steps: int, method: str, seed: int, *changes: Changes
+) -> tuple[Run, Dataset]:
+    config = seeded(_config(name, steps, method, *changes), seed)
     dataset = load_data(config)
-    runs = [study.run(f"{name}_{s}", seeded(config, s), dataset) for s in range(seeds)]
-    return runs, dataset
+    return study.run(f"{name}_{steps}_{_slug(method)}_{seed}", config, dataset), dataset
 
 
 def _measured(study: Study, runs: list[Run], dataset: Dataset) -> list[dict[str, float]]:
@@ -101,42 +114,43 @@ def _compare(
     study: Study, name: str, steps: int, seeds: int, changes: Changes
 ) -> dict[str, list[dict[str, float]]]:
     """One data set and number of steps: Figure 3 (50,000 steps) or 8 (10,000)."""
-    pictures, eps_of, measured = {}, {}, {}
+    pictures: dict[str, np.ndarray] = {}
+    eps_of, measured = {}, {}
     for method in METHODS:
-        config = _config(name, steps, method, changes)
-        runs, dataset = _runs(study, f"{name}_{steps}_{_slug(method)}", config, seeds)
+        done = [_run(study, name, steps, method, seed, changes) for seed in range(seeds)]
+        runs, dataset = [run for run, _ in done], done[0][1]
         pictures |= {method: runs[0].samples[:4000]}
         measured[method] = _measured(study, runs, dataset)
-        if "learned" in method:
+        if "learned" in method:  # Figure 2
             eps_of = {f"seed {seed}": _eps(run) for seed, run in enumerate(runs)}
     scores = study.scores(runs[0], dataset)
     floor = {title: scores[key]["floor"] for key, title in METRICS.items() if key in scores}
     rows = [{"method": method} | over_seeds(done) for method, done in measured.items()]
     rows.append({"method": "data (floor)"} | over_seeds([floor]))
-    plural = "s" if seeds > 1 else ""
-    title = f"{name}, {steps:,} steps, {seeds} seed{plural}, {len(runs[0].samples):,} samples"
+    title = f"{name}, {steps:,} steps, seeds: {seeds}, {len(runs[0].samples):,} samples"
     study.table(f"{name}_{steps}", rows, title=title)
     panels = {"data": dataset.test[:4000], **pictures}
-    study.figure(f"{name}_{steps}", plots.panels(panels, (2,), size=2.6))
+    study.figure(f"{name}_{steps}", plots.panels(panels, (2,), size=2.4))
     study.figure(f"{name}_{steps}_eps", plots.eps_figure(eps_of))
     return measured
 
 
-def _sweep(
-    study: Study, steps: int, seeds: int, loss_steps: tuple[float, ...], changes: Changes
-) -> dict[str, list[dict[str, float]]]:
+def _sweep(study: Study, scale: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:
     """Figure 7: the step that enters the loss."""
+    steps, seeds, loss_steps = scale["sweep"]
     pictures, measured = {}, {}
     for loss_step in loss_steps:
         own: Changes = {"noising": {"loss_step": loss_step}}
-        config = _config(DATA[0], steps, "NDSM-CV, learned eps", changes, own)
-        runs, dataset = _runs(study, f"loss_step_{loss_step:g}_{steps}", config, seeds)
+        config = _config(DATA[0], steps, "NDSM-CV, learned eps", scale["changes"], own)
+        dataset = load_data(config)
+        name = f"loss_step_{loss_step:g}_{steps}"
+        runs = [study.run(f"{name}_{s}", seeded(config, s), dataset) for s in range(seeds)]
         pictures[f"loss step {loss_step:g}"] = runs[0].samples[:4000]
         measured[f"{loss_step:g}"] = _measured(study, runs, dataset)
     rows = [{"loss step": name} | over_seeds(done) for name, done in measured.items()]
-    study.table("loss_step", rows, title=f"{DATA[0]}, NDSM-CV, {steps:,} steps, {seeds} seeds")
+    study.table("loss_step", rows, title=f"{DATA[0]}, NDSM-CV, {steps:,} steps, seeds: {seeds}")
     panels = {"data": dataset.test[:4000], **pictures}
-    study.figure("loss_step", plots.panels(panels, (2,), size=2.6))
+    study.figure("loss_step", plots.panels(panels, (2,), size=2.4))
     return measured
 
 
