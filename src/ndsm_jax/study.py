@@ -95,10 +95,10 @@ class Study:
         folder = self.root / "runs" / name
         done = folder / "run.json"
         samples = folder / "samples.npy"
-        facts = {"config": json.loads(config.to_json()), "digest": dataset.digest}
         if done.exists():
             read = json.loads(done.read_text())
-            if {key: read[key] for key in facts} != facts:
+            same = Config.from_dict(read["config"]) == config
+            if not same or read["digest"] != dataset.digest:
                 raise ValueError(
                     f"{folder} holds a run of other settings; delete it or choose another --workdir"
                 )
@@ -116,7 +116,8 @@ class Study:
             "train_seconds": train_seconds(folder),
             "sample_seconds": seconds,
         }
-        done.write_text(json.dumps(facts | {"facts": numbers}, indent=2) + "\n")
+        facts = {"config": config.to_dict(), "digest": dataset.digest, "facts": numbers}
+        done.write_text(json.dumps(facts, indent=2) + "\n")
         return Run(folder=folder, samples=x, facts=numbers)
 
     def scores(

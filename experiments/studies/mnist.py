@@ -1,0 +1,202 @@
+"""MNIST with all and with few images: 2405.15625, Tables 1 and 2, Figures 1 and 4.
+
+OU + DSM (variance preserving), NDSM and NDSM-CV as published; then with our preconditioning, clock
+and average of the parameters: the same OU + DSM, 2410.19149's linear dynamics of every component,
+and path-space DSM. Network, minibatch and number of steps are the same throughout.
+
+`full` is as published. `cpu` has a smaller U-Net, fewer steps, and for all methods the sampler of
+ours, so that none is held back by the 2,000 evaluations a sample of the published one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ndsm_jax import plots
+from ndsm_jax.config import SMOKE, Config, DataConfig
+from ndsm_jax.datasets import Dataset, load
+from ndsm_jax.evaluation import ImageClassifier, evaluator, fid_report
+from ndsm_jax.study import Changes, Run, Study, load_config, over_seeds, seeded
+from studies import CONFIGS
+
+METHODS: Mapping[str, tuple[str, str, Changes]] = {
+    "ou": ("OU + DSM", "ou", {}),
+    "ndsm": ("NDSM (eps = 0)", "paper", {"objective": {"name": "ndsm"}}),
+    "ndsm_cv": ("NDSM-CV", "paper", {}),
+    "vp": ("OU + DSM, tuned", "vp", {}),
+    "component_ou": (
+        "component-wise OU + DSM",
+        "",
+        {"process": {"name": "component_ou"}, "objective": {"name": "dsm"}},
+    ),
+    "path_dsm": ("path-space DSM", "", {}),
+}
+"""Folder -> name in tables, variant of configs/mnist.py, changes of it."""
+
+LOW_DATA = ("ou", "ndsm_cv", "vp", "component_ou", "path_dsm")
+OUTSIDE = 10.0
+"""Samples beyond this many half ranges of grey have diverged: they are counted, and left out."""
+
+SAMPLER = {"sampler": "multistep_sde", "grid": "clock", "steps": 40, "smallest_variance": 0.02}
+SCALES: Mapping[str, Mapping[str, Any]] = {
+    # (training images, 0: all; seeds; methods)
+    "smoke": {
+        "compared": [(300, 1, ("ou", "ndsm_cv", "path_dsm"))],
+        "changes": SMOKE
+        | {
+            "data": {"num_test": 200},
+            "mixture": {"num_components": 3, "subset": 300, "num_inits": 1},
+            "sample": SAMPLER | {"num": 64, "chunk": 64, "steps": 5},
+        },
+    },
+    "cpu": {
+        "compared": [
+            (0, 1, tuple(METHODS)),
+            (6000, 3, LOW_DATA),
+            (14_000, 1, LOW_DATA),
+        ],
+        "changes": {
+            "network": {"widths": (16, 32, 64), "time_features": 64},
+            "train": {"steps": 1500, "log_every": 20, "checkpoint_every": 100, "picture_every": 0},
+            "optimizer": {"warmup_steps": 100},
+            "sample": SAMPLER | {"num": 2000},
+        },
+    },
+    "full": {
+        "compared": [
+            (0, 1, tuple(METHODS)),
+            (6000, 3, LOW_DATA),
+            (14_000, 3, LOW_DATA),
+        ],
+        "changes": {},
+    },
+}
+
+METRICS = {
+    "energy_distance": "energy distance",
+    "nearest_train": "nearest image",
+    "two_sample_accuracy": "two-sample accuracy",
+    "recall": "recall",
+}
+SHOWN = 64
+
+
+def reproduce(study: Study) -> None:
+    """All runs, seed by seed, then a table and two figures for each number of images."""
+    compared = SCALES[study.scale]["compared"]
+    for seed in range(max(seeds for _, seeds, _ in compared)):
+        for num_train, seeds, methods in compared:
+            if seed < seeds:  # so that an unfinished study has something of all
+                for method in methods:
+                    _run(study, num_train, method, seed)
+    everything = _dataset(_config(study, 0, "path_dsm"))
+    classifier = evaluator(everything)
+    results: dict[str, Any] = {}
+    for num_train, seeds, methods in compared:
+        name = f"N = {num_train or len(everything.train):,}"
+        runs = {m: [_run(study, num_train, m, seed) for seed in range(seeds)] for m in methods}
+        results[name] = {
+            method: [_measure(study, run, num_train, everything, classifier) for run in done]
+            for method, done in runs.items()
+        }
+        _show(study, name, {m: done[0] for m, done in runs.items()}, results[name], everything)
+    study.metrics(results)
+
+
+def _config(study: Study, num_train: int, method: str) -> Config:
+    _, variant, own = METHODS[method]
+    data: Changes = {"data": {"dir": study.data_dir, "num_train": num_train}}
+    scale = SCALES[study.scale]["changes"]
+    return load_config(CONFIGS / "mnist.py", variant, scale, data, own)
+
+
+@functools.lru_cache(maxsize=3)
+def _load(data: DataConfig) -> Dataset:
+    return load(**dataclasses.asdict(data))
+
+
+def _dataset(config: Config) -> Dataset:
+    return _load(config.data)
+
+
+def _run(study: Study, num_train: int, method: str, seed: int) -> Run:
+    config = seeded(_config(study, num_train, method), seed)
+    return study.run(f"{num_train or 'all'}_{method}_{seed}", config, _dataset(config))
+
+
+def _measure(
+    study: Study, run: Run, num_train: int, everything: Dataset, classifier: ImageClassifier
+) -> dict[str, Any]:
+    """FID to all of MNIST, whatever the run was trained on; all else is as always."""
+    inside = np.isfinite(run.samples).all(axis=1) & (np.abs(run.samples).max(axis=1) < OUTSIDE)
+    fid = fid_report(run.samples[inside], everything, classifier)
+    dataset = _dataset(_config(study, num_train, "path_dsm"))
+    scores = study.scores(run, dataset, max_points=2000)
+    return {
+        "fid": fid["fid"]["value"],
+        "fid_floor": fid["fid"]["floor"],
+        "inception_score": fid["inception_score"]["value"],
+        "inception_score_floor": fid["inception_score"]["floor"],
+        "class_tv": fid["class_tv"]["value"],
+        "class_tv_floor": fid["class_tv"]["floor"],
+        "histogram": fid["histogram"]["value"],
+        "count": fid["count"],
+        "outside": float(np.mean(~inside)),
+        **{name: scores[name]["value"] for name in METRICS},
+        **{f"{name}_floor": scores[name]["floor"] for name in METRICS},
+        **run.facts,
+    }
+
+
+COLUMNS = {
+    "fid": "FID",
+    "inception_score": "IS",
+    "class_tv": "classes, TV",
+    **METRICS,
+    "train_seconds": "training s",
+    "sample_seconds": "sampling s",
+}
+
+
+def _show(
+    study: Study,
+    name: str,
+    runs: Mapping[str, Run],
+    results: Mapping[str, list[dict[str, Any]]],
+    everything: Dataset,
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"method": METHODS[method][0]}
+        | over_seeds([{title: r[key] for key, title in COLUMNS.items()} for r in done])
+        for method, done in results.items()
+    ]
+    one = next(iter(results.values()))[0]
+    floor = {title: one.get(f"{key}_floor") for key, title in COLUMNS.items()}
+    rows.append({"method": "held-out images (floor)"} | floor)
+    seeds = len(next(iter(results.values())))
+    slug = name.replace(" = ", "_").replace(",", "").lower()
+    title = (
+        f"MNIST, {name} training images, {one['steps']:,} steps of minibatch 64, seeds: {seeds},"
+        f" {one['count']:,} samples"
+    )
+    study.table(slug, rows, title=title)
+    samples = {METHODS[method][0]: run.samples[:SHOWN] for method, run in runs.items()}
+    study.figure(
+        slug, plots.panels({"held-out": everything.test[:SHOWN], **samples}, everything.shape)
+    )
+    labels = everything.train_labels
+    assert labels is not None
+    shares = {"data": np.bincount(labels) / len(labels)}
+    shares |= {
+        METHODS[method][0]: np.array(done[0]["histogram"]) / done[0]["count"]
+        for method, done in results.items()
+    }
+    digits = [str(digit) for digit in range(10)]
+    study.figure(
+        f"{slug}_classes", plots.modes_figure(digits, {k: list(v) for k, v in shares.items()})
+    )
