@@ -44,23 +44,28 @@ METRICS = {
     "finite_fraction": "finite",
 }
 SMOKE: Changes = {
+    "network": {"width": 8, "depth": 1},
+    "noising": {"k": 2},
     "data": {"num_train": 500, "num_test": 500},
-    "train": {"log_every": 10, "checkpoint_every": 20},
+    "train": {"log_every": 5, "checkpoint_every": 10},
     "sample": {"num": 300, "steps": 100},
 }
 SCALES: Mapping[str, Mapping[str, Any]] = {
-    # (data set, steps, seeds) of the comparison, and (steps, seeds) of the sweep
+    # (data set, steps, seeds) of the comparison; steps, seeds and loss steps of the sweep
     "smoke": {
-        "compared": [("arcs", 20, 1)],
-        "sweep": (20, 1, (1e-2, 1e-3)),
+        "methods": ("OU + DSM", "NDSM-CV, learned eps", "path-space DSM with control variate"),
+        "compared": [("arcs", 10, 1)],
+        "sweep": (10, 1, (1e-2,)),
         "changes": SMOKE,
     },
     "cpu": {
+        "methods": tuple(METHODS),
         "compared": [*((name, 10_000, 3) for name in DATA), ("rings_and_bars", 50_000, 1)],
         "sweep": (10_000, 3, (1e-1, 1e-2, 1e-3, 1e-4)),
         "changes": {"sample": {"num": 5000}},
     },
     "full": {
+        "methods": tuple(METHODS),
         "compared": [(name, steps, 3) for steps in (10_000, 50_000) for name in DATA],
         "sweep": (50_000, 3, (1e-1, 1e-2, 1e-3, 1e-4)),
         "changes": {},
@@ -74,11 +79,11 @@ def reproduce(study: Study) -> None:
     for seed in range(max(seeds for _, _, seeds in scale["compared"])):
         for name, steps, seeds in scale["compared"]:
             if seed < seeds:  # seed by seed, so that an unfinished study has something of all
-                for method in METHODS:
+                for method in scale["methods"]:
                     _run(study, name, steps, method, seed, scale["changes"])
     results: dict[str, Any] = {}
     for name, steps, seeds in scale["compared"]:
-        results[f"{name}_{steps}"] = _compare(study, name, steps, seeds, scale["changes"])
+        results[f"{name}_{steps}"] = _compare(study, name, steps, seeds)
     results["loss_step"] = _sweep(study, scale)
     study.metrics(results)
 
@@ -110,13 +115,12 @@ def _measured(study: Study, runs: list[Run], dataset: Dataset) -> list[dict[str,
     ]
 
 
-def _compare(
-    study: Study, name: str, steps: int, seeds: int, changes: Changes
-) -> dict[str, list[dict[str, float]]]:
+def _compare(study: Study, name: str, steps: int, seeds: int) -> dict[str, list[dict[str, float]]]:
     """One data set and number of steps: Figure 3 (50,000 steps) or 8 (10,000)."""
+    changes, methods = SCALES[study.scale]["changes"], SCALES[study.scale]["methods"]
     pictures: dict[str, np.ndarray] = {}
     eps_of, measured = {}, {}
-    for method in METHODS:
+    for method in methods:
         done = [_run(study, name, steps, method, seed, changes) for seed in range(seeds)]
         runs, dataset = [run for run, _ in done], done[0][1]
         pictures |= {method: runs[0].samples[:4000]}

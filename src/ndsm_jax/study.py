@@ -155,7 +155,10 @@ class Study:
         print(f"\n{text}")
 
     def metrics(self, values: Mapping[str, Any]) -> None:
-        """Writes metrics.json: the values, with the device and versions they were measured on."""
+        """Writes metrics.json: the values, with the device and versions they were measured on.
+
+        null stands for what could not be measured, as the samples had diverged.
+        """
         facts = {
             "scale": self.scale,
             "device": jax.devices()[0].device_kind,
@@ -163,8 +166,17 @@ class Study:
             "python": platform.python_version(),
         }
         self.root.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(facts | dict(values), indent=2, default=float)
+        text = json.dumps(_finite(facts | dict(values)), indent=2, allow_nan=False)
         (self.root / "metrics.json").write_text(text + "\n")
+
+
+def _finite(tree: Any) -> Any:
+    """The tree with None for numbers that are not finite."""
+    if isinstance(tree, Mapping):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not np.isfinite(tree) else tree
 
 
 def train_seconds(folder: pathlib.Path) -> float:
@@ -180,8 +192,8 @@ def over_seeds(results: Sequence[Row]) -> dict[str, str]:
 
 
 def mean_and_error(values: Sequence[float]) -> str:
-    """'mean ± standard error' in four digits, or the one value."""
-    x = np.asarray(values, np.float64)
+    """'mean ± standard error' in four digits, or the one value; nan: not measurable."""
+    x = np.asarray([np.nan if value is None else value for value in values], np.float64)
     if len(x) == 1:
         return f"{x[0]:.4g}"
     return f"{x.mean():.4g} ± {x.std(ddof=1) / len(x) ** 0.5:.2g}"

@@ -1,0 +1,101 @@
+"""Studies: runs that resume, tables, and each experiment at smoke scale."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from studies import CONFIGS, low_dimensional
+
+from ndsm_jax import study
+from ndsm_jax.config import SMOKE
+from ndsm_jax.experiment import load_data
+from ndsm_jax.study import Study
+
+TINY = SMOKE | {
+    "train": SMOKE["train"] | {"picture_every": 0, "tensorboard": False},
+    "sample": {"num": 50, "steps": 30},
+    "evaluate": {"max_points": 50},
+}
+
+
+@pytest.fixture(scope="module")
+def config():
+    return study.load_config(CONFIGS / "gm2d.py", "", TINY, {"data": {"num_train": 200}})
+
+
+def make(root) -> Study:
+    return Study(scale="smoke", root=root, progress=False)
+
+
+def test_a_run_is_trained_once(tmp_path, config, monkeypatch):
+    dataset = load_data(config)
+    first = make(tmp_path).run("a", config, dataset)
+    assert first.samples.shape == (50, 2)
+    assert first.facts["steps"] == 20
+    assert first.facts["train_seconds"] > 0
+    monkeypatch.setattr(study, "train", None)  # would raise
+    again = make(tmp_path).run("a", config, dataset)
+    np.testing.assert_array_equal(again.samples, first.samples)
+    assert again.facts == first.facts
+
+    scores = make(tmp_path).scores(first, dataset)
+    assert scores["energy_distance"]["value"] > scores["energy_distance"]["floor"]
+    monkeypatch.setattr(study, "evaluation", None)
+    assert make(tmp_path).scores(again, dataset) == scores
+    with pytest.raises(ValueError, match="other settings"):
+        make(tmp_path).run("a", study.seeded(config, 1), dataset)
+
+
+def test_an_interrupted_run_goes_on_bitwise(tmp_path, config):
+    dataset = load_data(config)
+    whole = make(tmp_path / "whole").run("a", config, dataset)
+    half = make(tmp_path / "half").run("a", config, dataset)
+    (half.folder / "run.json").unlink()
+    shutil.rmtree(half.folder / "checkpoints" / "20")
+    again = make(tmp_path / "half").run("a", config, dataset)
+    np.testing.assert_array_equal(again.samples, whole.samples)
+
+
+def test_seeds_change_all_but_the_data(config):
+    seeded = study.seeded(config, 7)
+    assert (seeded.train.seed, seeded.sample.seed, seeded.mixture.seed) == (7, 7, 7)
+    assert seeded.data == config.data
+
+
+def test_standard_error():
+    """Of 1, 2, 3: deviation 1, so 1 / sqrt(3)."""
+    assert study.mean_and_error([1.0, 2.0, 3.0]) == "2 ± 0.58"
+    assert study.mean_and_error([2.0]) == "2"
+    rows = [{"a": 1.0, "b": 0.5}, {"a": 3.0, "b": 0.5}]
+    assert study.over_seeds(rows) == {"a": "2 ± 1", "b": "0.5 ± 0"}
+
+
+def test_table_is_markdown(tmp_path):
+    rows = [{"name": "x", "value": 1.23456}, {"name": "y", "value": None}]
+    make(tmp_path).table("t", rows, title="Title")
+    text = (tmp_path / "tables" / "t.md").read_text()
+    assert text == "Title\n\n| name | value |\n| --- | --- |\n| x | 1.235 |\n| y |  |\n"
+
+
+def test_metrics_are_json_even_where_a_method_diverged(tmp_path):
+    make(tmp_path).metrics({"a": [float("nan"), 1.0], "b": {"c": float("inf")}})
+    read = json.loads((tmp_path / "metrics.json").read_text())
+    assert read["a"] == [None, 1.0]
+    assert read["b"] == {"c": None}
+    assert read["scale"] == "smoke"
+
+
+def test_low_dimensional(tmp_path):
+    low_dimensional.reproduce(make(tmp_path))
+    figures = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert figures == {"arcs_10", "arcs_10_eps", "loss_step"}
+    read = json.loads((tmp_path / "metrics.json").read_text())
+    methods = low_dimensional.SCALES["smoke"]["methods"]
+    assert list(read["arcs_10"]) == list(methods)
+    ours = read["arcs_10"][methods[-1]][0]
+    assert ours["finite"] == 1
+    assert 0.016 < ours["support distance"] < 0.4
+    table = (tmp_path / "tables" / "arcs_10.md").read_text()
+    assert all(method in table for method in methods)
+    assert "0.01" in (tmp_path / "tables" / "loss_step.md").read_text()
