@@ -15,7 +15,7 @@ from ndsm_jax import config
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """variant: '' (10,000 steps), 'paper', 'ou' or 'smoke'."""
+    """variant: '' (10,000 steps), 'paper', 'ou' and other baselines, or 'smoke'."""
     c = config.default()
     c.data.name = "rings_and_bars"
     c.mixture.num_components = 4

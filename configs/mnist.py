@@ -4,8 +4,8 @@
       --config.data.dir=DIRECTORY_OF_THE_IDX_FILES
 
 The variant 'paper' is the published setting (A.3): ten spherical components, T = 2, 2,000 steps of
-1e-3, uniform times, raw score. Learning rate and k are not stated there. 'ou' is its baseline,
-variance preserving noising and DSM; 'vp' the same with our preconditioning, clock and average.
+1e-3, uniform times, raw score. Learning rate and k are not stated there. Its baseline, OU + DSM, is
+the variant 'ou'; docs/baselines.md has the others.
 """
 
 from ml_collections import ConfigDict
@@ -14,7 +14,7 @@ from ndsm_jax import config
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """variant: '' (100 epochs, for a GPU), 'cpu' (2,000 steps), 'paper', 'ou', 'vp' or 'smoke'."""
+    """variant: '' (100 epochs, for a GPU), 'cpu' (2,000 steps), 'paper', a baseline or 'smoke'."""
     c = config.default()
     c.data.name = "mnist"
     c.mixture.num_components = 50
@@ -43,12 +43,5 @@ def get_config(variant: str = "") -> ConfigDict:
         "noising": config.PAPER["noising"] | {"steps": 2000},
         "sample": config.PAPER["sample"] | {"steps": 2000},
     }
-    ou = config.PAPER | {
-        "objective": {"name": "dsm"},
-        "process": {"name": "variance_preserving"},
-        # Every term of DSM as large as any other, as 2011.13456, Section 3.3
-        "noising": config.PAPER["noising"] | {"steps": 1000, "weight": "variance"},
-    }
-    vp = {"objective": {"name": "dsm"}, "process": {"name": "variance_preserving"}}
     smoke = config.SMOKE | {"data": {"num_train": 500, "num_test": 200}}
-    return config.variant(c, variant, cpu=cpu, paper=paper, ou=ou, vp=vp, smoke=smoke)
+    return config.variant(c, variant, cpu=cpu, paper=paper, smoke=smoke)

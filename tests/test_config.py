@@ -2,11 +2,12 @@
 
 import dataclasses
 import importlib
+import math
 import pathlib
 
 import pytest
 
-from ndsm_jax import config
+from ndsm_jax import config, experiment
 from ndsm_jax.config import Config
 
 CONFIGS = sorted(p.stem for p in pathlib.Path("configs").glob("*.py"))
@@ -25,6 +26,21 @@ def test_every_config_file_is_valid_and_has_a_smoke_variant(name, variant):
     assert (built.train.steps <= 50) == (variant == "smoke")
     with pytest.raises(ValueError, match="smoke"):
         module.get_config("fast")
+
+
+@pytest.mark.parametrize("variant", config.BASELINES)
+@pytest.mark.parametrize(("name", "shape"), [("gm2d", (2,)), ("mnist", (28, 28, 1))])
+def test_every_baseline_can_be_built(name, shape, variant):
+    """With another process than the file's own, and the same network and budget."""
+    get_config = importlib.import_module(f"configs.{name}").get_config
+    own, built = (Config.from_dict(get_config(v)) for v in ("", variant))
+    noised = [c.train.steps * c.train.batch_size * c.noising.k for c in (own, built)]
+    assert noised[0] == noised[1]
+    assert (own.network.width, own.network.widths) == (built.network.width, built.network.widths)
+    dim = math.prod(shape)
+    made = experiment.build(built, shape, experiment.abstract_prior(built, dim))
+    assert made.sde.name == built.process.name != own.process.name
+    assert made.sde.dim == dim
 
 
 @pytest.mark.parametrize(

@@ -139,6 +139,13 @@ def test_samples_have_the_mixture_moments(case):
     assert_mean(x[:, :, None] * x[:, None, :], second)
 
 
+def test_standardise_inverts_sample_component(case):
+    mixture, _, y = case
+    index = jnp.broadcast_to(jnp.arange(y.shape[-2]) % K, y.shape[:-1])
+    back = mixture.standardise(index, mixture.sample_component(index, jnp.asarray(y)))
+    np.testing.assert_allclose(back, y, atol=1e-4)
+
+
 def test_component_variances(case):
     mixture, components, _ = case
     expected = [np.trace(p.cov) / D for p in components]

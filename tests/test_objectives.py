@@ -10,7 +10,8 @@ import pytest
 from conftest import assert_mean
 from jax.flatten_util import ravel_pytree
 
-from ndsm_jax import control_variates, gmm, noising, objectives, sde
+from ndsm_jax import control_variates, experiment, gmm, noising, objectives, sde
+from ndsm_jax.config import Config
 from ndsm_jax.integrators import time_grid
 from ndsm_jax.networks import EpsNet
 
@@ -210,3 +211,51 @@ def test_dsm_needs_a_process_with_a_kernel():
     objectives.check_process("path_dsm", LANGEVIN)
     with pytest.raises(ValueError, match=r"name='dsm' needs .*'mixture_langevin'.*path_dsm"):
         objectives.check_process("dsm", LANGEVIN)
+
+
+def test_ism_is_the_equation():
+    """1/2 |s|^2 and the divergence of toy_score by hand, weighted; conditional on nothing else."""
+    batch = make_batch(jax.random.key(0))
+    y, t, w = (np.asarray(a, np.float64) for a in (batch.y, batch.t, batch.weight))
+    s = -0.7 * y + 0.3 * np.tanh(y) * t[..., None] - 0.2
+    trace = (-0.7 + 0.3 * t[..., None] / np.cosh(y) ** 2).sum(-1)
+    actual = objectives.ism(lambda y, t: toy_score(THETA, y, t), batch)
+    np.testing.assert_allclose(actual, w * (0.5 * (s**2).sum(-1) + trace), rtol=1e-4, atol=1e-4)
+
+
+def test_a_probe_estimates_the_divergence():
+    """A score whose Jacobian is full, 20,000 random signs at one state."""
+    matrix = jax.random.normal(jax.random.key(0), (3, 3))
+    y = jnp.broadcast_to(jnp.array([0.3, -0.5, 0.2]), (20_000, 1, 3))
+    probe = jax.random.rademacher(jax.random.key(1), y.shape, y.dtype)
+    t = jnp.ones(y.shape[:-1])
+    batch = noising.NoisedBatch(y=y, t=t, weight=t, score_target=y, probe=probe)
+    score, estimates = objectives.divergence(lambda y, t: jnp.tanh(y @ matrix), batch)
+    np.testing.assert_allclose(score[0, 0], np.tanh(np.asarray(y[0, 0] @ matrix)), atol=1e-5)
+    exact = np.sum((1 - np.asarray(score[0, 0]) ** 2) * np.diag(matrix))
+    assert_mean(estimates[:, 0], exact)
+
+
+def test_ism_and_dsm_have_the_same_gradient_in_expectation():
+    """Linear score of noised Gaussian data: paired differences of 20,000 gradients have mean 0."""
+    process = sde.ornstein_uhlenbeck(2)
+    grid = time_grid(process, 50, smallest_variance=0.02)
+    noise = noising.ExactKernel(
+        sde=process, times=noising.time_law(process, grid), first=jnp.float32(grid[1])
+    )
+    x0 = 0.5 * jax.random.normal(jax.random.key(0), (20_000, 2)) + 0.3
+    batch = noise(jax.random.key(1), x0)
+
+    def difference(theta):
+        score = lambda y, t: toy_score(theta, y, t)  # noqa: E731
+        return (objectives.ism(score, batch) - objectives.dsm(score, batch))[:, 0]
+
+    assert_mean(jax.jit(jax.jacfwd(difference))(THETA), np.zeros(3))
+
+
+def test_ism_takes_probes_in_many_dimensions_only():
+    for dim, probed in ((16, False), (17, True)):
+        config = Config.from_dict({"objective": {"name": "ism"}})
+        built = experiment.build(config, (dim,), experiment.abstract_prior(config, dim))
+        batch = jax.eval_shape(built.noising, jax.random.key(0), jnp.zeros((4, dim)))
+        assert (batch.probe is not None) == probed

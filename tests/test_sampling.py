@@ -101,6 +101,47 @@ def test_a_sample_depends_on_its_index_alone(sampler):
     assert not np.allclose(whole[0], whole[1])
 
 
+def test_an_ancestral_step_has_the_published_posterior():
+    """Mean and variance of 20,000 steps against 2006.11239, Eq. 6 and 7, in NumPy: alpha is the
+    squared ratio of the scales, beta = 1 - alpha, as VP has it."""
+    process, ends = sde.variance_preserving(2), (0.5, 0.45)
+    x = np.array([0.7, -1.2])
+    (scale, std), (last_scale, last_std) = (vp_kernel(t) for t in ends)
+    alpha = (scale / last_scale) ** 2
+    denoised = (x - std**2 * x) / scale  # the score -x
+    mean = last_scale * (1 - alpha) / std**2 * denoised + np.sqrt(alpha) * last_std**2 / std**2 * x
+    y, count = sampling.ancestral(
+        jax.random.split(jax.random.key(0), 20_000),
+        lambda y, t: -y,
+        process,
+        jnp.broadcast_to(jnp.asarray(x, jnp.float32), (20_000, 2)),
+        jnp.array(ends),
+    )
+    y = np.asarray(y, np.float64)
+    assert count == 1
+    assert_mean(y, mean, bias=1e-4)
+    assert_mean((y - mean) ** 2, np.full(2, last_std**2 / std**2 * (1 - alpha)), bias=1e-4)
+
+
+def test_annealed_langevin_recovers_gaussian_moments():
+    """NCSN's process, N(m, 0.2 I) and its exact score: 60 levels down to 0.01. The variance
+    remembers the levels above, for which 10 % of bias are allowed."""
+    process = sde.variance_exploding(2, sigma_min=0.01, sigma_max=5.0)
+    mean = jnp.array([[0.6, -0.4]])
+    x = sampling.sample(
+        jax.random.key(0),
+        lambda y, t: (mean - y) / (0.2 + process.variance(t)[:, None]),
+        process,
+        4000,
+        grid=time_grid(process, 60, smallest_variance=1e-6),
+        sampler="annealed_langevin",
+        langevin_steps=5,
+        chunk=4000,
+    )
+    assert_mean(x, mean[0], bias=0.02)
+    assert_mean((x - mean) ** 2, [0.2, 0.2], bias=0.02)
+
+
 def ou_kernel(t):
     return np.exp(-2 * t), np.sqrt(0.5 * (1 - np.exp(-4 * t)))
 

@@ -8,7 +8,7 @@ import scipy.integrate
 from conftest import assert_mean
 
 from ndsm_jax import gmm, sde
-from ndsm_jax.integrators import simulate, uniform_grid
+from ndsm_jax.integrators import clock_grid, simulate, uniform_grid
 
 
 def two_modes():
@@ -18,6 +18,7 @@ def two_modes():
 LINEAR = {
     "ou": sde.ornstein_uhlenbeck(2, variance=0.5, horizon=1.5),
     "vp": sde.variance_preserving(2),
+    "ve": sde.variance_exploding(2, sigma_min=0.1, sigma_max=3.0, horizon=2.0),
 }
 
 
@@ -53,6 +54,25 @@ def test_euler_paths_have_the_kernel_moments(name):
     scale, std = process.kernel(jnp.float32(grid[-1]))
     assert_mean(y, scale * y0[0], bias=0.01)
     assert_mean((y - scale * y0) ** 2, np.full(2, std**2), bias=0.02)
+
+
+def test_ve_levels_are_geometric():
+    """Ten equal steps of the clock have one ratio of std; v(t) is exact down to the smallest."""
+    process = sde.variance_exploding(2, sigma_min=0.01, sigma_max=50.0)
+    t = np.geomspace(1e-6, 1, 20)
+    exact = 0.01**2 * np.expm1(2 * t * np.log(5000))
+    np.testing.assert_allclose(process.variance(jnp.asarray(t, jnp.float32)), exact, rtol=1e-4)
+    grid = clock_grid(process, 10, smallest_variance=1e-7)
+    std = np.asarray(process.std(jnp.asarray(grid[1:])), np.float64)
+    np.testing.assert_allclose(std[1:] / std[:-1], 1e7 ** (1 / 18), rtol=1e-3)
+
+
+def test_vp_has_the_levels_of_ddpm():
+    """beta_i from 1e-4 to 0.02 in 1,000 steps (2006.11239, Section 4), cumulated by NumPy."""
+    process = sde.variance_preserving(2)
+    scale = np.sqrt(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
+    ours = process.kernel(jnp.arange(1, 1001) / 1000)[0]
+    np.testing.assert_allclose(ours, scale, atol=2e-3)
 
 
 def test_vp_matches_the_published_noise_schedule():

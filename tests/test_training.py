@@ -67,6 +67,7 @@ VARIANTS = {
         "process": {"name": "ornstein_uhlenbeck"},
         "objective": {"name": "dsm"},
     },
+    "component ou": {"process": {"name": "component_ou"}, "objective": {"name": "dsm"}},
     "path-space, quotient": {
         "objective": {"name": "path_dsm"},
         "noising": {"steps": 24, "k": 2, "simulation": "quotient", "ahead_mb": 0.02},

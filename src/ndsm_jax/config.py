@@ -124,7 +124,7 @@ class DataConfig(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MixtureConfig(Section):
-    """The Gaussian mixture fitted to the data: prior and drift of mixture Langevin noising."""
+    """The Gaussian mixture fitted to the data, for mixture_langevin and component_ou."""
 
     num_components: int = option(10, "K", low=1)
     covariance: str = option("spherical", "kind of covariance", choices=COVARIANCES)
@@ -141,10 +141,20 @@ class ProcessConfig(Section):
     """The noising process."""
 
     name: str = option("mixture_langevin", "process", choices=PROCESSES)
-    horizon: float = option(0.0, "T, time units; 0: 4 sigma^2 for Langevin and OU, 1 for VP", low=0)
+    horizon: float = option(
+        0.0,
+        "T, time units; 0: 4 sigma^2 for Langevin and OU, 4 for component_ou, 1 for VP and VE",
+        low=0,
+    )
     variance: float = option(1.0, "stationary variance of ornstein_uhlenbeck", above=0)
     beta_min: float = option(0.1, "beta(0) of variance_preserving", above=0)
     beta_max: float = option(20.0, "beta(T) of variance_preserving", above=0)
+    sigma_min: float = option(0.01, "sigma(0) of variance_exploding, data units", above=0)
+    sigma_max: float = option(
+        0.0,
+        "sigma(T) of variance_exploding; 0: the largest distance between two training items",
+        low=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,7 +227,9 @@ class NetworkConfig(Section):
 
     name: str = option("mlp", "architecture", choices=NETWORKS)
     parameterisation: str = option(
-        "residual", "score = network, or prior score + network / std", choices=PARAMETERISATIONS
+        "residual",
+        "score = network, network / std, or prior score + network / std",
+        choices=PARAMETERISATIONS,
     )
     time: str = option("clock", "time the network sees", choices=TIME_COORDINATES)
     width: int = option(256, "hidden width of mlp", low=1)
@@ -283,6 +295,7 @@ class SampleConfig(Section):
     )
     rtol: float = option(1e-3, "relative tolerance of adaptive_flow", above=0, high=0.1)
     atol: float = option(1e-3, "absolute tolerance of adaptive_flow, data units", above=0)
+    langevin_steps: int = option(5, "of annealed_langevin, at each noise level", low=1)
     chunk: int = option(500, "samples in memory at a time", low=1)
     ema: bool = option(True, "use the average of the parameters")
     seed: int = option(0, "of the samples", low=0)
@@ -399,18 +412,64 @@ PAPER: dict[str, dict[str, Any]] = {
 score and preconditioned weights. Horizon and sizes are each experiment's."""
 
 
+BASELINES: dict[str, dict[str, Any]] = {
+    "vp": {
+        "process": {"name": "variance_preserving"},
+        "objective": {"name": "dsm"},
+    },
+    "vp_standardised": {
+        "process": {"name": "component_ou"},
+        "mixture": {"num_components": 1},
+        "objective": {"name": "dsm"},
+    },
+    "component_ou": {
+        "process": {"name": "component_ou"},
+        "objective": {"name": "dsm"},
+    },
+    "ou": PAPER
+    | {
+        "process": {"name": "variance_preserving"},
+        "objective": {"name": "dsm"},
+        # Every term of DSM as large as any other, as 2011.13456, Section 3.3
+        "noising": PAPER["noising"] | {"steps": 1000, "weight": "variance"},
+    },
+    "ddpm": {
+        "process": {"name": "variance_preserving"},
+        "objective": {"name": "dsm"},
+        "noising": {"steps": 1000, "grid": "uniform", "times": "uniform", "stratified": False},
+        "network": {"parameterisation": "scaled", "time": "time"},
+        "sample": {"sampler": "ancestral", "grid": "uniform", "steps": 1000},
+    },
+    "ncsn": {
+        "process": {"name": "variance_exploding"},
+        "objective": {"name": "dsm"},
+        "noising": {"smallest_variance": 1e-7},
+        "network": {"parameterisation": "scaled"},
+        "sample": {"sampler": "annealed_langevin", "steps": 100, "smallest_variance": 1e-7},
+    },
+}
+"""Other methods with the network, the data and the budget of a config file, see docs/baselines.md:
+`vp`, `vp_standardised` and `component_ou` with the settings of our own methods, `ou` as 2405.15625
+has it, `ddpm` and `ncsn` with times, parameterisation and sampler of their papers."""
+
+
 def variant(config: ConfigDict, name: str, **variants: Mapping[str, dict[str, Any]]) -> ConfigDict:
     """Applies the variant of a config file, the part after the colon in --config=FILE:VARIANT.
 
     Args:
       config: the file's config, changed in place.
-      name: '' for none, 'smoke', or one of `variants`.
+      name: '' for none, 'smoke', one of `BASELINES`, or one of `variants`.
       **variants: further variants of the file, nested updates of the config.
 
     Raises:
       ValueError: unknown variant.
     """
-    known: dict[str, Mapping[str, dict[str, Any]]] = {"": {}, "smoke": SMOKE, **variants}
+    known: dict[str, Mapping[str, dict[str, Any]]] = {
+        "": {},
+        "smoke": SMOKE,
+        **BASELINES,
+        **variants,
+    }
     if name not in known:
         raise ValueError(
             f"unknown variant {name!r}: choose one of {', '.join(filter(None, known))}"

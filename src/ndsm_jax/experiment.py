@@ -19,19 +19,22 @@ from ndsm_jax.datasets import Dataset
 from ndsm_jax.gmm import FitReport, GaussianMixture
 from ndsm_jax.integrators import time_grid
 from ndsm_jax.networks import EpsNet, ScoreMLP, ScoreModel, UNet
+from ndsm_jax.noise_levels import largest_distance
 from ndsm_jax.noising import (
+    Dispatched,
     ExactKernel,
     LocalSteps,
     NoisingFn,
     PathWindows,
+    Probed,
     loss_steps,
     make_chain,
     time_law,
     window_starts,
 )
-from ndsm_jax.objectives import OBJECTIVES, Objective, check_process
+from ndsm_jax.objectives import EXACT_DIVERGENCE_DIM, OBJECTIVES, Objective, check_process
 from ndsm_jax.sampling import sampler_options
-from ndsm_jax.sde import PROCESSES, SDE, time_coordinate
+from ndsm_jax.sde import MIXTURE_PROCESSES, PROCESSES, SDE, time_coordinate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,17 +85,25 @@ def load_run_data(
 
 def fit_prior(config: Config, dataset: Dataset) -> tuple[GaussianMixture, FitReport | None]:
     """The law at the horizon: a mixture fitted to the training data, or the process's normal."""
-    if config.process.name == "mixture_langevin":
+    if config.process.name in MIXTURE_PROCESSES:
         options = dataclasses.asdict(config.mixture)
         return gmm.fit(dataset.train, options.pop("num_components"), **options)
+    if config.process.name == "variance_exploding":
+        sigma_max = config.process.sigma_max or largest_distance(dataset.train)
+        return gmm.standard_normal(dataset.dim, sigma_max**2), None
     return abstract_prior(config, dataset.dim), None
 
 
 def abstract_prior(config: Config, dim: int) -> GaussianMixture:
     """A prior of the right structure: the process's normal, or a stand-in for a fitted mixture."""
     c = config.process
-    if c.name != "mixture_langevin":
-        return gmm.standard_normal(dim, c.variance if c.name == "ornstein_uhlenbeck" else 1.0)
+    if c.name not in MIXTURE_PROCESSES:
+        variances = {
+            "ornstein_uhlenbeck": c.variance,
+            # A stand-in where the data are to decide.
+            "variance_exploding": (c.sigma_max or 1e3 * c.sigma_min) ** 2,
+        }
+        return gmm.standard_normal(dim, variances.get(c.name, 1.0))
     k, covariance = config.mixture.num_components, config.mixture.covariance
     eye = np.eye(dim) if covariance in ("tied", "full") else np.ones(dim)
     rank = config.mixture.rank
@@ -112,10 +123,14 @@ def build_sde(config: Config, prior: GaussianMixture) -> SDE:
     """The noising process with its prior."""
     c = config.process
     horizon = c.horizon or None
-    if c.name == "mixture_langevin":
+    if c.name in MIXTURE_PROCESSES:
         return PROCESSES[c.name](prior, horizon=horizon)
     if c.name == "ornstein_uhlenbeck":
         return PROCESSES[c.name](prior.dim, variance=c.variance, horizon=horizon)
+    if c.name == "variance_exploding":
+        sigma_max = float(prior.typical_variance()) ** 0.5
+        sigmas = {"sigma_min": c.sigma_min, "sigma_max": sigma_max}
+        return PROCESSES[c.name](prior.dim, horizon=horizon, **sigmas)
     betas = {"beta_min": c.beta_min, "beta_max": c.beta_max}
     return PROCESSES[c.name](prior.dim, horizon=horizon, **betas)
 
@@ -128,12 +143,16 @@ def build(config: Config, shape: tuple[int, ...], prior: GaussianMixture) -> Exp
     """
     sde = build_sde(config, prior)
     grid, sample_grid = _grid(sde, config.noising), _grid(sde, config.sample)
-    local = OBJECTIVES[config.objective.name].noising == "local"
+    objective = OBJECTIVES[config.objective.name]
+    local = objective.noising in ("local", "state")
     first = (local and config.noising.loss_step) or float(grid[1])  # the smallest training time
     _check_grids(config, sde, grid, sample_grid, first)
     check_process(config.objective.name, sde)
-    objective = OBJECTIVES[config.objective.name]
     noising = _build_noising(config, sde, grid, first)
+    if sde.standardised:
+        noising = Dispatched(prior=prior, within=noising)
+    if objective.noising == "state" and sde.dim > EXACT_DIVERGENCE_DIM:
+        noising = Probed(noising=noising)
     coordinate = time_coordinate(sde, config.network.time, first=float(grid[1]))
     model = ScoreModel(
         sde=sde,
@@ -185,7 +204,7 @@ def _build_noising(config: Config, sde: SDE, grid: np.ndarray, first: float) -> 
         integrator=c.integrator,
         paths=c.k if objective.noising == "path" else 1,
     )
-    if objective.noising == "local":
+    if objective.noising != "path":
         starts, lengths = loss_steps(sde, grid, fixed=c.loss_step, fraction=c.loss_fraction)
         return LocalSteps(
             chain=chain,

@@ -152,6 +152,13 @@ class GaussianMixture:
             return self.means[index] + factor * noise + stretched
         return self.means[index] + jnp.einsum("...ij,...j->...i", factor, noise)
 
+    def standardise(self, index: Array, y: Array) -> Array:
+        """Sigma_k^{-1/2} (y - mu_k) for component indices [...]: the inverse of `sample_component`.
+
+        States [..., d] to the coordinates in which component k is N(0, I): [..., d].
+        """
+        return _batched(_standardise, "(),(d)->(d)", self, index, y)
+
     def component_variances(self) -> Array:
         """Mean variance per dimension of each component, tr(Sigma_k) / d: [K]."""
         squares = self.factor**2
@@ -199,6 +206,17 @@ def _unwhiten(m: GaussianMixture, whitened: Array) -> Array:
     if m.elementwise:
         return whitened * m.precision_factor
     return jnp.einsum("kij,kj->ki", _per_component(m), whitened)
+
+
+def _standardise(m: GaussianMixture, index: Array, y: Array) -> Array:
+    difference = y - m.means[index]
+    precision = m.precision_factor[jnp.zeros_like(index) if len(m.precision_factor) == 1 else index]
+    if m.directions is None or m.direction_std is None:
+        return difference * precision if m.elementwise else precision.T @ difference
+    along = 1 / m.direction_std[index] - precision
+    return difference * precision + m.directions[index] @ (
+        along * (m.directions[index].T @ difference)
+    )
 
 
 def _per_component(m: GaussianMixture) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -24,6 +25,37 @@ def dsm(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
     """
     residual = score_fn(batch.y, batch.t) - batch.score_target
     return 0.5 * batch.weight * jnp.sum(residual**2, axis=-1)
+
+
+def divergence(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, Array]:
+    """The score s(y, t) [B, k, d] and its divergence tr J_s(y, t) [B, k], or an estimate of it.
+
+    With a probe v in the batch, v . J_s v (Hutchinson): one derivative along a direction.
+    Otherwise exactly, by d of them.
+    """
+
+    def along(v: Array) -> tuple[Array, Array]:
+        return jax.jvp(lambda y: score_fn(y, batch.t), (batch.y,), (v,))
+
+    if batch.probe is not None:
+        score, derivative = along(batch.probe)
+        return score, jnp.sum(batch.probe * derivative, axis=-1)
+    axes = jnp.eye(batch.y.shape[-1], dtype=batch.y.dtype)
+    score, jacobian = jax.vmap(
+        lambda axis: along(jnp.broadcast_to(axis, batch.y.shape)), out_axes=(None, -1)
+    )(axes)
+    return score, jnp.trace(jacobian, axis1=-2, axis2=-1)
+
+
+def ism(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
+    """Implicit score matching, weight (1/2 |s(y, t)|^2 + div s(y, t)): [B, k].
+
+    Hyvarinen (2005, JMLR 6), Eq. 4. It needs states and times alone, whatever the process. With the
+    estimate of the divergence (see `divergence`) it is sliced score matching with variance
+    reduction (1905.07088, Eq. 8).
+    """
+    score, trace = divergence(score_fn, batch)
+    return batch.weight * (0.5 * jnp.sum(score**2, axis=-1) + trace)
 
 
 def ndsm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, Array]:
@@ -67,7 +99,8 @@ class Objective:
 
     Attributes:
       terms: (score_fn, batch) -> (loss [B, k], control variate [B, k] or None).
-      noising: what it regresses on: the `kernel` of a linear process, a `local` step, or a `path`.
+      noising: what it regresses on: the `kernel` of a linear process, a `local` step, or a `path`;
+        `state` if on nothing, but for the noised state.
       controlled: whether there is a control variate, for which the noising has to give mu.
     """
 
@@ -80,12 +113,20 @@ def _dsm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, None]:
     return dsm(score_fn, batch), None
 
 
+def _ism_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, None]:
+    return ism(score_fn, batch), None
+
+
 def _ndsm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, None]:
     return ndsm(score_fn, batch), None
 
 
+EXACT_DIVERGENCE_DIM = 16
+"""Largest d whose divergence ism computes exactly; above, it takes a probe."""
+
 OBJECTIVES = {
     "dsm": Objective(terms=_dsm_terms, noising="kernel"),
+    "ism": Objective(terms=_ism_terms, noising="state"),
     "path_dsm": Objective(terms=_dsm_terms, noising="path"),
     "path_dsm_cv": Objective(terms=ndsm_terms, noising="path", controlled=True),
     "ndsm": Objective(terms=_ndsm_terms, noising="local"),
@@ -94,7 +135,16 @@ OBJECTIVES = {
 
 
 def check_process(name: str, sde: SDE) -> None:
-    """Raises ValueError when an objective needs the kernel of a process that has none."""
+    """Raises ValueError when an objective needs what the process does not have.
+
+    A kernel; or, for a process that is `standardised`, scores other than at the noised state.
+    """
+    if sde.standardised and OBJECTIVES[name].noising not in ("kernel", "state"):
+        fitting = [n for n, o in OBJECTIVES.items() if o.noising in ("kernel", "state")]
+        raise ValueError(
+            f"objective.name={name!r} simulates, and every component of {sde.name!r} has a kernel;"
+            f" choose {' or '.join(fitting)}"
+        )
     if OBJECTIVES[name].noising == "kernel" and sde.kernel is None:
         fitting = [n for n, o in OBJECTIVES.items() if o.noising != "kernel"]
         raise ValueError(

@@ -19,6 +19,7 @@ from jax import Array
 from tqdm import tqdm
 
 from ndsm_jax.integrators import broadcast_time, forward_step, heun_step, scan_grid
+from ndsm_jax.noise_levels import langevin_step
 from ndsm_jax.sde import SDE, ScoreFn, probability_flow, reverse_drift
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def relaxation_kernel(sde: SDE, x: Array, t: Array) -> tuple[Array, Array, Array
 
 
 def multistep_sde(
-    keys: Array, score: ScoreFn, sde: SDE, x: Array, grid: Array
+    keys: Array, score: ScoreFn, sde: SDE, x: Array, grid: Array, *, order: int = 2
 ) -> tuple[Array, Array | int]:
     """Exponential integrator of the reverse SDE, second-order multistep, one evaluation a step.
 
@@ -82,7 +83,7 @@ def multistep_sde(
 
     For linear processes this is SDE-DPM-Solver++(2M) (2211.01095, App. B); for others the part of
     the drift that is linear near x is integrated exactly. Where the diffusion is not that of the
-    clock, saturation decay' = g^2, score and noise are rescaled to it.
+    clock, saturation decay' = g^2, score and noise are rescaled to it. Of order 1 D~ is D.
     """
 
     def step(
@@ -96,7 +97,7 @@ def multistep_sde(
         h = jnp.log(scale_next / std_next) - log
         difference = x - centre
         new = centre + (difference + ratio * std**2 * score(x, broadcast_time(t, x))) / scale
-        weight = _extrapolation(h, log - last_log)
+        weight = _extrapolation(h, log - last_log) if order == 2 else jnp.zeros_like(h)
         denoised = new + weight * (new - last)
         gain = -jnp.expm1(-2 * h)
         x = centre + std_next / std * jnp.exp(-h) * difference
@@ -107,6 +108,52 @@ def multistep_sde(
     _, scale, std = relaxation_kernel(sde, x, grid[0])
     start = (x, jnp.zeros_like(x), jnp.log(scale / std))
     return scan_grid(step, start, grid)[0][0], grid.shape[0] - 1
+
+
+def ancestral(
+    keys: Array, score: ScoreFn, sde: SDE, x: Array, grid: Array
+) -> tuple[Array, Array | int]:
+    """Ancestral sampling of DDPM (2006.11239, Algorithm 2), for any grid: one evaluation a step.
+
+    Draws from the posterior of the state at t' given x at t and the denoised state D,
+
+        N( (r s'^2 / s^2) x + (a' q / s^2) D,  q s'^2 / s^2 I ),    r = a / a',  q = s^2 - r^2 s'^2,
+
+    its Eq. 6 and 7 for kernels (a, s) and (a', s'). That is `multistep_sde` of order 1.
+    """
+    return multistep_sde(keys, score, sde, x, grid, order=1)
+
+
+def annealed_langevin(
+    keys: Array,
+    score: ScoreFn,
+    sde: SDE,
+    x: Array,
+    grid: Array,
+    *,
+    repeats: Array,
+    step: Array,
+) -> tuple[Array, Array | int]:
+    """Annealed Langevin dynamics of NCSN (1907.05600, Algorithm 1, with 2006.09011's step):
+
+        x <- x + alpha s(x, t) + sqrt(2 alpha) z,    alpha = step v(t),
+
+    `repeats` times at every time of the grid, the last included. `step` is epsilon / sigma_L^2, see
+    `noise_levels.langevin_step`. The time is a level of noise only, so that any process will do;
+    `variance_exploding` is that of NCSN.
+    """
+
+    def level(x: Array, n: Array, t: Array, t_next: Array) -> tuple[Array, None]:
+        alpha = step * sde.variance(t)
+
+        def move(i: Array, x: Array) -> Array:
+            noise = jnp.sqrt(2 * alpha) * _normals(keys, n * repeats + i, x)
+            return x + alpha * score(x, broadcast_time(t, x)) + noise
+
+        return jax.lax.fori_loop(0, repeats, move, x), None
+
+    levels = jnp.append(grid, grid[-1])  # one interval for each
+    return scan_grid(level, x, levels)[0], repeats * grid.shape[0]
 
 
 def _diffusion_ratio(sde: SDE, t: Array) -> Array:
@@ -259,12 +306,20 @@ def denoise(score: ScoreFn, sde: SDE, x: Array, t: Array) -> Array:
 SAMPLERS: dict[str, Callable[..., tuple[Array, Array | int]]] = {
     "reverse_sde": reverse_sde,
     "multistep_sde": multistep_sde,
+    "ancestral": ancestral,
+    "annealed_langevin": annealed_langevin,
     "heun_flow": heun_flow,
     "multistep_flow": multistep_flow,
     "adaptive_flow": adaptive_flow,
 }
 
-EVALUATIONS_PER_STEP = {"reverse_sde": 1, "multistep_sde": 1, "heun_flow": 2, "multistep_flow": 1}
+EVALUATIONS_PER_STEP = {
+    "reverse_sde": 1,
+    "multistep_sde": 1,
+    "ancestral": 1,
+    "heun_flow": 2,
+    "multistep_flow": 1,
+}
 
 CHURNED = ("heun_flow", "multistep_flow")
 
@@ -273,14 +328,19 @@ def evaluations(sampler: str, num_steps: int) -> int | None:
     """Evaluations of the score for a sample on a grid of `num_steps`, the denoising step included.
 
     The last of the grid's steps is the denoising one. None for `adaptive_flow`, which decides as it
-    goes (`sample` logs what it took).
+    goes, and `annealed_langevin`, which repeats its steps (`sample` logs what they took).
     """
     per_step = EVALUATIONS_PER_STEP.get(sampler)
     return None if per_step is None else per_step * (num_steps - 1) + 1
 
 
 def sampler_options(
-    sampler: str, *, churn: float = 0.0, rtol: float = 1e-3, atol: float = 1e-3
+    sampler: str,
+    *,
+    churn: float = 0.0,
+    rtol: float = 1e-3,
+    atol: float = 1e-3,
+    langevin_steps: int = 5,
 ) -> dict[str, float]:
     """Those of the options that the sampler takes. No churn is no option: it costs nothing.
 
@@ -296,6 +356,8 @@ def sampler_options(
         )
     if sampler == "adaptive_flow":
         return {"rtol": rtol, "atol": atol}
+    if sampler == "annealed_langevin":
+        return {"repeats": langevin_steps}
     return {"churn": churn} if churn else {}
 
 
@@ -335,12 +397,29 @@ def sample_chunk(
     From `components` [B] of the prior at T to the first time of the grid by `sampler`, then one
     `denoise` step to 0. Also returns the mean number of evaluations of the score for a sample (a
     scalar).
+
+    A process that is `standardised` starts from N(0, I), runs in the coordinates of each sample's
+    component with the score of that component, and ends in those of the data.
     """
     _, noise_keys, path_keys = jax.vmap(partial(_sample_keys, root))(index)
-    noise = jax.vmap(lambda key: jax.random.normal(key, (sde.dim,)))(noise_keys)
-    x = sde.prior.sample_component(components, noise)
-    x, count = SAMPLERS[sampler](path_keys, score, sde, x, jnp.flip(grid[1:]), **options)
-    return denoise(score, sde, x, grid[1]), 1 + jnp.mean(jnp.asarray(count, jnp.float32))
+    x = jax.vmap(lambda key: jax.random.normal(key, (sde.dim,)))(noise_keys)
+
+    def backwards(keys: Array, score: ScoreFn, x: Array) -> tuple[Array, Array]:
+        x, count = SAMPLERS[sampler](keys, score, sde, x, jnp.flip(grid[1:]), **options)
+        return denoise(score, sde, x, grid[1]), 1 + jnp.mean(jnp.asarray(count, jnp.float32))
+
+    if not sde.standardised:
+        return backwards(path_keys, score, sde.prior.sample_component(components, x))
+
+    def one(key: Array, component: Array, x: Array) -> tuple[Array, Array]:
+        def given(y: Array, t: Array) -> Array:
+            return score(y, t, jnp.full(t.shape, component))  # type: ignore[call-arg]
+
+        x, count = backwards(key[None], given, x[None])
+        return x[0], count
+
+    x, count = jax.vmap(one)(path_keys, components, x)
+    return sde.prior.sample_component(components, x), jnp.mean(count)
 
 
 def sample(
@@ -354,6 +433,7 @@ def sample(
     churn: float = 0.0,
     rtol: float = 1e-3,
     atol: float = 1e-3,
+    langevin_steps: int = 5,
     components: np.ndarray | None = None,
     chunk: int = 500,
     progress: bool = False,
@@ -364,7 +444,8 @@ def sample(
 
     Args:
       key: typed PRNG key.
-      score: s(y [B, d], t [B]) -> [B, d]; a `ScoreModel.bind(params)`, or any function.
+      score: s(y [B, d], t [B]) -> [B, d]; a `ScoreModel.bind(params)`, or any function. For a
+        process that is `standardised` it has a third argument, the component of each row [B].
       sde: the noising process.
       num: number of samples.
       grid: increasing times [n + 1] from 0, see `integrators.time_grid`.
@@ -373,6 +454,8 @@ def sample(
         if None. Their choice conditions the samples, see docs/conditioning.md.
       churn: fraction of each step that is undone first, for the samplers in `CHURNED`.
       rtol, atol: relative and absolute tolerance of `adaptive_flow`.
+      langevin_steps: steps of `annealed_langevin` at each level; their length follows from it and
+        the mean ratio of the grid's levels.
       chunk: samples in memory at a time.
       progress: whether to show a progress bar, and at the end to log the evaluations used.
 
@@ -382,7 +465,13 @@ def sample(
     """
     if num < 1 or chunk < 1:
         raise ValueError(f"sample: num and chunk must be at least 1, got {num} and {chunk}")
-    options = sampler_options(sampler, churn=churn, rtol=rtol, atol=atol)
+    options = sampler_options(
+        sampler, churn=churn, rtol=rtol, atol=atol, langevin_steps=langevin_steps
+    )
+    if sampler == "annealed_langevin":
+        ends = np.asarray(sde.std(jnp.asarray(grid)[jnp.array([1, -1])]), np.float64)
+        ratio = (ends[1] / ends[0]) ** (1 / max(1, len(grid) - 2))
+        options["step"] = langevin_step(float(ratio), langevin_steps)
     score = score if isinstance(score, jax.tree_util.Partial) else jax.tree_util.Partial(score)
     if components is not None:
         _check_components(components, num, sde.prior.num_components)

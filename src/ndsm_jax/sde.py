@@ -38,7 +38,7 @@ RELAXATION_TIMES = 4.0
         "kernel",
         "analytic_vjp",
     ),
-    meta_fields=("name",),
+    meta_fields=("name", "standardised"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SDE:
@@ -55,6 +55,9 @@ class SDE:
       horizon: T, in time units.
       kernel: for linear processes t -> (a, s) with Y_t | Y_0 ~ N(a Y_0, s^2 I), otherwise None.
       analytic_vjp: (y, t, v) -> (b, J_b(y, t)^T v) where there is a formula, see `drift_vjp`.
+      standardised: whether every component c of the prior has a process of its own, which is this
+        one in its coordinates y = Sigma_c^{-1/2} (x - mu_c), x being data (static). Its law at the
+        horizon is N(0, I) in them, and scores are conditional on c.
     """
 
     name: str
@@ -66,6 +69,7 @@ class SDE:
     horizon: Array
     kernel: Callable[[Array], tuple[Array, Array]] | None = None
     analytic_vjp: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None
+    standardised: bool = False
 
     @property
     def dim(self) -> int:
@@ -81,6 +85,10 @@ class SDE:
             return self.analytic_vjp(y, t, v)
         drift, pull_back = jax.vjp(lambda y: self.drift(y, t), y)
         return drift, pull_back(v)[0]
+
+    def prior_score(self, y: Array) -> Array:
+        """Score of the law at the horizon, in the coordinates of the process: [..., d]."""
+        return -y if self.standardised else self.prior.score(y)
 
     def variance(self, t: Array) -> Array:
         """v(t) [...], the local kernel variance: std, loss weight and training times follow it."""
@@ -153,6 +161,20 @@ def ornstein_uhlenbeck(dim: int, *, variance: float = 1.0, horizon: float | None
     return dataclasses.replace(sde, name="ornstein_uhlenbeck", kernel=kernel)
 
 
+def component_ou(prior: GaussianMixture, *, horizon: float | None = None) -> SDE:
+    """Linear dynamics of its own for every component of a mixture (2410.19149).
+
+    Data point x of component c noises towards N(mu_c, Sigma_c), with the kernel
+
+        X_t | x ~ N(mu_c + e^-t (x - mu_c), (1 - e^-2t) Sigma_c),
+
+    which is `ornstein_uhlenbeck` of variance 1 in the coordinates of the component. So t is in
+    relaxation times of that component, and one process serves them all. See `SDE.standardised`.
+    """
+    standard = ornstein_uhlenbeck(prior.dim, horizon=horizon)
+    return dataclasses.replace(standard, name="component_ou", prior=prior, standardised=True)
+
+
 def _vp_beta(beta_min: Array, beta_slope: Array, t: Array) -> Array:
     return beta_min + beta_slope * t
 
@@ -196,6 +218,60 @@ def variance_preserving(
     )
 
 
+_UNBOUNDED = 2.0**20
+"""Saturation of a process that has none, over its largest variance: v(t) stays exact in float32."""
+
+
+def _ve_variance(sigma_min: Array, log_ratio: Array, t: Array) -> Array:
+    return sigma_min**2 * jnp.expm1(2 * log_ratio * t)
+
+
+def _ve_decay(sigma_min: Array, log_ratio: Array, saturation: Array, t: Array) -> Array:
+    return -jnp.log1p(-_ve_variance(sigma_min, log_ratio, t) / saturation)
+
+
+def _ve_drift(y: Array, t: Array) -> Array:
+    return jnp.zeros_like(y)
+
+
+def _ve_diffusion(sigma_min: Array, log_ratio: Array, t: Array) -> Array:
+    return sigma_min * jnp.exp(log_ratio * t) * jnp.sqrt(2 * log_ratio)
+
+
+def _ve_kernel(sigma_min: Array, log_ratio: Array, t: Array) -> tuple[Array, Array]:
+    return jnp.ones_like(t), jnp.sqrt(_ve_variance(sigma_min, log_ratio, t))
+
+
+def variance_exploding(
+    dim: int, *, sigma_min: float = 0.01, sigma_max: float = 50.0, horizon: float | None = None
+) -> SDE:
+    """VE-SDE dY = sqrt(d sigma^2 / dt) dW (2011.13456, Eq. 9 and 30), the process of NCSN.
+
+    sigma(t) = sigma_min (sigma_max / sigma_min)^(t / T), T = 1 by default. Kernel a = 1 and
+    s^2 = sigma(t)^2 - sigma_min^2. The clock is log s^2: levels at equal steps of it are geometric.
+
+    Raises:
+      ValueError: sigma_max that is not larger than sigma_min.
+    """
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(
+            f"process.sigma_max={sigma_max} must be larger than process.sigma_min={sigma_min}"
+        )
+    end = _horizon(horizon, 1.0)
+    sigma = (jnp.float32(sigma_min), jnp.log(jnp.float32(sigma_max / sigma_min)) / end)
+    saturation = jnp.float32(_UNBOUNDED * sigma_max**2)
+    return SDE(
+        name="variance_exploding",
+        drift=Partial(_ve_drift),
+        diffusion=Partial(_ve_diffusion, *sigma),
+        prior=standard_normal(dim, sigma_max**2),
+        decay=Partial(_ve_decay, *sigma, saturation),
+        saturation=saturation,
+        horizon=end,
+        kernel=Partial(_ve_kernel, *sigma),
+    )
+
+
 def _local_decay(diffusion: Callable[[Array], Array], sigma_squared: Array, t: Array) -> Array:
     return diffusion(jnp.zeros_like(t)) ** 2 * t / sigma_squared
 
@@ -236,8 +312,13 @@ def user_process(
 PROCESSES: dict[str, Callable[..., SDE]] = {
     "mixture_langevin": mixture_langevin,
     "ornstein_uhlenbeck": ornstein_uhlenbeck,
+    "component_ou": component_ou,
     "variance_preserving": variance_preserving,
+    "variance_exploding": variance_exploding,
 }
+
+MIXTURE_PROCESSES = ("mixture_langevin", "component_ou")
+"""Those that take a mixture fitted to the data."""
 
 
 def _horizon(horizon: float | None, default: float) -> Array:

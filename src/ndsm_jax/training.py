@@ -115,7 +115,7 @@ def train_step(
     eps = control.eps(state.control, batch.t)
 
     def terms(params: Any, batch: NoisedBatch) -> tuple[Array, Array]:
-        loss, control = experiment.objective.terms(partial(model, params), batch)
+        loss, control = experiment.objective.terms(model.bind(params, batch.component), batch)
         return loss, jnp.zeros_like(loss) if control is None else control
 
     def mean_loss(params: Any) -> Array:
@@ -597,6 +597,7 @@ def _sample(
         churn=c.churn,
         rtol=c.rtol,
         atol=c.atol,
+        langevin_steps=c.langevin_steps,
         chunk=chunk,
         progress=progress,
     )

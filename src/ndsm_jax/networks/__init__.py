@@ -1,6 +1,7 @@
 """Score networks, the eps network, and parameterisations. The only place that imports Flax.
 
-A score network is a Flax module (y [n, d], c [n]) -> [n, d] with c in [-1, 1] the time coordinate.
+A score network is a Flax module (y [n, d], c [n]) -> [n, d] with c in [-1, 1] the time coordinate;
+a third argument [n, d], where the process gives one, is what the score is conditional on.
 Its `dtype` is that of the hidden layers' arithmetic. Parameters, the output, the features of the
 time, and statistics of normalisation are float32 always. So are the first and the last layer: the
 smallest noise of training is below the spacing of bfloat16 numbers near 1, and they cost little.

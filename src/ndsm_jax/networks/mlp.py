@@ -14,6 +14,8 @@ from ndsm_jax.networks.embedding import GaussianFourierFeatures
 class ScoreMLP(nn.Module):
     """(y [n, d], c [n]) -> [n, d]; 7 x 32 GELU by default (2405.15625, A.2).
 
+    A condition [n, e] is appended to y.
+
     Attributes:
       width, depth: of the hidden layers.
       time_features: 0 appends c to the input, as published; otherwise that many Gaussian Fourier
@@ -33,14 +35,14 @@ class ScoreMLP(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, y: Array, c: Array) -> Array:
+    def __call__(self, y: Array, c: Array, condition: Array | None = None) -> Array:
+        x = y if condition is None else jnp.concatenate([y, condition], axis=-1)
         if self.time_features:
             features = GaussianFourierFeatures(self.time_features, self.time_scale)(c)
             features = nn.gelu(nn.Dense(self.width)(features))
-            x = y
         else:
             features = None
-            x = jnp.concatenate([y, c[:, None]], axis=-1)
+            x = jnp.concatenate([x, c[:, None]], axis=-1)
         full = jnp.result_type(y)  # float64 where that is enabled
         hidden = full if self.dtype == jnp.float32 else self.dtype
         for layer in range(self.depth):

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 
 from ndsm_jax.sde import SDE, ScoreFn
 
-PARAMETERISATIONS = ("residual", "raw")
+PARAMETERISATIONS = ("residual", "scaled", "raw")
 
 
 @partial(
@@ -28,6 +28,11 @@ class ScoreModel:
 
     `raw`: s = net, as published. `residual`: s = grad log prior(y) + net / std(t), exact in the far
     tails and as t -> T; for Langevin noising the probability-flow velocity is then net / std(t).
+    `scaled`: s = net / std(t), the third technique of 2006.09011 and, up to the sign, the noise
+    that 2006.11239 predicts.
+
+    For a process that is `standardised` the network is conditional: the mean of the component goes
+    into it beside y.
 
     Attributes:
       sde: the process (its prior and clock are used).
@@ -50,20 +55,36 @@ class ScoreModel:
 
     def init(self, key: Array) -> Any:
         """Parameters theta."""
-        return self.network.init(key, jnp.zeros((1, self.sde.dim)), jnp.zeros(1))
+        y = jnp.zeros((1, self.sde.dim))
+        condition = (y,) if self.sde.standardised else ()
+        return self.network.init(key, y, jnp.zeros(1), *condition)
 
-    def __call__(self, params: Any, y: Array, t: Array) -> Array:
-        """Score: y [..., d], t [...] -> [..., d]."""
-        c = self.coordinate(t)
-        output = self.network.apply(params, y.reshape(-1, y.shape[-1]), c.ravel()).reshape(y.shape)
+    def __call__(self, params: Any, y: Array, t: Array, component: Array | None = None) -> Array:
+        """Score: y [..., d], t [...] -> [..., d].
+
+        component: integers [...], for a process that is `standardised`.
+        """
+        inputs = [y.reshape(-1, y.shape[-1]), self.coordinate(t).ravel()]
+        if self.sde.standardised:
+            assert component is not None
+            inputs.append(self.sde.prior.means[component.ravel()])
+        output = self.network.apply(params, *inputs).reshape(y.shape)
         if self.parameterisation == "raw":
             return output
-        return self.sde.prior.score(y) + output / self.sde.std(t)[..., None]
+        output = output / self.sde.std(t)[..., None]
+        return output if self.parameterisation == "scaled" else self.sde.prior_score(y) + output
 
-    def bind(self, params: Any) -> ScoreFn:
-        """The score function of given parameters, itself a pytree."""
-        return Partial(_apply, self, params)
+    def bind(self, params: Any, component: Array | None = None) -> ScoreFn:
+        """The score function of given parameters, itself a pytree.
+
+        With a process that is `standardised` it needs its `component`, here or, as the samplers
+        give it, as third argument.
+        """
+        given = {} if component is None else {"component": component}
+        return Partial(_apply, self, params, **given)
 
 
-def _apply(model: ScoreModel, params: Any, y: Array, t: Array) -> Array:
-    return model(params, y, t)
+def _apply(
+    model: ScoreModel, params: Any, y: Array, t: Array, component: Array | None = None
+) -> Array:
+    return model(params, y, t, component)

@@ -37,7 +37,8 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """(y [n, d], c [n]) -> [n, d] for images: the encoder-decoder of 2405.15625, A.3.
+    """(y [n, d], c [n], condition [n, d] or None) -> [n, d] for images: the encoder-decoder of
+    2405.15625, A.3. A condition is an image too, further channels of the input.
 
     One level a width, each half the resolution of the last; the decoder resizes to the size of the
     skip connection and concatenates it. Up-sampling is by resizing, not by transposed
@@ -59,11 +60,13 @@ class UNet(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, y: Array, c: Array) -> Array:
+    def __call__(self, y: Array, c: Array, condition: Array | None = None) -> Array:
         n = y.shape[0]
         time = GaussianFourierFeatures(self.time_features, self.time_scale)(c)
         time = nn.swish(nn.Dense(self.time_features)(time))
         x = y.reshape(n, *self.shape)
+        if condition is not None:
+            x = jnp.concatenate([x, condition.reshape(x.shape)], axis=-1)
         skips = []
         for level, width in enumerate(self.widths):
             x = Block(width, strides=2 if level else 1, dtype=self.dtype)(x, time)

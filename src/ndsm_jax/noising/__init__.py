@@ -5,10 +5,12 @@ from ndsm_jax.noising.batch import (
     WEIGHTS,
     NoisedBatch,
     NoisingFn,
+    Probed,
     TimeLaw,
     loss_weight,
     time_law,
 )
+from ndsm_jax.noising.dispatch import Dispatched
 from ndsm_jax.noising.kernel import ExactKernel
 from ndsm_jax.noising.paths import (
     PATH_WEIGHTS,
@@ -27,12 +29,14 @@ __all__ = [
     "SIMULATIONS",
     "TIME_LAWS",
     "WEIGHTS",
+    "Dispatched",
     "ExactKernel",
     "FullSpace",
     "LocalSteps",
     "NoisedBatch",
     "NoisingFn",
     "PathWindows",
+    "Probed",
     "Quotient",
     "TiedQuotient",
     "TimeLaw",

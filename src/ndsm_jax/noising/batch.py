@@ -19,7 +19,7 @@ from ndsm_jax.sde import SDE
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("y", "t", "weight", "score_target", "mu"),
+    data_fields=("y", "t", "weight", "score_target", "mu", "component", "probe"),
     meta_fields=("noises",),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,10 @@ class NoisedBatch:
       score_target: T with E[T | y] = grad log p_t(y): [B, k, d].
       mu: a state with E[T | mu] = 0, from which the noise in T moved on to y: [B, k, d]. For one
         Gaussian step, y = mu + sigma z and T = -z / sigma. None where no objective asked for it.
+      component: component of the prior whose process noised the state, int32 [B, k], for an SDE
+        that is `standardised`, otherwise None.
+      probe: random directions of mean 0 and covariance I, independent of y: [B, k, d], for
+        estimates of a divergence, otherwise None.
       noises: how many consecutive states share one mu (static; divides k).
     """
 
@@ -41,6 +45,8 @@ class NoisedBatch:
     weight: Array
     score_target: Array
     mu: Array | None = None
+    component: Array | None = None
+    probe: Array | None = None
     noises: int = 1
 
 
@@ -94,6 +100,26 @@ class NoisingFn(Protocol):
 
     def __call__(self, key: Array, x0: Array) -> NoisedBatch:
         """x0 [B, d] -> NoisedBatch."""
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("noising",), meta_fields=())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Probed:
+    """A way of noising that also draws `NoisedBatch.probe`, random signs."""
+
+    noising: NoisingFn
+
+    @property
+    def times(self) -> TimeLaw:
+        """The law of the training times."""
+        return self.noising.times
+
+    def __call__(self, key: Array, x0: Array) -> NoisedBatch:
+        """x0 [B, d] -> NoisedBatch."""
+        key_noise, key_probe = jax.random.split(key)
+        batch = self.noising(key_noise, x0)
+        probe = jax.random.rademacher(key_probe, batch.y.shape, batch.y.dtype)
+        return dataclasses.replace(batch, probe=probe)
 
 
 def time_law(

@@ -1,0 +1,39 @@
+"""Baselines from training to samples."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ndsm_jax import config, training
+from ndsm_jax.config import Config
+from ndsm_jax.datasets import load
+
+TINY: dict[str, dict[str, Any]] = {
+    "data": {"name": "gaussians", "num_train": 200, "num_test": 50},
+    "mixture": {"num_components": 3, "num_inits": 1},
+    "network": {"width": 8, "depth": 1, "time_features": 0},
+    "train": {"steps": 2, "batch_size": 16, "picture_every": 0, "tensorboard": False},
+    "sample": {"steps": 10, "chunk": 16},
+}
+
+
+@pytest.mark.parametrize("name", ["component_ou", "ncsn"])
+def test_a_tiny_run_gives_samples(name, tmp_path):
+    """Trained, restored from the checkpoint, drawn; component_ou by implicit score matching."""
+    tree = config.default()
+    tree.update(config.BASELINES[name])
+    tree.update(TINY)
+    if name == "component_ou":
+        tree.objective.name = "ism"
+    c = Config.from_dict(tree)
+    data = load("gaussians", num_train=200, num_test=50)
+    training.train(c, data, tmp_path, progress=False)
+    made, state, _ = training.restore(tmp_path)
+    x = training.draw(made, state, 16, progress=False)
+    assert x.shape == (16, 2)
+    assert np.all(np.isfinite(x))
+    if name == "ncsn":  # sigma(T) is the largest distance between two items, by NumPy
+        distances = np.linalg.norm(data.train[:, None] - data.train[None], axis=-1)
+        variance = made.sde.variance(made.sde.horizon)
+        np.testing.assert_allclose(variance, distances.max() ** 2, rtol=1e-3)
