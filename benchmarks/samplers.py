@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
     num = 400 if quick else NUM.value
     features: Callable[[np.ndarray], np.ndarray] = lambda x: x  # noqa: E731
     if not quick and dataset.is_image and dataset.num_classes:
-        features = evaluation.train_classifier(dataset, seed=0).features
+        features = evaluation.evaluator(dataset, seed=0).features
     held_out = features(dataset.test)
     chunk = min(num, 1000)
 

@@ -142,8 +142,10 @@ def test_frechet_distance_agrees_with_sqrtm(rng):
 def test_frechet_distance_allows_singular_covariances(rng):
     x = rng.normal(size=(50, 3)) @ rng.normal(size=(3, 8))
     assert evaluation.frechet_distance(x, x + 2) == pytest.approx(8 * 4, abs=1e-5)
-    with pytest.raises(ValueError, match="frechet_distance"):
+    with pytest.raises(ValueError, match=r"\[n >= 2, f\]"):
         evaluation.frechet_distance(x[:1], x)
+    with pytest.raises(ValueError, match="one width"):
+        evaluation.frechet_distance(x[:, 1:], x)
 
 
 def test_inception_score():

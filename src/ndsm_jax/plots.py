@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -134,6 +135,38 @@ def curves_figure(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> 
             axis.set_yscale("log")
         axis.set(xlabel="step", title=name.replace("_", " "))
         axis.grid(alpha=0.3)
+    return figure
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Response:
+    """How measures change along x: ratios to a floor by name, and an accuracy from 0.5 to 1."""
+
+    label: str
+    x: Sequence[float]
+    ratios: Mapping[str, Sequence[float]]
+    accuracy: Sequence[float]
+
+
+def responses_figure(responses: Mapping[str, Response], *, columns: int = 5) -> Any:
+    """A panel a response: ratios on the left axis (logarithmic), the accuracy on the right one."""
+    rows = -(-len(responses) // columns)
+    figure, axes = _new(3.2 * columns, 2.8 * rows + 0.4, nrows=rows, ncols=columns, squeeze=False)
+    for axis in axes.flat[len(responses) :]:
+        axis.axis("off")
+    handles: dict[str, Any] = {}
+    for axis, (title, response) in zip(axes.flat, responses.items(), strict=False):
+        right = axis.twinx()
+        for name, ratios in response.ratios.items():
+            axis.plot(response.x, ratios, marker=".", label=name)
+        right.plot(response.x, response.accuracy, "k:", label="two-sample accuracy (right)")
+        right.set(ylim=(0.45, 1.02))
+        axis.axhline(1, color="#999999", lw=0.8)
+        axis.set(yscale="log", title=title, xlabel=response.label)
+        for side in (axis, right):
+            handles |= dict(zip(*side.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles))
+    figure.supylabel("value over its floor")
     return figure
 
 

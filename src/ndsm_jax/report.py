@@ -116,8 +116,8 @@ def evaluate_run(
     prior = draw_prior(experiment, num)
     classifier = None
     if dataset.is_image and dataset.num_classes:
-        logger.info("training a classifier for the features ...")
-        classifier = evaluation.train_classifier(dataset, seed=config.evaluate.seed)
+        logger.info("preparing the evaluator ...")
+        classifier = evaluation.evaluator(dataset, seed=config.evaluate.seed)
     logger.info("measuring %d samples against the data ...", num)
     result = evaluation.evaluate(
         samples,
@@ -138,7 +138,7 @@ def evaluate_run(
         f" seed {config.sample.seed}, {seconds:.1f} s",
         "classifier": "none"
         if classifier is None
-        else f"test accuracy {classifier.test_accuracy:.4f}",
+        else f"{classifier.name}, test accuracy {classifier.test_accuracy:.4f}",
         "device": jax.devices()[0].device_kind,
     }
     pictures = _pictures(workdir, experiment, state, dataset, samples, prior, starts, result)

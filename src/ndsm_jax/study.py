@@ -1,6 +1,7 @@
 """Several runs as one study: runs that resume; tables, figures and metrics in one folder.
 
 ROOT/runs/NAME/       a training: checkpoints, samples.npy, run.json, scores.json
+ROOT/parts/NAME.json  any other measurement that is kept
 ROOT/figures/*.png    ROOT/tables/*.md    ROOT/metrics.json
 """
 
@@ -13,7 +14,7 @@ import pathlib
 import platform
 import runpy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -139,6 +140,30 @@ class Study:
         )
         path.write_text(json.dumps({"of": key} | result, indent=2) + "\n")
         return result["metrics"]
+
+    def part(
+        self, name: str, of: Mapping[str, Any], measure: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """What `measure` returned, kept in parts/NAME.json with what it is `of`.
+
+        Raises:
+          ValueError: the file there is of something else.
+        """
+        path = self.root / "parts" / f"{name}.json"
+        facts = json.loads(json.dumps(dict(of)))
+        if path.exists():
+            read = json.loads(path.read_text())
+            if read["of"] != facts:
+                raise ValueError(
+                    f"{path} is of other settings; delete it or choose another --workdir"
+                )
+            return read["values"]
+        values = measure()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps({"of": facts, "values": values}, indent=2) + "\n")
+        partial.replace(path)
+        return values
 
     def figure(self, name: str, figure: Any) -> None:
         """Writes figures/NAME.png."""

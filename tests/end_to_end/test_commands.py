@@ -8,6 +8,9 @@ import sys
 
 import numpy as np
 import pytest
+from test_datasets import small_mnist, write_mnist
+
+from ndsm_jax.evaluation.evaluator import load
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -123,3 +126,18 @@ def test_mnist_runs_resumes_and_samples(tmp_path):
     command("train", *run, "--config.train.steps=24")
     command("sample", f"--workdir={tmp_path}", "--num=4")
     assert np.load(tmp_path / "samples.npy").shape == (4, 28, 28, 1)
+
+
+def test_train_evaluator(tmp_path):
+    """A training on few images, written, and read back by the same command."""
+    data, out = tmp_path / "data", tmp_path / "evaluator.npz"
+    data.mkdir()
+    write_mnist(data, small_mnist())
+    flags = [f"--data_dir={data}", f"--out={out}", "--epochs=2", "--batch_size=20", "--width=1"]
+    output = command("train_evaluator", *flags)
+    assert "test accuracy as written" in output
+    assert load(out, sha256=output.split()[-1]).features(np.zeros((2, 784))).shape == (2, 8)
+    out.unlink()
+    command("train_evaluator", *flags)
+    assert out.exists()
+    assert "another epochs" in command("train_evaluator", *flags, "--epochs=3", fails=True)

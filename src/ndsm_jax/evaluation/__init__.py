@@ -10,11 +10,19 @@ from ndsm_jax.evaluation.distances import (
     sliced_wasserstein,
     two_sample_accuracy,
 )
-from ndsm_jax.evaluation.features import frechet_distance, inception_score
+from ndsm_jax.evaluation.evaluator import evaluator
+from ndsm_jax.evaluation.features import Moments, frechet_distance, inception_score, moments
 from ndsm_jax.evaluation.neighbours import (
     is_memorised,
     nearest_distances,
     precision_recall_density_coverage,
+)
+from ndsm_jax.evaluation.reference import (
+    Summary,
+    fid_report,
+    reference,
+    summarise,
+    total_variation,
 )
 from ndsm_jax.evaluation.suite import METRICS, evaluate
 
@@ -23,18 +31,26 @@ __all__ = [
     "METRICS",
     "Accuracy",
     "ImageClassifier",
+    "Moments",
     "Starts",
+    "Summary",
     "agreement",
     "energy_distance",
     "evaluate",
+    "evaluator",
+    "fid_report",
     "frechet_distance",
     "inception_score",
     "is_memorised",
     "median_distance",
     "mmd",
+    "moments",
     "nearest_distances",
     "precision_recall_density_coverage",
+    "reference",
     "sliced_wasserstein",
+    "summarise",
+    "total_variation",
     "train_classifier",
     "two_sample_accuracy",
 ]

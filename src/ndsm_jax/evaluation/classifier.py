@@ -6,8 +6,10 @@ distance made with them, and compare only distances made with the same classifie
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import hashlib
 import math
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from tqdm import trange
+import scipy.special
+from tqdm import tqdm
 
+from ndsm_jax.checkpointing import Checkpoints
 from ndsm_jax.networks.classifier import ImageCNN
+from ndsm_jax.networks.resnet import ResNet18
+from ndsm_jax.training import batch_indices
 
 if TYPE_CHECKING:
     from ndsm_jax.datasets import Dataset
@@ -26,38 +32,92 @@ BATCH_SIZE = 128
 MIN_STEPS = 1400
 PEAK_LEARNING_RATE = 3e-3
 CHUNK = 500
+SAVE_EVERY = 250
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ImageClassifier:
-    """A trained `ImageCNN`. All methods take flat images [n, d] in [-1, 1], of any n."""
+    """A trained network. All methods take flat images [n, d] in [-1, 1], of any n.
 
-    network: ImageCNN
-    params: Any
+    Attributes:
+      network: a Flax module from flat images to (logits [n, C], features [n, f]).
+      variables: its collections.
+      test_accuracy: share of the data set's held-out images that it classifies rightly.
+    """
+
+    network: ImageCNN | ResNet18
+    variables: Any
     test_accuracy: float
 
+    def __call__(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Class probabilities [n, C] and features [n, f], from one pass."""
+        logits, features = _apply_chunked(self.network, self.variables, x)
+        return scipy.special.softmax(logits, axis=1), features
+
     def features(self, x: np.ndarray) -> np.ndarray:
-        """Activations of the last hidden layer, [n, 64]."""
-        return _apply_chunked(self.network, self.params, x)[1]
+        """Activations of the last hidden layer, [n, f]."""
+        return self(x)[1]
 
     def probabilities(self, x: np.ndarray) -> np.ndarray:
         """Class probabilities, [n, C]."""
-        return np.asarray(jax.nn.softmax(_apply_chunked(self.network, self.params, x)[0]))
+        return self(x)[0]
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Most probable class, [n]."""
-        return _apply_chunked(self.network, self.params, x)[0].argmax(axis=1)
+        return self(x)[0].argmax(axis=1)
+
+    @property
+    def name(self) -> str:
+        """The kind of network and the first digits of the digest."""
+        return f"{type(self.network).__name__} {self.digest[:8]}"
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the network's description and of its variables."""
+        sha = hashlib.sha256(repr(self.network).encode())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
+            array = np.asarray(leaf)
+            sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+            sha.update(np.ascontiguousarray(array).data)
+        return sha.hexdigest()
+
+
+def measured(network: ImageCNN | ResNet18, variables: Any, dataset: Dataset) -> ImageClassifier:
+    """The classifier of these variables, its accuracy measured on the held-out images."""
+    logits, _ = _apply_chunked(network, variables, dataset.test)
+    accuracy = float(np.mean(logits.argmax(axis=1) == dataset.test_labels))
+    return ImageClassifier(network=network, variables=variables, test_accuracy=accuracy)
 
 
 def train_classifier(
-    dataset: Dataset, *, seed: int = 0, epochs: int | None = None, progress: bool = False
+    dataset: Dataset,
+    *,
+    network: ImageCNN | ResNet18 | None = None,
+    seed: int = 0,
+    epochs: int | None = None,
+    batch_size: int = BATCH_SIZE,
+    shift: int = 1,
+    checkpoints: Checkpoints | None = None,
+    progress: bool = False,
 ) -> ImageClassifier:
-    """Trains an `ImageCNN` on the labelled images of `dataset`, reproducibly for a given seed.
+    """Trains a network on the labelled images of `dataset`, reproducibly for a given seed.
 
-    AdamW with a one-cycle learning rate, batches of 128, images shifted by up to one pixel.
-    `epochs` defaults to as few as give 1400 steps: 3 for MNIST, 128 for the digits.
+    AdamW with a one-cycle learning rate; images moved at random by up to `shift` pixels along each
+    axis.
 
-    Raises ValueError when the data are not images or have no labels.
+    Args:
+      dataset: the data.
+      network: what to train; an `ImageCNN` by default.
+      seed: of the initialisation, the batches and the shifts.
+      epochs: as few as give 1400 steps by default: 3 for MNIST, 128 for the digits.
+      batch_size: images in a step.
+      shift: greatest shift in pixels.
+      checkpoints: where the training is kept and resumed from.
+      progress: whether to show a progress bar.
+
+    Raises:
+      ValueError: the data are not images or have no labels, or `checkpoints` are of another
+        training.
     """
     if not dataset.is_image or dataset.train_labels is None or dataset.test_labels is None:
         unlabelled = dataset.train_labels is None or dataset.test_labels is None
@@ -67,63 +127,106 @@ def train_classifier(
             "classifier."
         )
     x, labels = dataset.train, dataset.train_labels
-    height, width, channels = dataset.shape
-    network = ImageCNN(shape=(height, width, channels), num_classes=dataset.num_classes)
-    batch_size = min(BATCH_SIZE, len(x))
+    if network is None:
+        height, width, channels = dataset.shape
+        network = ImageCNN(shape=(height, width, channels), num_classes=dataset.num_classes)
+    batch_size = min(batch_size, len(x))
     steps_per_epoch = len(x) // batch_size
     if epochs is None:
         epochs = math.ceil(MIN_STEPS / steps_per_epoch)
     steps = epochs * steps_per_epoch
-    optimiser = optax.adamw(optax.cosine_onecycle_schedule(steps, PEAK_LEARNING_RATE))
-
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def train_step(
-        params: Any, opt_state: Any, key: jax.Array, x: jax.Array, labels: jax.Array
-    ) -> tuple[Any, Any]:
-        def loss(params: Any) -> jax.Array:
-            logits, _ = network.apply(params, _random_shift(key, x, network.shape))
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-        updates, opt_state = optimiser.update(jax.grad(loss)(params), opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
     init_key, shift_key = jax.random.split(jax.random.key(seed))
-    params = network.init(init_key, jnp.zeros((1, dataset.dim)))
-    opt_state = optimiser.init(params)
-    rng = np.random.default_rng(seed)
+    variables = jax.jit(network.init)(init_key, jnp.zeros((1, dataset.dim)))
+    opt_state = _optimiser(steps).init(variables["params"])
+    state = {"variables": variables, "opt_state": opt_state}
+    facts = {
+        "data": dataset.digest,
+        "network": repr(network),
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "shift": shift,
+        "seed": seed,
+    }
+    first = 0
+    if checkpoints is not None and checkpoints.steps():
+        first, state = _resume(checkpoints, state, facts)
     # A Python loop: XLA on the CPU compiles convolutions badly inside one of its own, see
     # training.make_dispatch.
-    for step in trange(steps, desc="classifier", disable=not progress):
-        if step % steps_per_epoch == 0:
-            order = rng.permutation(len(x))
-        start = step % steps_per_epoch * batch_size
-        batch = order[start : start + batch_size]
-        key = jax.random.fold_in(shift_key, step)
-        params, opt_state = train_step(params, opt_state, key, x[batch], labels[batch])
-
-    predicted = _apply_chunked(network, params, dataset.test)[0].argmax(axis=1)
-    accuracy = float(np.mean(predicted == dataset.test_labels))
-    return ImageClassifier(network=network, params=params, test_accuracy=accuracy)
+    with tqdm(total=steps, initial=first, desc="classifier", disable=not progress) as bar:
+        for step in range(first, steps):
+            batch = batch_indices(seed, step, len(x), batch_size)
+            key = jax.random.fold_in(shift_key, step)
+            state = _train_step(network, steps, shift, state, key, x[batch], labels[batch])
+            bar.update()
+            if checkpoints is not None and ((step + 1) % SAVE_EVERY == 0 or step + 1 == steps):
+                checkpoints.save(step + 1, state, facts)
+    return measured(network, state["variables"], dataset)
 
 
-def _random_shift(key: jax.Array, x: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
-    """Flat images [n, d] moved by -1, 0 or 1 pixel along each axis, borders repeated."""
+def _optimiser(steps: int) -> optax.GradientTransformation:
+    return optax.adamw(optax.cosine_onecycle_schedule(steps, PEAK_LEARNING_RATE))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=3)
+def _train_step(
+    network: ImageCNN | ResNet18,
+    steps: int,
+    shift: int,
+    state: Any,
+    key: jax.Array,
+    x: jax.Array,
+    labels: jax.Array,
+) -> Any:
+    def loss(params: Any) -> tuple[jax.Array, Any]:
+        (logits, _), updated = network.apply(
+            state["variables"] | {"params": params},
+            _random_shift(key, x, network.shape, shift),
+            mutable=["batch_stats"],  # empty for a network without batch norms
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), updated
+
+    params = state["variables"]["params"]
+    gradient, updated = jax.grad(loss, has_aux=True)(params)
+    updates, opt_state = _optimiser(steps).update(gradient, state["opt_state"], params)
+    variables = {"params": optax.apply_updates(params, updates), **updated}
+    return {"variables": variables, "opt_state": opt_state}
+
+
+def _resume(checkpoints: Checkpoints, like: Any, facts: dict[str, Any]) -> tuple[int, Any]:
+    restored = checkpoints.restore(like)
+    changed = [name for name, fact in facts.items() if restored.host[name] != fact]
+    if changed:
+        raise ValueError(
+            f"{checkpoints.directory} holds a training with another {', '.join(changed)}; "
+            "delete it or choose another folder."
+        )
+    return restored.step, restored.state
+
+
+def _random_shift(
+    key: jax.Array, x: jax.Array, shape: tuple[int, int, int], pixels: int
+) -> jax.Array:
+    """Flat images [n, d] moved by up to `pixels` along each axis, borders repeated."""
     images = x.reshape(-1, *shape)
-    padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
-    offsets = jax.random.randint(key, (len(images), 2), 0, 3)
+    border = (pixels, pixels)
+    padded = jnp.pad(images, ((0, 0), border, border, (0, 0)), mode="edge")
+    offsets = jax.random.randint(key, (len(images), 2), 0, 2 * pixels + 1)
     crop = jax.vmap(lambda image, o: jax.lax.dynamic_slice(image, (o[0], o[1], 0), shape))
     return crop(padded, offsets).reshape(x.shape)
 
 
 @partial(jax.jit, static_argnums=0)
-def _apply(network: ImageCNN, params: Any, x: jax.Array) -> Any:
-    return network.apply(params, x)
+def _apply(network: ImageCNN | ResNet18, variables: Any, x: jax.Array) -> Any:
+    return network.apply(variables, x)
 
 
-def _apply_chunked(network: ImageCNN, params: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _apply_chunked(
+    network: ImageCNN | ResNet18, variables: Any, x: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(logits, features) of x [n, d], in chunks of one size, so that it compiles once."""
     x = np.asarray(x, np.float32)
     padded = np.pad(x, ((0, -len(x) % CHUNK), (0, 0)))
-    chunks = [_apply(network, params, part) for part in padded.reshape(-1, CHUNK, x.shape[1])]
+    chunks = [_apply(network, variables, part) for part in padded.reshape(-1, CHUNK, x.shape[1])]
     logits, features = (np.concatenate(part)[: len(x)] for part in zip(*chunks, strict=True))
     return logits, features

@@ -5,32 +5,58 @@ A classifier is trained to ignore noise, and its features can: never read these 
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 Array = np.ndarray
 
 
-def frechet_distance(features_x: Array, features_y: Array) -> float:
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Moments:
+    """Mean and covariance of a feature cloud.
+
+    Attributes:
+      mean: [f] float64.
+      covariance: [f, f] float64, unbiased.
+      count: number of points that they are of.
+    """
+
+    mean: Array
+    covariance: Array
+    count: int
+
+
+def moments(features: Array) -> Moments:
+    """Moments of features [n, f]. Raises ValueError for fewer than two rows or no matrix."""
+    x = np.asarray(features, np.float64)
+    if x.ndim != 2 or len(x) < 2:
+        raise ValueError(f"moments needs features [n >= 2, f], got shape {x.shape}.")
+    covariance = np.atleast_2d(np.cov(x, rowvar=False))
+    return Moments(mean=x.mean(0), covariance=covariance, count=len(x))
+
+
+def frechet_distance(x: Array | Moments, y: Array | Moments) -> float:
     """Squared Frechet distance between Gaussian fits of two feature clouds (Heusel et al. 2017).
 
-    |m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^{1/2}), features [n, f] and [m, f], in float64. The
-    trace of the root is taken of the symmetric form (C_x^{1/2} C_y C_x^{1/2})^{1/2}, which has the
-    same eigenvalues, stays real, and allows singular covariances. Biased upwards by O(1/n + 1/m).
-    Raises ValueError for fewer than two rows on a side or different widths.
+    |m_x - m_y|^2 + tr(C_x + C_y - 2 (C_x C_y)^{1/2}), in float64, of features [n, f] and [m, f] or
+    of their moments. The trace of the root is taken of the symmetric form
+    (C_x^{1/2} C_y C_x^{1/2})^{1/2}, which has the same eigenvalues, stays real, and allows singular
+    covariances. Biased upwards by O(1/n + 1/m). Raises ValueError for fewer than two rows on a side
+    or different widths.
     """
-    x, y = np.asarray(features_x, np.float64), np.asarray(features_y, np.float64)
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
+    x = x if isinstance(x, Moments) else moments(x)
+    y = y if isinstance(y, Moments) else moments(y)
+    if x.mean.shape != y.mean.shape:
         raise ValueError(
-            f"frechet_distance needs features [n >= 2, f] and [m >= 2, f], "
-            f"got shapes {x.shape} and {y.shape}."
+            f"frechet_distance needs features of one width, got {len(x.mean)} and {len(y.mean)}."
         )
-    cov_x = np.atleast_2d(np.cov(x, rowvar=False))
-    cov_y = np.atleast_2d(np.cov(y, rowvar=False))
-    values, vectors = np.linalg.eigh(cov_x)
+    values, vectors = np.linalg.eigh(x.covariance)
     root_x = (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
-    cross = np.clip(np.linalg.eigvalsh(root_x @ cov_y @ root_x), 0, None)
-    shift = np.sum((x.mean(0) - y.mean(0)) ** 2)
-    return float(shift + np.trace(cov_x) + np.trace(cov_y) - 2 * np.sqrt(cross).sum())
+    cross = np.clip(np.linalg.eigvalsh(root_x @ y.covariance @ root_x), 0, None)
+    shift = np.sum((x.mean - y.mean) ** 2)
+    trace = np.trace(x.covariance) + np.trace(y.covariance) - 2 * np.sqrt(cross).sum()
+    return float(shift + trace)
 
 
 def inception_score(probabilities: Array) -> float:

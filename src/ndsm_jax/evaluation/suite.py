@@ -17,12 +17,13 @@ from ndsm_jax.evaluation.distances import (
     sliced_wasserstein,
     two_sample_accuracy,
 )
-from ndsm_jax.evaluation.features import frechet_distance, inception_score
+from ndsm_jax.evaluation.features import frechet_distance
 from ndsm_jax.evaluation.neighbours import (
     is_memorised,
     nearest_distances,
     precision_recall_density_coverage,
 )
+from ndsm_jax.evaluation.reference import Summary, summarise, total_variation
 
 if TYPE_CHECKING:
     from ndsm_jax.datasets import Dataset
@@ -56,7 +57,10 @@ METRICS: dict[str, tuple[str, str]] = {
     ),
     "support_distance": ("lower", "mean distance to the data's noise-free support"),
     "mode_tv": ("lower", "total variation of the mode fractions; floor: exact draws of that size"),
-    "frechet_distance": ("lower", "Frechet distance of the features of our own classifier"),
+    "frechet_distance": (
+        "lower",
+        "Frechet distance to the held-out items, our own classifier's features",
+    ),
     "inception_score": ("target", "inception score of our own classifier's probabilities"),
 }
 """What `evaluate` measures: name -> (which direction is better, description)."""
@@ -81,7 +85,8 @@ def evaluate(
     - floor: real training items in their place, what a perfect model would get. For the distances
       to the training set (nearest_train, memorised_fraction) it is the held-out items; for mode_tv
       the expected total variation of as many independent draws from the data's own fractions.
-      The Frechet distance's floor contains that the classifier was fitted to these very items.
+      The Frechet distance is to the held-out items here, while `fid_report` has the usual one, to
+      the training split. Its floor contains that the classifier was fitted to these very items.
     - prior: samples of the prior, what a model that learnt nothing gets.
 
     Points that are not finite, or farther from the data's centre than ten times its bounding box
@@ -96,7 +101,7 @@ def evaluate(
         samples: [n, d] points of the model.
         prior_samples: [p, d] points of the prior.
         dataset: the data.
-        classifier: from `train_classifier`; adds the Frechet distance and the inception score.
+        classifier: from `evaluator`; adds the Frechet distance and the inception score.
         starts: where the samples started in the prior; adds how often they are of their component
             and, with labels, of their class (as the modes are assigned).
         seed: of subsets, directions and folds.
@@ -132,14 +137,15 @@ def evaluate(
         key: {"finite_fraction": float(np.mean(mask))} for key, mask in inside.items()
     }
     bandwidth = median_distance(held_out, seed=seed)
+    reference = None if classifier is None else summarise(held_out, classifier)
     for key, x in points.items():
         columns[key] |= _against_held_out(x, held_out, bandwidth, seed)
         columns[key] |= _against_training(held_out if key == "floor" else x, dataset.train)
         columns[key] |= _to_support(x, dataset.name)
         if key in fractions:
-            columns[key]["mode_tv"] = 0.5 * float(np.abs(fractions[key] - data_fractions).sum())
-        if classifier is not None:
-            columns[key] |= _in_feature_space(x, held_out, classifier)
+            columns[key]["mode_tv"] = total_variation(fractions[key], data_fractions)
+        if classifier is not None and reference is not None:
+            columns[key] |= _in_feature_space(summarise(x, classifier), reference)
     columns["floor"]["mode_tv"] = expected_total_variation(data_fractions, len(valid["value"]))
     for key in points:
         if columns["floor"]["nearest_train"] > 0:
@@ -248,10 +254,10 @@ def _to_support(x: Array, name: str) -> dict[str, float]:
         return {}
 
 
-def _in_feature_space(x: Array, held_out: Array, classifier: ImageClassifier) -> dict[str, float]:
+def _in_feature_space(x: Summary, held_out: Summary) -> dict[str, float]:
     return {
-        "frechet_distance": frechet_distance(classifier.features(x), classifier.features(held_out)),
-        "inception_score": inception_score(classifier.probabilities(x)),
+        "frechet_distance": frechet_distance(x.moments, held_out.moments),
+        "inception_score": x.inception_score,
     }
 
 
