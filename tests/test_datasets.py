@@ -59,7 +59,7 @@ def test_toys_have_ten_thousand_samples_by_default() -> None:
         ("circle8", (0.125,) * 8),
         ("bars", (0.35, 0.25, 0.2, 0.15, 0.05)),
         ("arcs", (0.45, 0.3, 0.15, 0.1)),
-        ("clusters", tuple(k / 45 for k in range(9, 0, -1))),
+        ("rings", (0.4, 0.3, 0.2, 0.1)),
         ("checkerboard", (0.125,) * 8),
     ],
 )
@@ -109,10 +109,13 @@ def dense_support(name: str) -> np.ndarray:
     bar = np.stack([np.linspace(-0.4, 0.4, 2001), np.zeros(2001)], axis=1)
     if name == "circle8":
         return circle[:-1:1000]
+    if name == "rings":
+        rings = ((-0.8, 0.8, 0.6), (0.9, 0.9, 0.4), (0.7, -0.8, 0.5), (-0.9, -0.9, 0.3))
+        return np.concatenate([np.add(r * circle, (x, y)) for x, y, r in rings])
     if name == "bars":
-        heights = zip((-1.2, -0.6, 0.0, 0.6, 1.2), (0.5, 0.7, 0.9, 1.1, 1.3), strict=True)
-        unit = np.linspace(-1, 1, 4001)
-        return np.concatenate([np.stack([0 * unit + x, h * unit], axis=1) for x, h in heights])
+        diagonal = np.repeat(np.linspace(-0.3, 0.3, 2001)[:, None], 2, axis=1)
+        upright, level = np.add(bar[:, ::-1], [[1, 1]]), np.add(bar, [[-1, 1]])
+        return np.concatenate([level, -level, upright, -upright, diagonal])
     if name == "arcs":
         x, y = circle.T
         return np.concatenate(
@@ -123,11 +126,6 @@ def dense_support(name: str) -> np.ndarray:
                 np.add(0.4 * circle[x >= -np.sqrt(0.5)], (0.8, -0.9)),
             ]
         )
-    if name == "clusters":
-        third, sixth = np.radians([0, 120, 240]), np.radians(range(0, 360, 60))
-        rings = (0.5 * np.exp(1j * third), 1.5 * np.exp(1j * sixth))
-        centres = np.concatenate(rings)
-        return np.stack([centres.real, centres.imag], axis=1)
     if name == "moons":
         upper, lower = circle[circle[:, 1] >= -1e-9], circle[circle[:, 1] <= 1e-9]
         return np.concatenate([upper, np.add(lower, [1.0, 0.5])])
@@ -136,7 +134,7 @@ def dense_support(name: str) -> np.ndarray:
     return np.concatenate([np.add(x, c) for x, c in zip(parts, middles, strict=True)])
 
 
-@pytest.mark.parametrize("name", ["rings_and_bars", "bars", "arcs", "clusters", "moons", "circle8"])
+@pytest.mark.parametrize("name", ["rings_and_bars", "rings", "bars", "arcs", "moons", "circle8"])
 def test_support_distance_against_dense_sampling(name: str) -> None:
     points = np.random.default_rng(0).uniform(-2.5, 2.5, (5000, 2))
     dense, _ = cKDTree(dense_support(name)).query(points)

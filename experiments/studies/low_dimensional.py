@@ -34,7 +34,7 @@ METHODS: Mapping[str, tuple[str, Changes]] = {
     "NDSM-CV, our settings": ("", {"objective": {"name": "ndsm_cv"}}),
     "path-space DSM with control variate": ("", {}),
 }
-DATA = ("rings_and_bars", "bars", "arcs", "clusters")
+DATA = ("rings_and_bars", "rings", "bars", "arcs")
 NUM_COMPONENTS = {"bars": 5}  # otherwise 4
 METRICS = {
     "support_distance": "support distance",

@@ -380,10 +380,22 @@ CURVES = {
         ),
         weights=(0.4, 0.3, 0.2, 0.1),
     ),
+    "rings": Curves(
+        pieces=(
+            _Arc(centre=(-0.8, 0.8), radius=0.6),
+            _Arc(centre=(0.9, 0.9), radius=0.4),
+            _Arc(centre=(0.7, -0.8), radius=0.5),
+            _Arc(centre=(-0.9, -0.9), radius=0.3),
+        ),
+        weights=(0.4, 0.3, 0.2, 0.1),
+    ),
     "bars": Curves(
-        pieces=tuple(
-            _Bar(start=(x, -0.5 - 0.2 * k), end=(x, 0.5 + 0.2 * k))
-            for k, x in enumerate((-1.2, -0.6, 0.0, 0.6, 1.2))
+        pieces=(
+            _Bar(start=(-1.4, 1.0), end=(-0.6, 1.0)),
+            _Bar(start=(1.0, 0.6), end=(1.0, 1.4)),
+            _Bar(start=(-1.0, -1.4), end=(-1.0, -0.6)),
+            _Bar(start=(0.6, -1.0), end=(1.4, -1.0)),
+            _Bar(start=(-0.3, -0.3), end=(0.3, 0.3)),
         ),
         weights=(0.35, 0.25, 0.2, 0.15, 0.05),
     ),
@@ -408,15 +420,6 @@ CIRCLE8_CENTRES = np.array(
     [[math.cos(k * math.pi / 4), math.sin(k * math.pi / 4)] for k in range(8)]
 )
 CIRCLE8_NOISE = 0.05
-
-CLUSTERS_CENTRES = np.array(
-    [
-        [radius * math.cos(2 * math.pi * k / number), radius * math.sin(2 * math.pi * k / number)]
-        for radius, number in ((0.5, 3), (1.5, 6))
-        for k in range(number)
-    ]
-)
-CLUSTERS_WEIGHTS = np.arange(9, 0, -1) / 45
 
 MOONS_NOISE = 0.05
 
@@ -452,17 +455,6 @@ def circle8(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     return CIRCLE8_CENTRES[labels] + CIRCLE8_NOISE * rng.standard_normal((n, 2)), labels
 
 
-def clusters(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Isotropic Gaussians, standard deviation 0.05, on two rings: three inside, six outside.
-
-    Their weights fall linearly, from 9/45 to 1/45, so that the smallest mode is easily lost.
-
-    Returns: points [n, 2] and component labels [n].
-    """
-    labels = rng.choice(len(CLUSTERS_CENTRES), size=n, p=CLUSTERS_WEIGHTS)
-    return CLUSTERS_CENTRES[labels] + CIRCLE8_NOISE * rng.standard_normal((n, 2)), labels
-
-
 def checkerboard(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Uniform on the eight dark unit squares (column + row even) of a 4 x 4 board on [-2, 2]^2.
 
@@ -477,7 +469,6 @@ def checkerboard(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarr
 Sampler = Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
 TOYS: dict[str, Sampler] = {
     **CURVES,
-    "clusters": clusters,
     "gaussians": gaussians,
     "moons": moons,
     "circle8": circle8,
@@ -507,23 +498,22 @@ def _moons_distance(points: np.ndarray) -> np.ndarray:
     return np.minimum(upper_half_circle(points), upper_half_circle(np.array([1.0, 0.5]) - points))
 
 
-def _centre_distance(centres: np.ndarray, points: np.ndarray) -> np.ndarray:
-    return np.linalg.norm(points[:, None] - centres, axis=-1).min(axis=1)
+def _circle8_distance(points: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(points[:, None] - CIRCLE8_CENTRES, axis=-1).min(axis=1)
 
 
 _SUPPORT_DISTANCES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     **{name: curves.distance for name, curves in CURVES.items()},
     "moons": _moons_distance,
-    "circle8": functools.partial(_centre_distance, CIRCLE8_CENTRES),
-    "clusters": functools.partial(_centre_distance, CLUSTERS_CENTRES),
+    "circle8": _circle8_distance,
 }
 
 
 def support_distance(name: str, points: np.ndarray) -> np.ndarray:
     """Euclidean distance [n] of points [n, 2] to the noise-free support of a toy.
 
-    The support is the curves of `CURVES`, two half circles for `moons`, and the centres for
-    `circle8` and `clusters`.
+    The support is the curves of `CURVES`, two half circles for `moons`, and the eight
+    centres for `circle8`.
 
     Raises:
       ValueError: for a data set without such a support, or points not of shape [n, 2].
