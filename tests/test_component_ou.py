@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 from conftest import assert_mean
 
-from ndsm_jax import experiment, gmm, noising, sampling, sde
+from ndsm_jax import experiment, gmm, noising, objectives, sampling, sde
 from ndsm_jax.config import Config
 from ndsm_jax.integrators import time_grid
 
@@ -146,6 +146,30 @@ def test_an_untrained_residual_score_gives_the_prior():
     second = np.einsum("k,kij->ij", WEIGHTS, FULL) + np.cov(MEANS.T, aweights=WEIGHTS, ddof=0)
     assert_mean(x, mean)
     assert_mean((x - mean)[:, :, None] * (x - mean)[:, None, :], second, bias=0.005)
+
+
+def test_edm_preconditioning_gives_targets_of_variance_one():
+    """Data N(0, I), a network that is 0: the loss is half the squared norm of its target, d / 2 in
+    mean, at every time (1,000 points at each of four)."""
+    process = sde.component_ou(gmm.standard_normal(2))
+    built = config(objective={"name": "dsm"}, network={"parameterisation": "edm", "width": 8})
+    built = experiment.build(built, (2,), process.prior)
+    params = jax.jit(built.model.init)(jax.random.key(0))
+    x0, z = jax.random.normal(jax.random.key(1), (2, 1000, 4, 2))
+    t = jnp.broadcast_to(jnp.array([[1e-3, 0.1, 1.0, 4.0]]), (1000, 4))
+    scale, std = (a[..., None] for a in process.kernel(t))
+    batch = noising.NoisedBatch(
+        y=scale * x0 + std * z,
+        t=t,
+        weight=noising.loss_weight(process, t, "edm"),
+        score_target=-z / std,
+        component=jnp.zeros((1000, 4), jnp.int32),
+    )
+    loss = objectives.dsm(built.model.bind(params, batch.component), batch)
+    assert_mean(loss, np.ones(4))
+    np.testing.assert_allclose(
+        loss, 0.5 * np.sum(np.asarray(std * x0 - scale * z) ** 2, axis=-1), rtol=0.02, atol=2e-3
+    )
 
 
 @pytest.mark.parametrize("objective", ["ndsm", "path_dsm"])

@@ -171,7 +171,7 @@ class NoisingConfig(Section):
     times: str = option("clock", "law of the training times", choices=TIME_LAWS)
     stratified: bool = option(True, "low-discrepancy times over a batch instead of independent")
     k: int = option(4, "random times a path", low=1)
-    weight: str = option("variance", "loss weight: v(t) or 1", choices=WEIGHTS)
+    weight: str = option("variance", "loss weight: v(t), v(t) / a(t)^2 or 1", choices=WEIGHTS)
     simulation: str = option(
         "auto", "the full space, its quotient (fast where isotropic), or auto", choices=SIMULATIONS
     )
@@ -228,7 +228,7 @@ class NetworkConfig(Section):
     name: str = option("mlp", "architecture", choices=NETWORKS)
     parameterisation: str = option(
         "residual",
-        "score = network, network / std, or prior score + network / std",
+        "score = network, network / std, or prior score + network / std (edm: a network / std)",
         choices=PARAMETERISATIONS,
     )
     time: str = option("clock", "time the network sees", choices=TIME_COORDINATES)
@@ -421,10 +421,14 @@ BASELINES: dict[str, dict[str, Any]] = {
         "process": {"name": "component_ou"},
         "mixture": {"num_components": 1},
         "objective": {"name": "dsm"},
+        "noising": {"weight": "edm"},
+        "network": {"parameterisation": "edm"},
     },
     "component_ou": {
         "process": {"name": "component_ou"},
         "objective": {"name": "dsm"},
+        "noising": {"weight": "edm"},
+        "network": {"parameterisation": "edm"},
     },
     "ou": PAPER
     | {
@@ -449,8 +453,9 @@ BASELINES: dict[str, dict[str, Any]] = {
     },
 }
 """Other methods with the network, the data and the budget of a config file, see docs/baselines.md:
-`vp`, `vp_standardised` and `component_ou` with the settings of our own methods, `ou` as 2405.15625
-has it, `ddpm` and `ncsn` with times, parameterisation and sampler of their papers."""
+`vp` with the settings of our own methods, `vp_standardised` and `component_ou` with those that we
+found best for them, `ou` as 2405.15625 has it, `ddpm` and `ncsn` with times, parameterisation and
+sampler of their papers."""
 
 
 def variant(config: ConfigDict, name: str, **variants: Mapping[str, dict[str, Any]]) -> ConfigDict:

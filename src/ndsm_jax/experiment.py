@@ -274,7 +274,7 @@ def _check_grids(
 
 def _build_network(config: Config, shape: tuple[int, ...]) -> ScoreMLP | UNet:
     c = config.network
-    zero_output = c.parameterisation == "residual"
+    zero_output = c.parameterisation in ("residual", "edm")
     if c.name == "mlp":
         return ScoreMLP(
             width=c.width,

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 
 from ndsm_jax.sde import SDE, ScoreFn
 
-PARAMETERISATIONS = ("residual", "scaled", "raw")
+PARAMETERISATIONS = ("residual", "edm", "scaled", "raw")
 
 
 @partial(
@@ -28,6 +28,9 @@ class ScoreModel:
 
     `raw`: s = net, as published. `residual`: s = grad log prior(y) + net / std(t), exact in the far
     tails and as t -> T; for Langevin noising the probability-flow velocity is then net / std(t).
+    `edm`: the residual is a(t) net / std(t), a = exp(-decay / 2). For data of mean 0 and variance 1
+    and a variance-preserving kernel the network's target, std x - a z, then has variance 1 at every
+    time; that is the preconditioning of 2206.00364, Table 1, written for the score.
     `scaled`: s = net / std(t), the third technique of 2006.09011 and, up to the sign, the noise
     that 2006.11239 predicts.
 
@@ -72,7 +75,11 @@ class ScoreModel:
         if self.parameterisation == "raw":
             return output
         output = output / self.sde.std(t)[..., None]
-        return output if self.parameterisation == "scaled" else self.sde.prior_score(y) + output
+        if self.parameterisation == "scaled":
+            return output
+        if self.parameterisation == "edm":
+            output = output * jnp.exp(-0.5 * self.sde.decay(t))[..., None]
+        return self.sde.prior_score(y) + output
 
     def bind(self, params: Any, component: Array | None = None) -> ScoreFn:
         """The score function of given parameters, itself a pytree.

@@ -51,7 +51,7 @@ class NoisedBatch:
 
 
 TIME_LAWS = ("clock", "uniform")
-WEIGHTS = ("variance", "unit")
+WEIGHTS = ("variance", "edm", "unit")
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("grid", "cdf"), meta_fields=("stratified",))
@@ -153,11 +153,16 @@ def time_law(
 
 
 def loss_weight(sde: SDE, t: Array, kind: str) -> Array:
-    """`variance`: v(t), which preconditions the score's 1/v scale away; `unit`: 1, as published.
+    """`variance`: v(t), which preconditions the score's 1/v scale away; `unit`: 1, as published;
+    `edm`: v / a^2, a = exp(-decay / 2), that of 2206.00364, Eq. 8 and Table 1: with the `edm`
+    parameterisation the network's own squared error has weight 1 at every time.
 
     Raises:
       ValueError: unknown kind.
     """
     if kind not in WEIGHTS:
         raise ValueError(f"noising.weight={kind!r}: choose one of {', '.join(WEIGHTS)}")
-    return sde.variance(t) if kind == "variance" else jnp.ones_like(t)
+    if kind == "unit":
+        return jnp.ones_like(t)
+    variance = sde.variance(t)
+    return variance if kind == "variance" else variance * jnp.exp(sde.decay(t))
