@@ -1,8 +1,8 @@
 """MNIST with all and with few images: 2405.15625, Tables 1 and 2, Figures 1 and 4.
 
-OU + DSM (variance preserving), NDSM and NDSM-CV as published; then with our preconditioning, clock
-and average of the parameters: the same OU + DSM, 2410.19149's linear dynamics of every component,
-and path-space DSM. Network, minibatch and number of steps are the same throughout.
+OU + DSM (variance preserving), NDSM and NDSM-CV as published; then, with preconditioning, own clock
+and average of the parameters, OU + DSM on standardised data, 2410.19149's linear dynamics of every
+component, and path-space DSM. Network, minibatch and number of steps are the same throughout.
 
 `full` is as published. `cpu` has a smaller U-Net, fewer steps, and for all methods the sampler of
 ours, so that none is held back by the 2,000 evaluations a sample of the published one.
@@ -24,17 +24,14 @@ from ndsm_jax.evaluation import ImageClassifier, evaluator, fid_report
 from ndsm_jax.study import Changes, Run, Study, load_config, over_seeds, seeded
 from studies import CONFIGS
 
+EDM: Changes = {"network": {"parameterisation": "edm"}, "noising": {"weight": "edm"}}
 METHODS: Mapping[str, tuple[str, str, Changes]] = {
     "ou": ("OU + DSM", "ou", {}),
     "ndsm": ("NDSM (eps = 0)", "paper", {"objective": {"name": "ndsm"}}),
     "ndsm_cv": ("NDSM-CV", "paper", {}),
-    "vp": ("OU + DSM, tuned", "vp", {}),
-    "component_ou": (
-        "component-wise OU + DSM",
-        "",
-        {"process": {"name": "component_ou"}, "objective": {"name": "dsm"}},
-    ),
-    "path_dsm": ("path-space DSM", "", {}),
+    "vp": ("OU + DSM, tuned", "vp_standardised", {}),
+    "component_ou": ("component-wise OU + DSM, tuned", "component_ou", {}),
+    "path_dsm": ("path-space DSM", "", EDM),
 }
 """Folder -> name in tables, variant of configs/mnist.py, changes of it."""
 
