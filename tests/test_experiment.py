@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from ndsm_jax import experiment, gmm
+from ndsm_jax import datasets, experiment, gmm
 from ndsm_jax.config import Config
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.experiment import abstract_prior, fit_prior
@@ -32,6 +32,18 @@ def test_abstract_prior_has_the_structure_of_the_fitted_one(kind, rng):
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), m) for m in (fitted, stand_in)]
     assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
     assert report is not None
+
+
+def test_weight_power_changes_the_weights_of_the_prior_alone():
+    data = datasets.load("circle8", num_train=400, num_test=10)
+    priors = {}
+    for power in (1.0, 0.0):
+        mixture = {"num_components": 3, "num_inits": 1, "weight_power": power}
+        priors[power], _ = fit_prior(Config.from_dict({"mixture": mixture}), data)
+    np.testing.assert_allclose(priors[0.0].log_weights, np.log(1 / 3), rtol=1e-6)
+    assert np.ptp(priors[1.0].log_weights) > 0.1
+    np.testing.assert_array_equal(priors[0.0].means, priors[1.0].means)
+    np.testing.assert_array_equal(priors[0.0].factor, priors[1.0].factor)
 
 
 def test_a_rank_that_does_not_fit_is_refused_before_fitting():

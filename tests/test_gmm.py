@@ -11,6 +11,7 @@ import scipy.stats
 from conftest import assert_mean
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as ScikitMixture
 
 from ndsm_jax import gmm
@@ -231,6 +232,29 @@ def test_fit_equals_scikit_learn(rng):
     expected = model.fit(data[order]).score(data)
     _, report = gmm.fit(data, 3, covariance="full", num_inits=2, min_covariance=1e-3, seed=3)
     assert report.log_likelihood == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("init", gmm.INITS)
+def test_fit_starts_as_scikit_learn_does(init, rng):
+    """One iteration from one start: where it starts from is still to be seen."""
+    data, _ = blobs(rng)
+    options = {"reg_covar": 1e-3, "random_state": 3, "init_params": init, "max_iter": 1}
+    model = ScikitMixture(3, covariance_type="spherical", **options)
+    with pytest.warns(ConvergenceWarning):
+        model.fit(data[np.random.default_rng(3).permutation(len(data))])
+    fitted, _ = gmm.fit(
+        data, 3, init=init, num_inits=1, max_iterations=1, min_covariance=1e-3, seed=3
+    )
+    np.testing.assert_allclose(fitted.means, model.means_, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
+def test_reweighted(power):
+    given = gmm.mixture(WEIGHTS, np.zeros((K, D)), np.ones(K))
+    expected = WEIGHTS**power / np.sum(WEIGHTS**power)
+    changed = gmm.reweighted(given, power)
+    np.testing.assert_allclose(np.exp(changed.log_weights), expected, rtol=1e-6)
+    assert changed.means is given.means
 
 
 def test_tied_spherical_fit_is_a_fixed_point_of_em(rng):

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from ndsm_jax.control_variates import ESTIMATORS
 from ndsm_jax.datasets import DATASETS
-from ndsm_jax.gmm import COVARIANCES
+from ndsm_jax.gmm import COVARIANCES, INITS
 from ndsm_jax.integrators import GRIDS, INTEGRATORS
 from ndsm_jax.networks import DTYPES, NETWORKS, PARAMETERISATIONS
 from ndsm_jax.noising import PATH_WEIGHTS, SIMULATIONS, TIME_LAWS, WEIGHTS
@@ -130,7 +130,14 @@ class MixtureConfig(Section):
     covariance: str = option("spherical", "kind of covariance", choices=COVARIANCES)
     rank: int = option(8, "directions of a low_rank component, fewer than the data's", low=1)
     subset: int = option(0, "samples used for the fit; 0: all training samples", low=0)
-    num_inits: int = option(4, "k-means starts; the best likelihood wins", low=1)
+    num_inits: int = option(4, "starts of the fit; the best likelihood wins", low=1)
+    init: str = option("kmeans", "what expectation-maximisation starts from", choices=INITS)
+    weight_power: float = option(
+        1.0,
+        "the fitted weights are raised to it, to study mis-specified ones; 1: as fitted, 0: equal",
+        low=0,
+        high=10,
+    )
     min_covariance: float = option(1e-4, "added to variances, squared data units", above=0)
     max_iterations: int = option(200, "of expectation-maximisation, per start", low=1)
     seed: int = option(0, "of subset and starts", low=0)

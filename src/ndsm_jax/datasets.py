@@ -1,4 +1,4 @@
-"""Data sets: 2-D toys with known modes, digits, MNIST, and a user's own arrays or images.
+"""Data sets: 2-D toys, torsion angles, digits, MNIST, and a user's own arrays or images.
 
 `load(name, ...)` returns a `Dataset` of flat float32 states, split into train and test. It reads
 local files only and never downloads. A loader in `DATASETS` returns raw items; checking, splitting,
@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from ndsm_jax.boltzmann import TorsionModel, radii
 
 MIN_SAMPLES = 10
 TOY_SAMPLES = 10_000
@@ -476,16 +478,25 @@ TOYS: dict[str, Sampler] = {
 }
 
 
-def _toy(name: str, options: Options) -> Raw:
+def _drawn(sampler: Sampler, source: str, options: Options) -> Raw:
+    """Independent draws for training and test, without limit to their number."""
+
     def draw(count: int, stream: int) -> Samples:
-        points, labels = TOYS[name](np.random.default_rng([options.seed, stream]), count)
-        return Samples(points, labels)
+        return Samples(*sampler(np.random.default_rng([options.seed, stream]), count))
 
     return Raw(
         train=draw(options.num_train or TOY_SAMPLES, _TRAIN),
         test=draw(options.num_test or TOY_SAMPLES, _TEST),
-        source=f"synthetic 2-D toy {name}",
+        source=source,
     )
+
+
+def _toy(name: str, options: Options) -> Raw:
+    return _drawn(TOYS[name], f"synthetic 2-D toy {name}", options)
+
+
+def _torsion(options: Options) -> Raw:
+    return _drawn(TorsionModel().sample, "exact draws of boltzmann.TorsionModel()", options)
 
 
 def _moons_distance(points: np.ndarray) -> np.ndarray:
@@ -502,29 +513,35 @@ def _circle8_distance(points: np.ndarray) -> np.ndarray:
     return np.linalg.norm(points[:, None] - CIRCLE8_CENTRES, axis=-1).min(axis=1)
 
 
+def _torsion_distance(points: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(radii(points) - 1, axis=-1)
+
+
 _SUPPORT_DISTANCES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     **{name: curves.distance for name, curves in CURVES.items()},
     "moons": _moons_distance,
     "circle8": _circle8_distance,
+    "torsion": _torsion_distance,
 }
 
 
 def support_distance(name: str, points: np.ndarray) -> np.ndarray:
-    """Euclidean distance [n] of points [n, 2] to the noise-free support of a toy.
+    """Euclidean distance [n] of points [n, d] to the noise-free support of a simulated data set.
 
-    The support is the curves of `CURVES`, two half circles for `moons`, and the eight
-    centres for `circle8`.
+    The support is the curves of `CURVES`, two half circles for `moons`, the eight centres for
+    `circle8`, and the torus of unit radii for `torsion` (d = 4; 2 otherwise).
 
     Raises:
-      ValueError: for a data set without such a support, or points not of shape [n, 2].
+      ValueError: for a data set without such a support, or points not of shape [n, d].
     """
     if name not in _SUPPORT_DISTANCES:
         raise ValueError(
             f"No support distance for {name!r}. {_did_you_mean(name, _SUPPORT_DISTANCES)}"
         )
+    dim = 4 if name == "torsion" else 2
     points = np.asarray(points, dtype=np.float64)
-    if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"support_distance: points must be [n, 2], not {points.shape}.")
+    if points.ndim != 2 or points.shape[1] != dim:
+        raise ValueError(f"support_distance: points must be [n, {dim}], not {points.shape}.")
     return _SUPPORT_DISTANCES[name](points)
 
 
@@ -773,6 +790,7 @@ def _read_image(path: Path, channels: int, size: int) -> np.ndarray:
 Loader = Callable[[Options], Raw]
 DATASETS: dict[str, Loader] = {
     **{name: functools.partial(_toy, name) for name in TOYS},
+    "torsion": _torsion,
     "digits": _digits,
     "mnist": _mnist,
     "array": _array,

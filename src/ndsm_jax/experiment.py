@@ -87,7 +87,9 @@ def fit_prior(config: Config, dataset: Dataset) -> tuple[GaussianMixture, FitRep
     """The law at the horizon: a mixture fitted to the training data, or the process's normal."""
     if config.process.name in MIXTURE_PROCESSES:
         options = dataclasses.asdict(config.mixture)
-        return gmm.fit(dataset.train, options.pop("num_components"), **options)
+        power = options.pop("weight_power")
+        fitted, report = gmm.fit(dataset.train, options.pop("num_components"), **options)
+        return (fitted if power == 1 else gmm.reweighted(fitted, power)), report
     if config.process.name == "variance_exploding":
         sigma_max = config.process.sigma_max or largest_distance(dataset.train)
         return gmm.standard_normal(dataset.dim, sigma_max**2), None

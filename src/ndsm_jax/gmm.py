@@ -17,6 +17,7 @@ import numpy as np
 from jax import Array
 
 COVARIANCES = ("spherical", "tied_spherical", "diag", "tied", "full", "low_rank")
+INITS = ("kmeans", "k-means++", "random", "random_from_data")
 
 _SUBSPACE_ITERATIONS = 8  # per M-step of a low-rank fit
 
@@ -426,6 +427,15 @@ def standard_normal(dim: int, variance: float = 1.0) -> GaussianMixture:
     return mixture([1.0], np.zeros((1, dim)), variance, covariance="tied_spherical")
 
 
+def reweighted(mixture: GaussianMixture, power: float) -> GaussianMixture:
+    """The mixture with weights proportional to w_k^power: 1 leaves them, 0 makes them uniform.
+
+    For studies of mis-specified weights, as components keep their own dynamics.
+    """
+    log_weights = jax.nn.log_softmax(power * mixture.log_weights)
+    return dataclasses.replace(mixture, log_weights=log_weights)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitReport:
     """What `fit` did: sizes, EM convergence, the mixture's shape, and how well it holds out."""
@@ -464,6 +474,7 @@ def fit(
     rank: int = 8,
     subset: int = 0,
     num_inits: int = 4,
+    init: str = "kmeans",
     min_covariance: float = 1e-4,
     max_iterations: int = 200,
     seed: int = 0,
@@ -481,7 +492,9 @@ def fit(
       covariance: one of `COVARIANCES`.
       rank: q, the directions of a `low_rank` component, less than d; other kinds ignore it.
       subset: number of samples used, chosen at random; 0 means all.
-      num_inits: k-means starts, the best likelihood wins.
+      num_inits: starts, the best likelihood wins.
+      init: what EM starts from, one of `INITS` (scikit-learn's init_params): clusters of k-means,
+        its seeds alone, random responsibilities, or random samples as means.
       min_covariance: added to every variance (or diagonal), in squared units of the data.
       max_iterations: of EM, per start.
       seed: of subset and starts.
@@ -512,6 +525,7 @@ def fit(
         num_components,
         covariance_type=covariance if covariance in ("diag", "tied", "full") else "spherical",
         n_init=num_inits,
+        init_params=init,
         reg_covar=min_covariance,
         max_iter=max_iterations,
         random_state=seed,

@@ -195,3 +195,70 @@ def eps_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Any:
     if len(curves) > 1:
         axis.legend()
     return figure
+
+
+def levels_figure(
+    panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]],
+    *,
+    lines: Mapping[str, Mapping[str, float]] | None = None,
+    columns: int = 3,
+) -> Any:
+    """Metrics over the levels of a factor: means with standard errors, one panel a metric.
+
+    Args:
+      panels: title -> name of a series -> level -> the values of several runs. All series of a
+        panel share the levels of its first.
+      lines: title -> name -> height of a horizontal line, such as a floor.
+      columns: panels in a row.
+    """
+    rows = -(-len(panels) // columns)
+    columns = min(columns, len(panels))
+    figure, axes = _new(4.2 * columns, 3.1 * rows + 0.3, ncols=columns, nrows=rows, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (title, series) in zip(axes.flat, panels.items(), strict=False):
+        levels = list(next(iter(series.values())))
+        for i, (name, by_level) in enumerate(series.items()):
+            at = np.arange(len(levels)) + 0.12 * (i - (len(series) - 1) / 2)
+            x = [np.asarray(by_level[level], float) for level in levels]
+            errors = [v.std(ddof=1) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in x]
+            means = [v.mean() for v in x]
+            axis.errorbar(at, means, errors, fmt="o", ms=4, capsize=3, color=f"C{i}", label=name)
+        for i, (name, height) in enumerate((lines or {}).get(title, {}).items()):
+            axis.axhline(height, ls=("--", ":")[i % 2], lw=1, color="#777777", label=name)
+        axis.set_xticks(np.arange(len(levels)), levels, rotation=30, ha="right")
+        axis.set(title=title, xlim=(-0.5, len(levels) - 0.5))
+        axis.grid(alpha=0.3)
+    handles: dict[str, Any] = {}
+    for axis in axes.flat:
+        handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4)
+    return figure
+
+
+def surfaces_figure(surfaces: Mapping[str, np.ndarray], *, highest: float = 8.0) -> Any:
+    """Free-energy surfaces [bins, bins] over two angles (rows: the first), in kT above the lowest.
+
+    What is not finite, as a bin that holds no sample, stays white.
+    """
+    columns = min(4, len(surfaces))
+    rows = -(-len(surfaces) // columns)
+    figure, axes = _new(
+        3.0 * columns + 1.2, 3.5 * rows, ncols=columns, nrows=rows, squeeze=False, sharey=True
+    )
+    for axis in axes.flat[len(surfaces) :]:
+        axis.axis("off")
+    for axis, (title, surface) in zip(axes.flat, surfaces.items(), strict=False):
+        finite = np.where(np.isfinite(surface), surface, np.nan)
+        image = axis.imshow(
+            (finite - np.nanmin(finite)).T,
+            origin="lower",
+            extent=(-180, 180, -180, 180),
+            vmin=0,
+            vmax=highest,
+            cmap="viridis",
+        )
+        axis.set(title=title, xlabel="phi", xticks=(-180, 0, 180), yticks=(-180, 0, 180))
+    axes[0, 0].set_ylabel("psi")
+    figure.colorbar(image, ax=axes, label="free energy, kT", shrink=0.8)
+    return figure
