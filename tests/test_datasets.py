@@ -412,6 +412,79 @@ def test_real_mnist() -> None:
     assert np.isclose((data.test.mean(dtype=np.float64) + 1) / 2, 0.1325, atol=1e-4)
 
 
+def halved(image: np.ndarray) -> np.ndarray:
+    """Pillow's own average of 2 x 2 blocks, pasted in the middle of black."""
+    canvas = Image.new("L", (28, 28))
+    canvas.paste(Image.fromarray(image).reduce(2), (7, 7))
+    return np.asarray(canvas)
+
+
+def test_half_size_is_that_of_pillow() -> None:
+    images = small_mnist()["train-images-idx3-ubyte"]
+    np.testing.assert_array_equal(
+        datasets.half_size(images), np.stack([halved(image) for image in images])
+    )
+
+
+@NOT_ORIGINAL
+def test_approx_c2_mnist_holds_large_upright_and_small_turned_digits(tmp_path: Path) -> None:
+    arrays = small_mnist()
+    folder = write_mnist(tmp_path, arrays)
+    data = load("approx_c2_mnist", dir=folder)
+    assert data.shape == (28, 28, 1)
+    assert data.num_classes == 20
+    for split, x, labels in (
+        ("train", data.train, data.train_labels),
+        ("t10k", data.test, data.test_labels),
+    ):
+        assert labels is not None
+        small = labels >= 10
+        assert 0 < small.sum() < len(small)
+        np.testing.assert_array_equal(labels % 10, arrays[f"{split}-labels-idx1-ubyte"])
+        images = arrays[f"{split}-images-idx3-ubyte"]
+        turned = np.stack([np.rot90(halved(image), 2) for image in images])
+        expected = np.where(small[:, None, None], turned, images).reshape(len(x), 784)
+        np.testing.assert_allclose((x + 1) * 127.5, expected, atol=1e-3)
+    assert load("approx_c2_mnist", dir=folder).digest == data.digest
+    other = load("approx_c2_mnist", dir=folder, seed=1)
+    assert not np.array_equal(other.train_labels, data.train_labels)
+    subset = load("approx_c2_mnist", dir=folder, num_train=20)
+    assert subset.train_labels is not None
+    assert all((data.train == x).all(axis=1).any() for x in subset.train)
+
+
+def test_approx_c2_mnist_halves_are_fair(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20,000 coins: the share of small digits is 1/2 with a standard error of 0.0035."""
+    x, labels = np.zeros((20_000, 28, 28), np.uint8), np.zeros(20_000, np.uint8)
+    x[:, 0, 0] = 1
+    x[0, 0, 0] = 2
+    raw = datasets.Raw(train=Samples(x, labels), test=Samples(x, labels), source="")
+    monkeypatch.setattr(datasets, "_mnist", lambda options: raw)
+    data = load("approx_c2_mnist")
+    assert data.train_labels is not None
+    assert data.test_labels is not None
+    assert abs(np.mean(data.train_labels == 10) - 0.5) < 4.5 * 0.0035
+    assert abs(np.mean(data.train_labels == data.test_labels) - 0.5) < 4.5 * 0.0035
+
+
+@NOT_ORIGINAL
+def test_mnist_orientations_are_the_four_combinations(tmp_path: Path) -> None:
+    arrays = small_mnist()
+    data = load("mnist_orientations", dir=write_mnist(tmp_path, arrays))
+    assert data.num_classes == 40
+    assert data.test.shape == (80, 784)
+    assert data.test_labels is not None
+    first = arrays["t10k-images-idx3-ubyte"][0]  # a 0
+    for label, image in {
+        0: first,
+        10: halved(first),
+        20: np.rot90(first, 2),
+        30: np.rot90(halved(first), 2),
+    }.items():
+        found = data.test[np.argmax(data.test_labels == label)]
+        np.testing.assert_allclose((found + 1) * 127.5, image.ravel(), atol=1e-3)
+
+
 # --- arrays ---------------------------------------------------------------------------------------
 
 

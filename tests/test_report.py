@@ -68,3 +68,21 @@ def test_curves_leave_out_what_was_not_measured():
     rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan"), "eps_mean": None}]
     figure = plots.curves_figure(rows, ("loss", "grad_norm"))
     assert [axis.get_title() for axis in figure.axes] == ["loss"]
+
+
+def test_framed_images_have_a_red_frame():
+    """Red fills the gaps around the fourth of nine images, and lies nowhere else."""
+    images = np.zeros((9, 16))
+    framed = {"a": np.arange(9) == 3}
+    figure = plots.panels({"a": images}, (4, 4, 1), framed=framed, size=3.0)
+    pixels = plots.render(figure).astype(int)
+    red = (pixels[..., 0] > 200) & (pixels[..., 1:].max(axis=-1) < 80)
+    box = figure.axes[0].get_window_extent()
+    rows, columns = np.nonzero(red)
+    x = (columns - box.x0) / box.width
+    y = (rows - (len(pixels) - box.y1)) / box.height
+    assert 0.28 < y.min() < 0.37 < 0.62 < y.max() < 0.72  # the second of three rows
+    assert x.max() < 0.38  # the first of three columns
+    assert not red[int(rows.mean()), int(columns.mean())]
+    plain = plots.render(plots.panels({"a": images}, (4, 4, 1), size=3.0)).astype(int)
+    assert np.ptp(plain, axis=-1).max() == 0

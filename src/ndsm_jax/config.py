@@ -21,7 +21,7 @@ from ndsm_jax.control_variates import ESTIMATORS
 from ndsm_jax.datasets import DATASETS
 from ndsm_jax.gmm import COVARIANCES, INITS
 from ndsm_jax.integrators import GRIDS, INTEGRATORS
-from ndsm_jax.networks import DTYPES, NETWORKS, PARAMETERISATIONS
+from ndsm_jax.networks import DTYPES, NETWORKS, PARAMETERISATIONS, SYMMETRIES
 from ndsm_jax.noising import PATH_WEIGHTS, SIMULATIONS, TIME_LAWS, WEIGHTS
 from ndsm_jax.objectives import OBJECTIVES
 from ndsm_jax.sampling import SAMPLERS
@@ -109,7 +109,7 @@ class DataConfig(Section):
     """What is modelled."""
 
     name: str = option("digits", "data set", choices=DATASETS)
-    dir: str = option("", "folder or file of mnist, array and folder data; '' where none is needed")
+    dir: str = option("", "folder or file of MNIST, array and folder data; '' where none is needed")
     num_train: int = option(0, "training samples used, a seeded stratified subset; 0: all", low=0)
     num_test: int = option(0, "held-out samples used; 0: all", low=0)
     test_fraction: float = option(
@@ -239,6 +239,11 @@ class NetworkConfig(Section):
         choices=PARAMETERISATIONS,
     )
     time: str = option("clock", "time the network sees", choices=TIME_COORDINATES)
+    symmetry: str = option(
+        "none",
+        "group of image turns (c2, c4), with reflections (d4), under which the score is averaged",
+        choices=SYMMETRIES,
+    )
     width: int = option(256, "hidden width of mlp", low=1)
     depth: int = option(5, "hidden layers of mlp", low=1)
     skip: bool = option(True, "residual, normalised hidden layers in mlp")

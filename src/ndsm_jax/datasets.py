@@ -28,7 +28,7 @@ MIN_SAMPLES = 10
 TOY_SAMPLES = 10_000
 
 # Names of independent random streams: default_rng([seed, stream]).
-_TRAIN, _TEST, _SPLIT = 0, 1, 2
+_TRAIN, _TEST, _SPLIT, _TRAIN_SIZE, _TEST_SIZE = 0, 1, 2, 3, 4
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,13 +134,14 @@ def load(
 
     Args:
       name: a key of `DATASETS`.
-      dir: for `mnist` the folder with the IDX files, or the data folder of tensorflow-datasets
-        ("" for its default); for `array` a .npy or .npz file; for `folder` a folder of images.
+      dir: for `mnist` and the data made of it the folder with the IDX files, or the data folder of
+        tensorflow-datasets ("" for its default); for `array` a .npy or .npz file; for `folder` a
+        folder of images.
       num_train: size of the training set; 0 means all (toys: 10,000). A smaller set is a seeded
         subset, stratified when labelled; with one seed, smaller subsets lie in larger ones.
       num_test: the same for the held-out set.
       test_fraction: share held out where the source has no split; stratified when labelled.
-      seed: seeds the toys, the split and the subsets.
+      seed: seeds the toys, the sizes of `approx_c2_mnist`, the split and the subsets.
       channels: 1 (grey) or 3 (RGB), for `folder`.
       image_size: side in pixels to which `folder` centre-crops and resizes; 0 keeps the size.
 
@@ -685,6 +686,77 @@ def _fetch(source: Any, block: int = 1000) -> Samples:
     return Samples(images, np.array([record["label"] for record in records]))
 
 
+NUM_DIGITS = 10
+
+
+def half_size(images: np.ndarray) -> np.ndarray:
+    """Images [N, H, W] uint8, H and W divisible by 4, at half their size in the middle of black.
+
+    Every pixel is the mean of a 2 x 2 block, rounded, halves up.
+    """
+    _, height, width = images.shape
+    rows = images[:, ::2].astype(np.uint16) + images[:, 1::2]
+    total = rows[:, :, ::2] + rows[:, :, 1::2]
+    margins = ((0, 0), (height // 4, height // 4), (width // 4, width // 4))
+    return np.pad(((total + 2) // 4).astype(np.uint8), margins)
+
+
+def upside_down(images: np.ndarray) -> np.ndarray:
+    """Images [N, H, W] turned by 180 degrees."""
+    return images[:, ::-1, ::-1]
+
+
+def _approx_c2_mnist(options: Options) -> Raw:
+    """MNIST, each digit with probability 1/2 upside down at half size (2405.15625, Section 5).
+
+    Every combination occurs in the symmetrised law, but only large upright and small upside-down
+    digits in the data. Labels are digit + 10 small, so 0 to 9 are large and 10 to 19 small. With
+    one data.seed an image of a split has the same size in every subset.
+    """
+    raw = _mnist(options)
+
+    def transform(split: str, x: np.ndarray, labels: np.ndarray) -> Samples:
+        stream = {"train": _TRAIN_SIZE, "test": _TEST_SIZE}[split]
+        small = np.random.default_rng([options.seed, stream]).random(len(x)) < 0.5
+        images = np.where(small[:, None, None], upside_down(half_size(x)), x)
+        return Samples(images, labels + NUM_DIGITS * small)
+
+    return _transformed(raw, transform, "half of it at half size and upside down")
+
+
+def _mnist_orientations(options: Options) -> Raw:
+    """Every MNIST digit large and small, upright and upside down: four items of each.
+
+    Labels are digit + 10 small + 20 upside_down, so that those of `approx_c2_mnist` are 0 to 9 and
+    30 to 39. To train a classifier that tells them.
+    """
+
+    def transform(split: str, x: np.ndarray, labels: np.ndarray) -> Samples:
+        small = half_size(x)
+        images = np.concatenate([x, small, upside_down(x), upside_down(small)])
+        offsets = np.arange(4)[:, None] * NUM_DIGITS
+        return Samples(images, (labels + offsets).ravel())
+
+    return _transformed(_mnist(options), transform, "at two sizes and two orientations")
+
+
+def _transformed(
+    raw: Raw, transform: Callable[[str, np.ndarray, np.ndarray], Samples], what: str
+) -> Raw:
+    """MNIST with both splits changed by transform(split, images [N, 28, 28], labels int32 [N])."""
+    splits = {}
+    for split, samples in (("train", raw.train), ("test", raw.test)):
+        if samples is None or samples.labels is None or samples.x.shape[1:3] != (28, 28):
+            raise ValueError(
+                f"The {split} split of MNIST is not of labelled 28 x 28 images; fetch it again."
+            )
+        images, labels = samples.x.reshape(-1, 28, 28), samples.labels.astype(np.int32)
+        if len(images) != len(labels):
+            raise ValueError(f"MNIST {split}: {len(labels)} labels for {len(images)} samples.")
+        splits[split] = transform(split, images, labels)
+    return Raw(train=splits["train"], test=splits["test"], source=f"{raw.source}; {what}")
+
+
 # --- the user's own data --------------------------------------------------------------------------
 
 
@@ -793,6 +865,8 @@ DATASETS: dict[str, Loader] = {
     "torsion": _torsion,
     "digits": _digits,
     "mnist": _mnist,
+    "approx_c2_mnist": _approx_c2_mnist,
+    "mnist_orientations": _mnist_orientations,
     "array": _array,
     "folder": _folder,
 }

@@ -18,7 +18,7 @@ from ndsm_jax.control_variates import ControlVariate
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.gmm import FitReport, GaussianMixture
 from ndsm_jax.integrators import time_grid
-from ndsm_jax.networks import EpsNet, ScoreMLP, ScoreModel, UNet
+from ndsm_jax.networks import EpsNet, ScoreMLP, ScoreModel, UNet, image_group
 from ndsm_jax.noise_levels import largest_distance
 from ndsm_jax.noising import (
     Dispatched,
@@ -156,11 +156,18 @@ def build(config: Config, shape: tuple[int, ...], prior: GaussianMixture) -> Exp
     if objective.noising == "state" and sde.dim > EXACT_DIVERGENCE_DIM:
         noising = Probed(noising=noising)
     coordinate = time_coordinate(sde, config.network.time, first=float(grid[1]))
+    group = image_group(config.network.symmetry, shape)
+    if group is not None and sde.standardised:
+        raise ValueError(
+            f"network.symmetry={config.network.symmetry!r} does not go with process.name="
+            f"{sde.name!r}, whose network takes the states of one component; use 'none'"
+        )
     model = ScoreModel(
         sde=sde,
         coordinate=coordinate,
         network=_build_network(config, shape),
         parameterisation=config.network.parameterisation,
+        group=group,
     )
     return Experiment(
         config=config,

@@ -46,10 +46,13 @@ def tile(images: np.ndarray, shape: tuple[int, ...], columns: int) -> np.ndarray
     return canvas[..., 0] if shown == 1 else canvas
 
 
-def _show(axis: Any, x: np.ndarray, shape: tuple[int, ...], limits: np.ndarray) -> None:
+def _show(
+    axis: Any, x: np.ndarray, shape: tuple[int, ...], limits: np.ndarray, framed: np.ndarray
+) -> None:
     if len(shape) == 3:
         columns = int(np.ceil(np.sqrt(len(x))))
         axis.imshow(tile(x, shape, columns), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        _frame(axis, np.flatnonzero(framed), shape, columns)
         axis.axis("off")
         return
     if x.shape[1] == 1:
@@ -60,19 +63,36 @@ def _show(axis: Any, x: np.ndarray, shape: tuple[int, ...], limits: np.ndarray) 
     axis.set(xlim=limits[0], ylim=limits[1], aspect="equal")
 
 
-def panels(sets: Mapping[str, np.ndarray], shape: tuple[int, ...], *, size: float = 4.0) -> Any:
+def _frame(axis: Any, which: np.ndarray, shape: tuple[int, ...], columns: int) -> None:
+    """Red frames, in the gaps of `tile`, around the images with these indices."""
+    from matplotlib.patches import Rectangle
+
+    height, width = shape[0] + 1, shape[1] + 1
+    for i in which:
+        corner = (i % columns * width, i // columns * height)
+        axis.add_patch(Rectangle(corner, width, height, fill=False, color="red", lw=1.5))
+
+
+def panels(
+    sets: Mapping[str, np.ndarray],
+    shape: tuple[int, ...],
+    *,
+    framed: Mapping[str, np.ndarray] | None = None,
+    size: float = 4.0,
+) -> Any:
     """Point sets or images [n, d] side by side, one panel a title, in common limits.
 
     Data of more than two dimensions that are no images show their first two coordinates, data of
-    one dimension a histogram.
+    one dimension a histogram. Images where `framed` [n] of their title is true get a red frame.
     """
+    framed = framed or {}
     figure, axes = _new(size * len(sets), size + 0.3, ncols=len(sets), squeeze=False)
     points = next(iter(sets.values()))[:, :2]
     low, high = points.min(axis=0), points.max(axis=0)
     margin = 0.15 * (high - low).max() + 1e-6
     limits = np.stack([low - margin, high + margin], axis=1)
     for axis, (title, x) in zip(axes[0], sets.items(), strict=True):
-        _show(axis, x, shape, limits)
+        _show(axis, x, shape, limits, framed.get(title, np.zeros(len(x), bool)))
         axis.set_title(title)
     return figure
 

@@ -10,9 +10,20 @@ smallest noise of training is below the spacing of bfloat16 numbers near 1, and 
 from ndsm_jax.networks.eps import EpsNet
 from ndsm_jax.networks.mlp import ScoreMLP
 from ndsm_jax.networks.parameterisation import PARAMETERISATIONS, ScoreModel
+from ndsm_jax.networks.symmetry import SYMMETRIES, image_group
 from ndsm_jax.networks.unet import UNet
 
 NETWORKS = {"mlp": ScoreMLP, "unet": UNet}
 DTYPES = ("float32", "bfloat16")
 
-__all__ = ["DTYPES", "NETWORKS", "PARAMETERISATIONS", "EpsNet", "ScoreMLP", "ScoreModel", "UNet"]
+__all__ = [
+    "DTYPES",
+    "NETWORKS",
+    "PARAMETERISATIONS",
+    "SYMMETRIES",
+    "EpsNet",
+    "ScoreMLP",
+    "ScoreModel",
+    "UNet",
+    "image_group",
+]

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
+from ndsm_jax.networks.symmetry import FiniteGroup, symmetrise
 from ndsm_jax.sde import SDE, ScoreFn
 
 PARAMETERISATIONS = ("residual", "edm", "scaled", "raw")
@@ -19,7 +20,7 @@ PARAMETERISATIONS = ("residual", "edm", "scaled", "raw")
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("sde", "coordinate"),
+    data_fields=("sde", "coordinate", "group"),
     meta_fields=("network", "parameterisation"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,17 +38,22 @@ class ScoreModel:
     For a process that is `standardised` the network is conditional: the mean of the component goes
     into it beside y.
 
+    With a `group` the whole score is made equivariant, the prior's part with the network's. For a
+    prior that is invariant itself, as a normal is, that is the same as symmetrising the network.
+
     Attributes:
       sde: the process (its prior and clock are used).
       coordinate: c, t [...] -> [-1, 1], see `sde.time_coordinate`.
       network: a Flax module (y [n, d], c [n]) -> [n, d] (static).
       parameterisation: one of `PARAMETERISATIONS` (static).
+      group: under which the score is symmetrised, or None; None for a `standardised` process.
     """
 
     sde: SDE
     coordinate: Callable[[Array], Array]
     network: Any
     parameterisation: str = "residual"
+    group: FiniteGroup | None = None
 
     def __post_init__(self) -> None:
         if self.parameterisation not in PARAMETERISATIONS:
@@ -67,6 +73,11 @@ class ScoreModel:
 
         component: integers [...], for a process that is `standardised`.
         """
+        if self.group is None:
+            return self._score(params, y, t, component)
+        return symmetrise(partial(self._score, params, component=None), self.group)(y, t)
+
+    def _score(self, params: Any, y: Array, t: Array, component: Array | None) -> Array:
         inputs = [y.reshape(-1, y.shape[-1]), self.coordinate(t).ravel()]
         if self.sde.standardised:
             assert component is not None
