@@ -13,9 +13,7 @@ over that of the first objective; errors are standard errors over seeds.
 
 from __future__ import annotations
 
-import json
 import pathlib
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -29,7 +27,7 @@ from ndsm_jax import app, evaluation, plots
 from ndsm_jax.config import Config
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.experiment import build, fit_prior, load_data
-from ndsm_jax.training import draw, draw_prior, restore, train
+from ndsm_jax.study import Run, Study
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/gm2d.py", "Experiment.")
 OBJECTIVES = flags.DEFINE_list("objectives", ["ndsm_cv", "path_dsm"], "Objectives; first: base.")
@@ -92,32 +90,11 @@ def seconds_per_step(configs: dict[str, Config], dataset: Dataset, rounds: int) 
     }
 
 
-def run(
-    config: Config, dataset: Dataset, classifier: Any, workdir: pathlib.Path
-) -> dict[str, float]:
-    """Trains and evaluates one run, unless its result is there: metrics, floors, time and steps."""
-    path = workdir / "result.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    start = time.perf_counter()
-    train(config, dataset, workdir)
-    seconds = time.perf_counter() - start
-    experiment, state, _ = restore(workdir)
-    samples = draw(experiment, state, config.sample.num, progress=True)
-    np.save(workdir / "samples.npy", samples[:100])
-    scores = evaluation.evaluate(
-        samples,
-        draw_prior(experiment, len(samples)),
-        dataset,
-        classifier=classifier,
-        max_points=config.evaluate.max_points,
-        seed=config.evaluate.seed,
-    )["metrics"]
+def measured(run: Run, scores: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Metrics, their floors, time and steps of one run."""
     result = {name: score["value"] for name, score in scores.items()}
     result |= {f"{name}_floor": score["floor"] for name, score in scores.items()}
-    result |= {"train_seconds": seconds, "steps": config.train.steps}
-    path.write_text(json.dumps(result, indent=2))
-    return result
+    return {**result, **run.facts}
 
 
 def summary(name: str, results: list[dict[str, float]]) -> dict[str, Any]:
@@ -149,16 +126,18 @@ def main(argv: Sequence[str]) -> None:
         cost = seconds_per_step(configs, dataset, rounds=5)
         steps = {name: int(SECONDS.value / cost[name]) for name in OBJECTIVES.value}
         print(f"steps in {SECONDS.value:g} s: {steps}")
-    folder = pathlib.Path(WORKDIR.value) / (dataset.name + ("_quick" if quick else ""))
-
-    def path(objective: str, seed: int) -> pathlib.Path:
-        return folder / f"{objective}_{steps[objective]}_{seed}"
-
+    root = pathlib.Path(WORKDIR.value) / (dataset.name + ("_quick" if quick else ""))
+    study = Study(scale="cpu", root=root)
     results: dict[str, list[dict[str, float]]] = {name: [] for name in OBJECTIVES.value}
+    sets: dict[str, np.ndarray] = {}
     for seed in range(SEEDS.value):
         for name, done in results.items():
             config = configured(name, seed, steps[name])
-            done.append(run(config, dataset, classifier, path(name, seed)))
+            run = study.run(f"{name}_{steps[name]}_{seed}", config, dataset)
+            sets.setdefault(name, run.samples[:100])
+            points = config.evaluate.max_points
+            scores = study.scores(run, dataset, classifier=classifier, max_points=points)
+            done.append(measured(run, scores))
     rows = [summary(f"{dataset.name}_{name}", done) for name, done in results.items()]
     for row in rows:
         row["ratio"] = row[METRIC.value] / rows[0][METRIC.value]
@@ -166,7 +145,6 @@ def main(argv: Sequence[str]) -> None:
     common.report(rows, ["name", "ratio", "steps", "train_seconds", *shown])
     print("floor: " + ", ".join(f"{name} {rows[0][f'{name}_floor']:.4g}" for name in shown))
     if common.OUT.value:
-        sets = {name: np.load(path(name, 0) / "samples.npy") for name in OBJECTIVES.value}
         picture = plots.panels({"data": dataset.test[:100], **sets}, dataset.shape)
         pathlib.Path(common.OUT.value).with_suffix(".png").write_bytes(plots.png(picture))
 
