@@ -31,11 +31,12 @@ METHODS: Mapping[str, tuple[str, str, Changes]] = {
     "ndsm_cv": ("NDSM-CV", "paper", {}),
     "vp": ("OU + DSM, tuned", "vp_standardised", {}),
     "component_ou": ("component-wise OU + DSM, tuned", "component_ou", {}),
-    "path_dsm": ("path-space DSM", "", EDM),
+    "path_dsm": ("path-space DSM", "", {}),
+    "path_dsm_edm": ("path-space DSM, EDM's preconditioning", "", EDM),
 }
 """Folder -> name in tables, variant of configs/mnist.py, changes of it."""
 
-LOW_DATA = ("ou", "ndsm_cv", "vp", "component_ou", "path_dsm")
+LOW_DATA = ("ou", "ndsm_cv", "vp", "component_ou", "path_dsm", "path_dsm_edm")
 OUTSIDE = 10.0
 """Samples beyond this many half ranges of grey have diverged: they are counted, and left out."""
 
