@@ -183,6 +183,7 @@ def responses_figure(responses: Mapping[str, Response], *, columns: int = 5) -> 
         right.set(ylim=(0.45, 1.02))
         axis.axhline(1, color="#999999", lw=0.8)
         axis.set(yscale="log", title=title, xlabel=response.label)
+        axis.set_ylim(bottom=max(axis.get_ylim()[0], 0.05))  # copies are at distance 0
         for side in (axis, right):
             handles |= dict(zip(*side.get_legend_handles_labels()[::-1], strict=True))
     figure.legend(handles.values(), handles, loc="outside upper center", ncols=len(handles))
