@@ -65,7 +65,7 @@ class ResNet18(nn.Module):
       shape: (height, width, channels) of one image.
       num_classes: number of logits.
       width: channels of the first stage.
-      stem_stride: of the first convolution; 2 takes a quarter of the time.
+      stem_stride: of the first convolution; 2 takes a quarter of the arithmetic.
       folded: whether the batch norms are folded into the convolutions (see `fold`).
     """
 
