@@ -26,6 +26,11 @@ flags.mark_flag_as_required("config")
 
 def main(argv: Sequence[str]) -> None:
     config = Config.from_dict(CONFIG.value)
+    if config.autoencoder.kind != "none":
+        raise ValueError(
+            f"autoencoder.kind={config.autoencoder.kind!r}: experiments/train_latent.py trains in a"
+            " latent space; use it, or set autoencoder.kind to none"
+        )
     dataset = load_data(config)
     if DRY_RUN.value:
         print(config.to_json())

@@ -257,6 +257,23 @@ def test_reweighted(power):
     assert changed.means is given.means
 
 
+@pytest.mark.parametrize("kind", gmm.COVARIANCES)
+def test_a_fit_that_starts_from_a_fit_stays_there(kind, rng):
+    """In the order of its components, which k-means would not keep."""
+    means = np.array([[-3.0, 0, 0, 0], [3, 0, 0, 0], [0, 4, 0, 0]])
+    data = means[rng.choice(3, size=600, p=[0.5, 0.3, 0.2])] + 0.5 * rng.normal(size=(600, 4))
+    options: dict[str, Any] = {"covariance": kind, "rank": 2, "num_inits": 1}
+    first, report = gmm.fit(data, 3, **options)
+    turned = np.roll(np.arange(3), 1)
+    shared = first.factor.shape[0] == 1
+    start = jax.tree.map(lambda a: a if shared and a.shape[0] == 1 else a[turned], first)
+    again, report_again = gmm.fit(data, 3, start=start, **options)
+    np.testing.assert_allclose(again.means, start.means, atol=0.02)
+    np.testing.assert_allclose(again.log_weights, start.log_weights, atol=0.01)
+    np.testing.assert_allclose(again.component_variances(), start.component_variances(), rtol=0.02)
+    assert report_again.log_likelihood > report.log_likelihood - 1e-3
+
+
 def test_tied_spherical_fit_is_a_fixed_point_of_em(rng):
     """One more E- and M-step, written in NumPy, changes nothing; no other variance is likelier."""
     data, _ = blobs(rng)

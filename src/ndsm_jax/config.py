@@ -324,6 +324,38 @@ class EvaluateConfig(Section):
     seed: int = option(0, "of projections, subsets and classifiers", low=0)
 
 
+AUTOENCODERS = ("none", "ae", "vae")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(Section):
+    """The autoencoder of a latent-space model, `experiments/train_latent.py`."""
+
+    kind: str = option(
+        "none", "no latent space, plain or variational autoencoder", choices=AUTOENCODERS
+    )
+    latent_dim: int = option(20, "dimensions of the latent space", low=1)
+    widths: tuple[int, ...] = option((512, 256), "of the encoder; the decoder mirrors it", low=1)
+    beta: float = option(0.5, "weight of the divergence or cross-entropy term (vae)", above=0)
+    anneal_steps: int = option(2000, "over which beta rises from 0, in pretraining", low=0)
+    steps: int = option(8000, "training steps", low=1)
+    batch_size: int = option(256, "items a step", low=1)
+    learning_rate: float = option(1e-3, "peak learning rate (Adam, cosine decay)", above=0)
+    seed: int = option(0, "of initialisation, batches and posterior draws", low=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JointConfig(Section):
+    """Training of autoencoder and score network together, after each alone."""
+
+    steps: int = option(0, "training steps; 0: the autoencoder stays frozen", low=0)
+    batch_size: int = option(128, "items a step", low=1)
+    k: int = option(4, "random times a path", low=1)
+    learning_rate: float = option(2e-4, "of all parameters (Adam)", above=0)
+    clip_norm: float = option(100.0, "largest global gradient norm", above=0)
+    refit_every: int = option(1000, "steps between fits of the mixture to current latents", low=1)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """A whole experiment; every section is frozen and checked."""
@@ -339,6 +371,8 @@ class Config:
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    joint: JointConfig = JointConfig()
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any] | ConfigDict) -> Config:
@@ -400,6 +434,8 @@ SMOKE: dict[str, dict[str, Any]] = {
     },
     "sample": {"num": 200, "chunk": 100},
     "evaluate": {"max_points": 200},
+    "autoencoder": {"widths": (32,), "latent_dim": 4, "steps": 20, "batch_size": 16},
+    "joint": {"batch_size": 16, "refit_every": 5},
 }
 """What the `:smoke` variant of every config changes: all features, in seconds."""
 

@@ -83,12 +83,19 @@ def load_run_data(
     return dataset
 
 
-def fit_prior(config: Config, dataset: Dataset) -> tuple[GaussianMixture, FitReport | None]:
-    """The law at the horizon: a mixture fitted to the training data, or the process's normal."""
+def fit_prior(
+    config: Config, dataset: Dataset, *, start: GaussianMixture | None = None
+) -> tuple[GaussianMixture, FitReport | None]:
+    """The law at the horizon: a mixture fitted to the training data, or the process's normal.
+
+    The fit starts from the mixture `start` if there is one.
+    """
     if config.process.name in MIXTURE_PROCESSES:
         options = dataclasses.asdict(config.mixture)
         power = options.pop("weight_power")
-        fitted, report = gmm.fit(dataset.train, options.pop("num_components"), **options)
+        fitted, report = gmm.fit(
+            dataset.train, options.pop("num_components"), start=start, **options
+        )
         return (fitted if power == 1 else gmm.reweighted(fitted, power)), report
     if config.process.name == "variance_exploding":
         sigma_max = config.process.sigma_max or largest_distance(dataset.train)

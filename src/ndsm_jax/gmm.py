@@ -478,6 +478,7 @@ def fit(
     min_covariance: float = 1e-4,
     max_iterations: int = 200,
     seed: int = 0,
+    start: GaussianMixture | None = None,
 ) -> tuple[GaussianMixture, FitReport]:
     """Fits a mixture by expectation-maximisation (scikit-learn), the preprocessing of 2405.15625.
 
@@ -498,6 +499,7 @@ def fit(
       min_covariance: added to every variance (or diagonal), in squared units of the data.
       max_iterations: of EM, per start.
       seed: of subset and starts.
+      start: a mixture of the same kind and size to start from, in place of k-means.
 
     Returns:
       The mixture and a `FitReport`.
@@ -529,6 +531,7 @@ def fit(
         reg_covar=min_covariance,
         max_iter=max_iterations,
         random_state=seed,
+        **({} if start is None else _start_values(start)),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # non-convergence is reported below
@@ -554,6 +557,24 @@ def fit(
         variances=tuple(float(v) for v in fitted.component_variances()),
     )
     return fitted, report
+
+
+def _start_values(m: GaussianMixture) -> dict[str, np.ndarray]:
+    """What scikit-learn's EM takes to start from a mixture."""
+    if m.covariance == "diag":
+        precisions = np.asarray(m.precision_factor, np.float64) ** 2
+    elif m.covariance in ("tied", "full"):
+        factor = np.asarray(m.precision_factor, np.float64)
+        precisions = factor @ factor.transpose(0, 2, 1)
+        precisions = precisions[0] if m.covariance == "tied" else precisions
+    else:  # whose fits start from a spherical one
+        precisions = 1 / np.asarray(m.component_variances(), np.float64)
+    weights = np.exp(np.asarray(m.log_weights, np.float64))
+    return {
+        "weights_init": weights / weights.sum(),
+        "means_init": np.asarray(m.means, np.float64),
+        "precisions_init": precisions,
+    }
 
 
 def _pool_variances(

@@ -49,19 +49,25 @@ class Evaluation:
 
         Below them the agreement of samples with where they started, if it was measured.
         """
-        rows = [("metric", "samples", "floor", "prior", "better")]
-        rows += [
-            (name, *(_number(m[key]) for key in ("value", "floor", "prior")), m["better"])
-            for name, m in self.metrics.items()
-        ]
+        scores = metrics_table(self.metrics)
         if self.conditioning is None:
-            return aligned(rows)
+            return scores
         shares = [(f"agreement: {self.conditioning['labels']} labels", *AGREEMENT_COLUMNS)]
         shares += [
             (name, *(_number(row[key]) for key in AGREEMENT_COLUMNS))
             for name, row in self.conditioning["agreement"].items()
         ]
-        return aligned(rows) + "\n\n" + aligned(shares)
+        return scores + "\n\n" + aligned(shares)
+
+
+def metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """The metrics of `evaluation.evaluate` as aligned text."""
+    rows = [("metric", "samples", "floor", "prior", "better")]
+    rows += [
+        (name, *(_number(m[key]) for key in ("value", "floor", "prior")), m["better"])
+        for name, m in metrics.items()
+    ]
+    return aligned(rows)
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> str:

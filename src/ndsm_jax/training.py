@@ -125,8 +125,7 @@ def train_step(
     loss, gradient = jax.value_and_grad(mean_loss)(state.params)
     updates, opt_state = experiment.optimizer.update(gradient, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    # The ramp lets the average forget the initialisation while training is young.
-    decay = jnp.minimum(config.optimizer.ema_decay, (1 + state.step) / (10 + state.step))
+    decay = ema_decay(config.optimizer.ema_decay, state.step)
     ema = optax.incremental_update(params, state.ema, 1 - decay)
 
     c = config.control_variate
@@ -157,6 +156,14 @@ def train_step(
         step=state.step + 1, params=params, ema=ema, opt_state=opt_state, control=control_state
     )
     return state, metrics
+
+
+def ema_decay(decay: float, step: Array) -> Array:
+    """Decay of the average of the parameters in a step (from 0), at most `decay`.
+
+    The ramp lets the average forget the initialisation while training is young.
+    """
+    return jnp.minimum(decay, (1 + step) / (10 + step))
 
 
 METRICS = ("loss", "grad_norm", "grad_variance", "eps_mean", "eps_max")

@@ -140,3 +140,20 @@ def test_train_evaluator(tmp_path):
     (sha256,) = re.findall(r"SHA-256 (\w{64})", output)
     assert load(out, sha256=sha256).features(np.zeros((2, 784))).shape == (2, 8)
     assert "another epochs" in command("train_evaluator", *flags, "--epochs=2", fails=True)
+
+
+def test_latent(tmp_path):
+    """A frozen autoencoder; what is refused names the remedy before anything is computed."""
+    run = ["--config=configs/latent.py:smoke", f"--workdir={tmp_path}"]
+    run += ["--config.data.name=digits", "--config.joint.steps=0", "--config.sample.num=40"]
+    refused = command("train_latent", *run, "--config.autoencoder.kind=none", fails=True)
+    assert "autoencoder.kind='none': set it to 'vae' or 'ae'" in refused
+    assert f"samples and metrics: {tmp_path}" in command("train_latent", *run)
+    assert np.load(tmp_path / "samples.npy").shape == (40, 8, 8, 1)
+    assert (tmp_path / "samples.png").stat().st_size > 1000
+    result = json.loads((tmp_path / "metrics.json").read_text())
+    assert {"value", "floor", "prior"} <= set(result["metrics"]["energy_distance"])
+    assert np.load(tmp_path / "autoencoder" / "latents.npz")["x"].shape == (500, 4)
+    command("sample", f"--workdir={tmp_path / 'score'}", "--num=3")
+    refused = command("train", *run[:1], f"--workdir={tmp_path / 'x'}", fails=True)
+    assert "experiments/train_latent.py" in refused

@@ -1,4 +1,4 @@
-"""Score networks, the eps network, and parameterisations. The only place that imports Flax.
+"""Score networks, the eps network, parameterisations, autoencoders. All that imports Flax.
 
 A score network is a Flax module (y [n, d], c [n]) -> [n, d] with c in [-1, 1] the time coordinate;
 a third argument [n, d], where the process gives one, is what the score is conditional on.
@@ -7,6 +7,7 @@ time, and statistics of normalisation are float32 always. So are the first and t
 smallest noise of training is below the spacing of bfloat16 numbers near 1, and they cost little.
 """
 
+from ndsm_jax.networks.autoencoder import Autoencoder
 from ndsm_jax.networks.eps import EpsNet
 from ndsm_jax.networks.mlp import ScoreMLP
 from ndsm_jax.networks.parameterisation import PARAMETERISATIONS, ScoreModel
@@ -21,6 +22,7 @@ __all__ = [
     "NETWORKS",
     "PARAMETERISATIONS",
     "SYMMETRIES",
+    "Autoencoder",
     "EpsNet",
     "ScoreMLP",
     "ScoreModel",

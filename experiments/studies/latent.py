@@ -1,0 +1,252 @@
+"""MNIST in the latent space of an autoencoder: 2405.15625, second version, and 2512.06615.
+
+One variational autoencoder, frozen, and score models of its latents with one network, number of
+noised states and number of steps: OU + DSM as published (configs/latent.py, variant `ou`), the same
+with our settings (clock, residual score, average of the parameters), NDSM, NDSM-CV and path-space
+DSM. Then encoder, decoder and score network trained together, from the NDSM model, and the same
+methods in the latents of a plain autoencoder. Samples are decoded and measured as images, beside
+held-out images, their reconstructions, and decoded draws of the prior alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ndsm_jax import evaluation, latent, plots
+from ndsm_jax.config import Config
+from ndsm_jax.datasets import Dataset
+from ndsm_jax.evaluation import ImageClassifier
+from ndsm_jax.experiment import load_data
+from ndsm_jax.sampling import evaluations
+from ndsm_jax.study import Changes, Run, Study, load_config, over_seeds, seeded, train_seconds
+from ndsm_jax.training import draw, restore
+from studies import CONFIGS
+
+METHODS: Mapping[str, tuple[str, Changes]] = {
+    "OU + DSM": ("ou", {}),
+    "OU + DSM, tuned": ("vp", {}),
+    "NDSM (eps = 0)": ("", {"objective": {"name": "ndsm"}}),
+    "NDSM-CV": ("", {"objective": {"name": "ndsm_cv"}}),
+    "path-space DSM": ("", {}),
+}
+START = "NDSM (eps = 0)"  # of joint training
+JOINT = "NDSM, joint"
+SMOKE: Changes = {
+    "data": {"name": "digits", "num_train": 500, "num_test": 200},
+    "mixture": {"num_components": 5},
+    "network": {"width": 16, "depth": 2, "time_features": 16},
+    "train": {"steps": 20, "log_every": 10, "checkpoint_every": 20},
+    "sample": {"num": 200, "chunk": 200},
+    "autoencoder": {"widths": (32,), "latent_dim": 4, "steps": 100},
+    "joint": {"steps": 6, "batch_size": 16, "refit_every": 4},
+}
+SCALES: Mapping[str, Mapping[str, Any]] = {
+    # methods of the variational and, of the first seed, of the plain autoencoder
+    "smoke": {
+        "methods": ("OU + DSM", START),
+        "plain": (),
+        "seeds": 1,
+        "changes": SMOKE,
+        "sampler_steps": 200,
+        "pairs": 200,
+    },
+    "cpu": {
+        "methods": tuple(METHODS),
+        "plain": ("OU + DSM", "OU + DSM, tuned", START),
+        "seeds": 3,
+        "changes": {"data": {"name": "mnist"}, "joint": {"steps": 2000, "batch_size": 64}},
+        "sampler_steps": 1000,
+        "pairs": 2000,
+    },
+    "full": {
+        "methods": tuple(METHODS),
+        "plain": ("OU + DSM", "OU + DSM, tuned", START),
+        "seeds": 3,
+        "changes": {
+            "data": {"name": "mnist"},
+            "autoencoder": {"widths": (1024, 512), "steps": 100_000},
+            "network": {"width": 512, "depth": 6},
+            "train": {"steps": 100_000},
+            "joint": {"steps": 50_000},
+        },
+        "sampler_steps": 1000,
+        "pairs": 5000,
+    },
+}
+
+
+def reproduce(study: Study) -> None:
+    """All runs, then figures, tables and metrics.json."""
+    scale = SCALES[study.scale]
+    config = _config(study, "", scale["changes"])
+    images = load_data(config)
+    methods = {"vae": scale["methods"]} | ({"ae": scale["plain"]} if scale["plain"] else {})
+    codecs = {kind: _codec(study, config, images, kind) for kind in methods}
+    spaces = {kind: latent.encode_dataset(c, images, seed=0) for kind, c in codecs.items()}
+    samples: dict[str, list[np.ndarray]] = {}
+    facts: dict[str, list[dict[str, float]]] = {}
+
+    def keep(name: str, x: np.ndarray, numbers: Mapping[str, float]) -> None:
+        samples.setdefault(name, []).append(x)
+        facts.setdefault(name, []).append(dict(numbers))
+
+    for seed in range(scale["seeds"]):  # seed by seed, so that a cut study has some of all
+        for kind in methods if seed == 0 else ("vae",):
+            for method in methods[kind]:
+                run = _run(study, spaces[kind], kind, method, seed)
+                title = method if kind == "vae" else f"{method}, plain autoencoder"
+                keep(title, latent.decode(codecs[kind], run.samples), _cost(run))
+        if seed == 0:
+            keep(JOINT, *_joint(study, config, images, spaces["vae"], codecs["vae"]))
+            run = _run(study, spaces["vae"], "vae", START, 0)
+            prior = latent.decode(codecs["vae"], np.load(run.folder / "prior.npy"))
+    floors = {
+        "held-out images": images.test,
+        "mixture prior, decoded": prior,
+    }
+    floors |= {
+        f"their reconstructions, {kind}": _reconstructions(codec, images)
+        for kind, codec in codecs.items()
+    }
+    _report(study, images, floors, samples, facts)
+
+
+def _config(study: Study, method: str, *changes: Changes) -> Config:
+    variant, own = METHODS[method] if method else ("", {})
+    scale = SCALES[study.scale]
+    published = {"sample": {"steps": scale["sampler_steps"]}} if variant == "ou" else {}
+    place = {"data": {"dir": study.data_dir}}
+    common = {"train": {"tensorboard": False}}
+    return load_config(CONFIGS / "latent.py", variant, own, place, common, *changes, published)
+
+
+def _codec(study: Study, config: Config, images: Dataset, kind: str) -> latent.Codec:
+    section = dataclasses.replace(config.autoencoder, kind=kind)
+    config = dataclasses.replace(
+        config,
+        autoencoder=section,
+        joint=dataclasses.replace(config.joint, steps=0),
+    )
+    folder = study.root / "autoencoders" / kind
+    return latent.train_autoencoder(config, images, folder, progress=study.progress)
+
+
+def _run(study: Study, latents: Dataset, kind: str, method: str, seed: int) -> Run:
+    config = seeded(_config(study, method, SCALES[study.scale]["changes"]), seed)
+    config = latent.score_config(config, study.root / "autoencoders" / kind)
+    return study.run(f"{kind}_{_slug(method)}_{seed}", config, latents)
+
+
+def _cost(run: Run) -> dict[str, float]:
+    experiment, _, _ = restore(run.folder)
+    c = experiment.config.sample
+    return {
+        "train s": run.facts["train_seconds"],
+        "sample s": run.facts["sample_seconds"],
+        "evaluations": float(evaluations(c.sampler, c.steps) or 0),
+    }
+
+
+def _joint(
+    study: Study, config: Config, images: Dataset, latents: Dataset, codec: latent.Codec
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Decoded samples of the jointly trained model, and what it cost."""
+    run = _run(study, latents, "vae", START, 0)
+    experiment, state, _ = restore(run.folder)
+    start = latent.LatentModel(codec=codec, experiment=experiment, state=state)
+    folder = study.root / "joint"
+    model = latent.train_joint(config, images, start, folder, progress=study.progress)
+    path = folder / "samples.npz"
+    if not path.exists():
+        begin = time.perf_counter()
+        z = draw(model.experiment, model.state, config.sample.num, progress=study.progress)
+        x = latent.decode(model.codec, z)
+        np.savez(path, x=x, seconds=time.perf_counter() - begin)
+    kept = np.load(path)
+    cost = _cost(run)
+    cost["train s"] += train_seconds(folder)
+    return kept["x"], cost | {"sample s": float(kept["seconds"])}
+
+
+def _reconstructions(codec: latent.Codec, images: Dataset) -> np.ndarray:
+    return latent.decode(codec, latent.encode(codec, images.test, seed=0))
+
+
+def _measure(
+    study: Study,
+    images: Dataset,
+    classifier: ImageClassifier,
+    name: str,
+    seed: int,
+    x: np.ndarray,
+) -> dict[str, float]:
+    """Scores of images [n, d], by comparison with the training split."""
+    pairs = SCALES[study.scale]["pairs"]
+
+    def measured() -> dict[str, float]:
+        rng = np.random.default_rng(0)  # held-out images may be sorted
+        some, train = (rng.permutation(a)[:pairs] for a in (x, images.train))
+        nearest, _ = evaluation.nearest_distances(some, images.train)
+        report = evaluation.fid_report(x, images, classifier)
+        return {
+            "FID": report["fid"]["value"],
+            "IS": report["inception_score"]["value"],
+            "class TV": report["class_tv"]["value"],
+            "energy distance": evaluation.energy_distance(some, train),
+            "nearest training image": float(nearest.mean()),
+        }
+
+    of = {"images": latent.fingerprint(x), "evaluator": classifier.digest, "pairs": pairs}
+    return study.part(f"{_slug(name)}_{seed}", of, measured)
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name.lower())
+
+
+def _report(
+    study: Study,
+    images: Dataset,
+    floors: Mapping[str, np.ndarray],
+    samples: Mapping[str, list[np.ndarray]],
+    facts: Mapping[str, list[dict[str, float]]],
+) -> None:
+    classifier = evaluation.evaluator(images)
+    measure = partial(_measure, study, images, classifier)
+    results = {name: [measure(name, 0, x)] for name, x in floors.items()}
+    results |= {
+        name: [
+            measure(name, seed, x) | cost
+            for seed, (x, cost) in enumerate(zip(sets, facts[name], strict=True))
+        ]
+        for name, sets in samples.items()
+    }
+    rows: list[dict[str, Any]] = [
+        {"": name, "seeds": len(r) if name in samples else "", **over_seeds(r)}
+        for name, r in results.items()
+    ]
+    num = len(next(iter(samples.values()))[0])
+    title = (
+        f"{num} samples; FID to the {len(images.train)} training images in the features of"
+        f" {classifier.name} (test accuracy {classifier.test_accuracy:.4f})"
+    )
+    study.table("latent", [*rows[len(floors) :], *rows[: len(floors)]], title=title)
+    pictures = {name: sets[0][:20] for name, sets in samples.items()}
+    order = np.random.default_rng(1).permutation(len(images.test))[:20]
+    pictures |= {name: x[order] for name, x in floors.items() if len(x) == len(images.test)}
+    study.figure("samples", plots.rows_figure(pictures, images.shape, columns=20))
+    folders = (study.root / "autoencoders").iterdir()
+    autoencoders = {folder.name: train_seconds(folder) for folder in folders}
+    study.metrics(
+        {
+            "results": results,
+            "autoencoder_train_seconds": autoencoders,
+            "evaluator": [classifier.name, classifier.test_accuracy],
+        }
+    )
