@@ -26,7 +26,7 @@ gm2d: .venv/.stamp ## Train and evaluate on rings and bars in the plane
 	$(BIN)/python experiments/evaluate.py --workdir=runs/gm2d
 
 test: .venv/.stamp ## Run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 lint: .venv/.stamp ## Check style (ruff) and types (mypy)
 	$(BIN)/ruff check .

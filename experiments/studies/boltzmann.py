@@ -27,10 +27,8 @@ from studies import CONFIGS
 
 METHODS: dict[str, tuple[str, Changes]] = {
     "OU + DSM, published": ("ou", {}),
-    "VP + DSM, tuned": (
-        "",
-        {"objective": {"name": "dsm"}, "process": {"name": "variance_preserving"}},
-    ),
+    "OU + DSM, tuned": ("vp_standardised", {}),
+    "component-wise OU + DSM, tuned": ("component_ou", {}),
     "NDSM-CV": ("", {"objective": {"name": "ndsm_cv"}, "control_variate": {"kind": "optimal"}}),
     "path DSM": ("", {}),
     "path DSM-CV": (

@@ -2,8 +2,8 @@
 
 One variational autoencoder, frozen, and score models of its latents with one network, number of
 noised states and number of steps: OU + DSM as published (configs/latent.py, variant `ou`), the same
-with our settings (clock, residual score, average of the parameters), NDSM, NDSM-CV and path-space
-DSM. Then encoder, decoder and score network trained together, from the NDSM model, and the same
+and linear dynamics of every component with the settings that suit them best, NDSM, NDSM-CV and
+path-space DSM. Then encoder, decoder and score network trained together, from the NDSM model, and the same
 methods in the latents of a plain autoencoder. Samples are decoded and measured as images, beside
 held-out images, their reconstructions, and decoded draws of the prior alone.
 """
@@ -30,7 +30,8 @@ from studies import CONFIGS
 
 METHODS: Mapping[str, tuple[str, Changes]] = {
     "OU + DSM": ("ou", {}),
-    "OU + DSM, tuned": ("vp", {}),
+    "OU + DSM, tuned": ("vp_standardised", {}),
+    "component-wise OU + DSM, tuned": ("component_ou", {}),
     "NDSM (eps = 0)": ("", {"objective": {"name": "ndsm"}}),
     "NDSM-CV": ("", {"objective": {"name": "ndsm_cv"}}),
     "path-space DSM": ("", {}),
