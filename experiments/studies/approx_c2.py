@@ -8,8 +8,8 @@ or small upright (the paper: a C2-symmetrised score makes them). Fakes are count
 
 `full` is as published. `cpu` and `smoke` give every method the same small network, budget and
 sampler, and NDSM and NDSM-CV our grid and parameterisation. Beside the published methods there
-are path-space DSM and a tuned baseline, variance preserving noising with our preconditioning,
-clock and average.
+are path-space DSM and a tuned baseline, variance preserving noising with EDM's preconditioning,
+own clock and average.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from ndsm_jax.experiment import load_data
 from ndsm_jax.study import Changes, Run, Study, load_config
 from studies import CONFIGS
 
-C2: Changes = {"network": {"symmetry": "c2"}}
+EDM: Changes = {"network": {"parameterisation": "edm"}, "noising": {"weight": "edm"}}
+EDM_C2: Changes = EDM | {"network": {"parameterisation": "edm", "symmetry": "c2"}}
 NDSM: Changes = {"objective": {"name": "ndsm"}}
 NDSM_CV: Changes = {"objective": {"name": "ndsm_cv"}}
 
 Method = tuple[str, str, Changes]
 METHODS: dict[str, Method] = {
     "path_dsm": ("path-space DSM", "", {}),
-    "vp": ("VP+DSM, tuned", "vp", {}),
-    "vp_c2": ("VP+DSM, tuned, C2", "vp", C2),
+    "vp": ("VP+DSM, tuned", "vp", EDM),
+    "vp_c2": ("VP+DSM, tuned, C2", "vp", EDM_C2),
     "ndsm_cv": ("NDSM-CV", "", NDSM_CV),
     "ou": ("OU+DSM", "ou", {}),
     "ou_c2": ("OU+DSM, C2", "ou_c2", {}),

@@ -3,9 +3,9 @@
 One variational autoencoder, frozen, and score models of its latents with one network, number of
 noised states and number of steps: OU + DSM as published (configs/latent.py, variant `ou`), the same
 and linear dynamics of every component with the settings that suit them best, NDSM, NDSM-CV and
-path-space DSM. Then encoder, decoder and score network trained together, from the NDSM model, and the same
-methods in the latents of a plain autoencoder. Samples are decoded and measured as images, beside
-held-out images, their reconstructions, and decoded draws of the prior alone.
+path-space DSM. Then encoder, decoder and score network trained together, from the NDSM model, and
+the same methods in the latents of a plain autoencoder. Samples are decoded and measured as images,
+beside held-out images, their reconstructions, and decoded draws of the prior alone.
 """
 
 from __future__ import annotations
