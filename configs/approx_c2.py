@@ -15,7 +15,7 @@ from ndsm_jax import config
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """variant: '' (100 epochs, for a GPU), 'paper', 'ou', 'ou_c2', 'vp' or 'smoke'."""
+    """variant: '' (100 epochs, for a GPU), 'paper', 'ou_c2', a baseline or 'smoke'."""
     c = config.default()
     c.data.name = "approx_c2_mnist"
     c.mixture.num_components = 2
@@ -38,13 +38,6 @@ def get_config(variant: str = "") -> ConfigDict:
         "noising": config.PAPER["noising"] | {"steps": 2000},
         "sample": config.PAPER["sample"] | {"steps": 2000},
     }
-    ou = config.PAPER | {
-        "objective": {"name": "dsm"},
-        "process": {"name": "variance_preserving"},
-        # Every term of DSM as large as any other, as 2011.13456, Section 3.3
-        "noising": config.PAPER["noising"] | {"steps": 1000, "weight": "variance"},
-    }
-    ou_c2 = ou | {"network": config.PAPER["network"] | {"symmetry": "c2"}}
-    vp = {"objective": {"name": "dsm"}, "process": {"name": "variance_preserving"}}
+    ou_c2 = config.BASELINES["ou"] | {"network": config.PAPER["network"] | {"symmetry": "c2"}}
     smoke = config.SMOKE | {"data": {"num_train": 500, "num_test": 200}}
-    return config.variant(c, variant, paper=paper, ou=ou, ou_c2=ou_c2, vp=vp, smoke=smoke)
+    return config.variant(c, variant, paper=paper, ou_c2=ou_c2, smoke=smoke)
