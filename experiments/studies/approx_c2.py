@@ -29,7 +29,7 @@ from ndsm_jax.study import Changes, Run, Study, load_config
 from studies import CONFIGS
 
 EDM: Changes = {"network": {"parameterisation": "edm"}, "noising": {"weight": "edm"}}
-EDM_C2: Changes = EDM | {"network": {"parameterisation": "edm", "symmetry": "c2"}}
+EDM_C2: Changes = {**EDM, "network": {"parameterisation": "edm", "symmetry": "c2"}}
 NDSM: Changes = {"objective": {"name": "ndsm"}}
 NDSM_CV: Changes = {"objective": {"name": "ndsm_cv"}}
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,8 +43,9 @@ OUTSIDE = 10.0
 
 SAMPLER = {"sampler": "multistep_sde", "grid": "clock", "steps": 40, "smallest_variance": 0.02}
 SCALES: Mapping[str, Mapping[str, Any]] = {
-    # (training images, 0: all; seeds; methods)
+    # (training images, 0: all; seeds; methods), and the images that FIDs are taken to
     "smoke": {
+        "reference": 300,
         "compared": [(300, 1, ("ou", "ndsm_cv", "path_dsm"))],
         "changes": SMOKE
         | {
@@ -53,6 +55,7 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
         },
     },
     "cpu": {
+        "reference": 0,
         "compared": [
             (0, 1, tuple(METHODS)),
             (6000, 3, LOW_DATA),
@@ -66,6 +69,7 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
         },
     },
     "full": {
+        "reference": 0,
         "compared": [
             (0, 1, tuple(METHODS)),
             (6000, 3, LOW_DATA),
@@ -85,25 +89,23 @@ SHOWN = 64
 
 
 def reproduce(study: Study) -> None:
-    """All runs, seed by seed, then a table and two figures for each number of images."""
+    """All runs, seed by seed; tables, figures and metrics.json are written after each number."""
     compared = SCALES[study.scale]["compared"]
-    for seed in range(max(seeds for _, seeds, _ in compared)):
-        for num_train, seeds, methods in compared:
-            if seed < seeds:  # so that an unfinished study has something of all
-                for method in methods:
-                    _run(study, num_train, method, seed)
-    everything = _dataset(_config(study, 0, "path_dsm"))
+    everything = _dataset(_config(study, SCALES[study.scale]["reference"], "path_dsm"))
     classifier = evaluator(everything)
     results: dict[str, Any] = {}
-    for num_train, seeds, methods in compared:
-        name = f"N = {num_train or len(everything.train):,}"
-        runs = {m: [_run(study, num_train, m, seed) for seed in range(seeds)] for m in methods}
-        results[name] = {
-            method: [_measure(study, run, num_train, everything, classifier) for run in done]
-            for method, done in runs.items()
-        }
-        _show(study, name, {m: done[0] for m, done in runs.items()}, results[name], everything)
-    study.metrics(results)
+    for seed in range(max(seeds for _, seeds, _ in compared)):
+        for num_train, seeds, methods in compared:
+            if seed >= seeds:
+                continue
+            runs = {m: [_run(study, num_train, m, s) for s in range(seed + 1)] for m in methods}
+            name = f"N = {num_train or len(everything.train):,}"
+            results[name] = {
+                method: [_measure(study, run, num_train, everything, classifier) for run in done]
+                for method, done in runs.items()
+            }
+            _show(study, name, {m: done[0] for m, done in runs.items()}, results[name], everything)
+            study.metrics(results)
 
 
 def _config(study: Study, num_train: int, method: str) -> Config:
@@ -132,7 +134,15 @@ def _measure(
 ) -> dict[str, Any]:
     """FID to all of MNIST, whatever the run was trained on; all else is as always."""
     inside = np.isfinite(run.samples).all(axis=1) & (np.abs(run.samples).max(axis=1) < OUTSIDE)
-    fid = fid_report(run.samples[inside], everything, classifier)
+    fid = study.part(
+        f"fid_{run.folder.name}",
+        {
+            "samples": zlib.crc32(run.samples.tobytes()),
+            "reference": everything.digest,
+            "evaluator": classifier.digest,
+        },
+        lambda: fid_report(run.samples[inside], everything, classifier),
+    )
     dataset = _dataset(_config(study, num_train, "path_dsm"))
     scores = study.scores(run, dataset, max_points=2000)
     return {
