@@ -109,8 +109,7 @@ def _measured(study: Study, runs: list[Run], dataset: Dataset) -> list[dict[str,
     scores = [study.scores(run, dataset, max_points=MAX_POINTS) for run in runs]
     return [
         {title: score[key]["value"] for key, title in METRICS.items() if key in score}
-        | {"train s": run.facts["train_seconds"]}
-        for score, run in zip(scores, runs, strict=True)
+        for score in scores
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -93,7 +94,7 @@ def panels(
     limits = np.stack([low - margin, high + margin], axis=1)
     for axis, (title, x) in zip(axes[0], sets.items(), strict=True):
         _show(axis, x, shape, limits, framed.get(title, np.zeros(len(x), bool)))
-        axis.set_title(title)
+        axis.set_title(textwrap.fill(title, int(9 * size)))
     return figure
 
 
