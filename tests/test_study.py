@@ -5,11 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
-from studies import CONFIGS, low_dimensional
+from studies import CONFIGS, low_dimensional, mnist
 
 from ndsm_jax import study
 from ndsm_jax.config import SMOKE
-from ndsm_jax.experiment import load_data
+from ndsm_jax.experiment import abstract_prior, build, load_data
 from ndsm_jax.study import Study
 
 TINY = SMOKE | {
@@ -99,3 +99,22 @@ def test_low_dimensional(tmp_path):
     table = (tmp_path / "tables" / "arcs_10.md").read_text()
     assert all(method in table for method in methods)
     assert "0.01" in (tmp_path / "tables" / "loss_step.md").read_text()
+
+
+@pytest.mark.parametrize("scale", study.SCALES)
+def test_every_run_of_every_scale_has_a_config_that_builds(tmp_path, scale):
+    """Of the two studies with most runs; contradicting settings show in `build`."""
+    one = Study(scale=scale, root=tmp_path)
+    configs = [
+        (mnist._config(one, num, method), (28, 28, 1))
+        for num, _, methods in mnist.SCALES[scale]["compared"]
+        for method in methods
+    ]
+    low = low_dimensional.SCALES[scale]
+    configs += [
+        (low_dimensional._config(name, steps, method, low["changes"]), (2,))
+        for name, steps, _ in low["compared"]
+        for method in low["methods"]
+    ]
+    for config, shape in dict.fromkeys(configs):
+        build(config, shape, abstract_prior(config, int(np.prod(shape))))
