@@ -117,9 +117,7 @@ def main(argv: Sequence[str]) -> None:
         flags.FLAGS["steps"].value = 300
         CONFIG.value.update(QUICK)
     dataset = load_data(configured(OBJECTIVES.value[0], 0, 0))
-    classifier = None
-    if dataset.is_image and dataset.num_classes:
-        classifier = evaluation.evaluator(dataset, seed=0)
+    classifier = evaluation.evaluator_if_labelled(dataset)
     steps = dict.fromkeys(OBJECTIVES.value, STEPS.value)
     if not STEPS.value:
         configs = {name: configured(name, 0, 0) for name in OBJECTIVES.value}

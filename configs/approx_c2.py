@@ -21,23 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.mixture.num_components = 2
     c.mixture.covariance = "tied_spherical"
     c.mixture.num_inits = 2
-    c.network.name = "unet"
-    c.network.time_features = 128
-    c.noising.k = 1
-    c.train.batch_size = 64
-    c.train.steps = 93_750
-    c.train.checkpoint_every = 1000
-    c.train.picture_every = 5000
-    c.optimizer.warmup_steps = 200
-    c.optimizer.schedule = "cosine"
-    c.sample.num = 10_000
-    c.sample.chunk = 250
-    paper = config.PAPER | {
-        "control_variate": {"estimator": "probes"},  # exact costs tens of steps for a U-Net
-        "process": {"horizon": 2.0},
-        "noising": config.PAPER["noising"] | {"steps": 2000},
-        "sample": config.PAPER["sample"] | {"steps": 2000},
-    }
+    c.update(config.UNET)
     ou_c2 = config.BASELINES["ou"] | {"network": config.PAPER["network"] | {"symmetry": "c2"}}
     smoke = config.SMOKE | {"data": {"num_train": 500, "num_test": 200}}
-    return config.variant(c, variant, paper=paper, ou_c2=ou_c2, smoke=smoke)
+    return config.variant(c, variant, paper=config.PAPER_IMAGES, ou_c2=ou_c2, smoke=smoke)

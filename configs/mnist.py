@@ -20,28 +20,12 @@ def get_config(variant: str = "") -> ConfigDict:
     c.mixture.num_components = 50
     c.mixture.subset = 10_000
     c.mixture.num_inits = 2
-    c.network.name = "unet"
-    c.network.time_features = 128
-    c.noising.k = 1
-    c.train.batch_size = 64
-    c.train.steps = 93_750
-    c.train.checkpoint_every = 1000
-    c.train.picture_every = 5000
-    c.optimizer.warmup_steps = 200
-    c.optimizer.schedule = "cosine"
-    c.sample.num = 10_000
-    c.sample.chunk = 250
+    c.update(config.UNET)
     cpu = {
         "train": {"steps": 2000, "log_every": 20, "checkpoint_every": 200, "picture_every": 500},
         "sample": {"num": 1000},
         "evaluate": {"max_points": 1000},
     }
-    paper = config.PAPER | {
-        "control_variate": {"estimator": "probes"},  # exact costs tens of steps for a U-Net
-        "mixture": {"num_components": 10},
-        "process": {"horizon": 2.0},
-        "noising": config.PAPER["noising"] | {"steps": 2000},
-        "sample": config.PAPER["sample"] | {"steps": 2000},
-    }
+    paper = config.PAPER_IMAGES | {"mixture": {"num_components": 10}}
     smoke = config.SMOKE | {"data": {"num_train": 500, "num_test": 200}}
     return config.variant(c, variant, cpu=cpu, paper=paper, smoke=smoke)

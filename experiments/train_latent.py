@@ -9,7 +9,6 @@ writes samples.npy, samples.png and metrics.json. What is finished is kept: the 
 resumes, and `:joint` goes on from the finished run without it.
 """
 
-import json
 import pathlib
 from collections.abc import Sequence
 
@@ -22,6 +21,7 @@ from ndsm_jax.config import Config
 from ndsm_jax.experiment import load_data
 from ndsm_jax.report import metrics_table
 from ndsm_jax.training import draw, draw_prior
+from ndsm_jax.writers import json_text
 
 CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, configs/latent.py or configs/latent.py:joint.", lock_config=True
@@ -42,9 +42,7 @@ def main(argv: Sequence[str]) -> None:
     sets = {"data (held out)": images.test, "samples": x, "prior": prior}
     shown = {name: points[:100] for name, points in sets.items()}
     (workdir / "samples.png").write_bytes(plots.png(plots.panels(shown, images.shape)))
-    classifier = None
-    if images.is_image and images.num_classes:
-        classifier = evaluation.evaluator(images, seed=config.evaluate.seed)
+    classifier = evaluation.evaluator_if_labelled(images, seed=config.evaluate.seed)
     result = evaluation.evaluate(
         x,
         prior,
@@ -53,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
         seed=config.evaluate.seed,
         max_points=config.evaluate.max_points,
     )
-    (workdir / "metrics.json").write_text(json.dumps(result, indent=2) + "\n")
+    (workdir / "metrics.json").write_text(json_text(result))
     print(metrics_table(result["metrics"]))
     print(f"samples and metrics: {workdir}")
 

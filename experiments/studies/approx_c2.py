@@ -28,15 +28,14 @@ from ndsm_jax.experiment import load_data
 from ndsm_jax.study import Changes, Run, Study, load_config
 from studies import CONFIGS
 
-EDM: Changes = {"network": {"parameterisation": "edm"}, "noising": {"weight": "edm"}}
-EDM_C2: Changes = {**EDM, "network": {"parameterisation": "edm", "symmetry": "c2"}}
+EDM_C2: Changes = config.EDM | {"network": config.EDM["network"] | {"symmetry": "c2"}}
 NDSM: Changes = {"objective": {"name": "ndsm"}}
 NDSM_CV: Changes = {"objective": {"name": "ndsm_cv"}}
 
 Method = tuple[str, str, Changes]
 METHODS: dict[str, Method] = {
     "path_dsm": ("path-space DSM", "", {}),
-    "vp": ("VP+DSM, tuned", "vp", EDM),
+    "vp": ("VP+DSM, tuned", "vp", config.EDM),
     "vp_c2": ("VP+DSM, tuned, C2", "vp", EDM_C2),
     "ndsm_cv": ("NDSM-CV", "", NDSM_CV),
     "ou": ("OU+DSM", "ou", {}),
@@ -169,7 +168,7 @@ def reproduce(study: Study) -> None:
                 for key in ("large", "fake", "clear_fake", "large_upside_down", "small_upright")
             }
             | {
-                "digits, TV": 0.5 * float(np.abs(shares[name] - expected).sum()),
+                "digits, TV": evaluation.total_variation(shares[name], expected),
                 "Frechet": frechet.get(name),
             }
             | {key: _score(scores, name, metric) for key, metric in COLUMNS.items()}
@@ -232,8 +231,7 @@ def train_orientation_classifier(study: Study, scale: Scale) -> ImageClassifier:
 
 def not_diverged(run: Run) -> np.ndarray:
     """A run's samples within `OUTSIDE`, or none if they are too few to say anything."""
-    # A comparison with NaN is false.
-    kept = run.samples[np.all(np.abs(run.samples) < OUTSIDE, axis=1)]
+    kept = run.samples[run.within(OUTSIDE)]
     return kept if len(kept) >= MIN_SAMPLES else kept[:0]
 
 

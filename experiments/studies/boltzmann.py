@@ -22,7 +22,7 @@ from ndsm_jax import plots
 from ndsm_jax.boltzmann import TorsionModel, angle_counts
 from ndsm_jax.evaluation.boltzmann import BOLTZMANN_METRICS, torsion_scores
 from ndsm_jax.experiment import load_data
-from ndsm_jax.study import Changes, Study, load_config, mean_and_error, over_seeds, seeded
+from ndsm_jax.study import Changes, Study, load_config, mean_and_error, over_seeds, seeded, slug
 from studies import CONFIGS
 
 METHODS: dict[str, tuple[str, Changes]] = {
@@ -95,8 +95,7 @@ def reproduce(study: Study) -> None:
                 )
                 config = seeded(config, seed)
                 dataset = load_data(config)
-                slug = name.lower().replace(" ", "").replace(",", "_").replace("+", "_")
-                run = study.run(f"{slug}_n{size}_s{seed}", config, dataset)
+                run = study.run(f"{slug(name)}_n{size}_s{seed}", config, dataset)
                 rows[name].append(torsion_scores(model, run.samples, bins=BINS) | dict(run.facts))
                 if seed == scale["seeds"][0] and size == scale["sizes"][0]:
                     surfaces[f"{name}, N = {size}"] = _surface(run.samples)

@@ -24,7 +24,7 @@ from ndsm_jax.datasets import Dataset
 from ndsm_jax.evaluation import ImageClassifier
 from ndsm_jax.experiment import load_data
 from ndsm_jax.sampling import evaluations
-from ndsm_jax.study import Changes, Run, Study, load_config, over_seeds, seeded, train_seconds
+from ndsm_jax.study import Changes, Run, Study, load_config, over_seeds, seeded, slug, train_seconds
 from ndsm_jax.training import draw, restore
 from studies import CONFIGS
 
@@ -102,7 +102,7 @@ def reproduce(study: Study) -> None:
             for method in methods[kind]:
                 run = _run(study, spaces[kind], kind, method, seed)
                 title = method if kind == "vae" else f"{method}, plain autoencoder"
-                keep(title, latent.decode(codecs[kind], run.samples), _cost(run))
+                keep(title, latent.decode(codecs[kind], run.samples), _cost(study, method, run))
         if seed == 0:
             keep(JOINT, *_joint(study, config, images, spaces["vae"], codecs["vae"]))
             run = _run(study, spaces["vae"], "vae", START, 0)
@@ -141,12 +141,11 @@ def _codec(study: Study, config: Config, images: Dataset, kind: str) -> latent.C
 def _run(study: Study, latents: Dataset, kind: str, method: str, seed: int) -> Run:
     config = seeded(_config(study, method, SCALES[study.scale]["changes"]), seed)
     config = latent.score_config(config, study.root / "autoencoders" / kind)
-    return study.run(f"{kind}_{_slug(method)}_{seed}", config, latents)
+    return study.run(f"{kind}_{slug(method)}_{seed}", config, latents)
 
 
-def _cost(run: Run) -> dict[str, float]:
-    experiment, _, _ = restore(run.folder)
-    c = experiment.config.sample
+def _cost(study: Study, method: str, run: Run) -> dict[str, float]:
+    c = _config(study, method, SCALES[study.scale]["changes"]).sample
     return {
         "train s": run.facts["train_seconds"],
         "sample s": run.facts["sample_seconds"],
@@ -170,7 +169,7 @@ def _joint(
         x = latent.decode(model.codec, z)
         np.savez(path, x=x, seconds=time.perf_counter() - begin)
     kept = np.load(path)
-    cost = _cost(run)
+    cost = _cost(study, START, run)
     cost["train s"] += train_seconds(folder)
     return kept["x"], cost | {"sample s": float(kept["seconds"])}
 
@@ -204,11 +203,7 @@ def _measure(
         }
 
     of = {"images": latent.fingerprint(x), "evaluator": classifier.digest, "pairs": pairs}
-    return study.part(f"{_slug(name)}_{seed}", of, measured)
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in name.lower())
+    return study.part(f"{slug(name)}_{seed}", of, measured)
 
 
 def _report(

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from ndsm_jax import plots
 from ndsm_jax.config import Config
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.experiment import load_data
-from ndsm_jax.study import Changes, Run, Study, load_config, over_seeds, seeded
+from ndsm_jax.report import eps_curve
+from ndsm_jax.study import Changes, Run, Study, load_config, over_seeds, seeded, slug
 from ndsm_jax.training import restore
 from studies import CONFIGS
 
@@ -102,7 +102,7 @@ def _run(
 ) -> tuple[Run, Dataset]:
     config = seeded(_config(name, steps, method, *changes), seed)
     dataset = load_data(config)
-    return study.run(f"{name}_{steps}_{_slug(method)}_{seed}", config, dataset), dataset
+    return study.run(f"{name}_{steps}_{slug(method)}_{seed}", config, dataset), dataset
 
 
 def _measured(study: Study, runs: list[Run], dataset: Dataset) -> list[dict[str, float]]:
@@ -157,11 +157,6 @@ def _sweep(study: Study, scale: Mapping[str, Any]) -> dict[str, list[dict[str, f
 
 
 def _eps(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """eps(t) after training, over the training times."""
+    """eps(t) after training."""
     experiment, state, _ = restore(run.folder)
-    t = jnp.geomspace(experiment.sample_grid[1], experiment.sde.horizon, 200)
-    return np.asarray(t), np.asarray(experiment.control.eps(state.control, t))
-
-
-def _slug(method: str) -> str:
-    return "".join(c if c.isalnum() else "_" for c in method.split(" (")[0].lower())
+    return eps_curve(experiment, state)

@@ -20,13 +20,12 @@ from typing import Any
 import numpy as np
 
 from ndsm_jax import plots
-from ndsm_jax.config import SMOKE, Config, DataConfig
+from ndsm_jax.config import EDM, SMOKE, Config, DataConfig
 from ndsm_jax.datasets import Dataset, load
 from ndsm_jax.evaluation import ImageClassifier, evaluator, fid_report
 from ndsm_jax.study import Changes, Run, Study, load_config, over_seeds, seeded
 from studies import CONFIGS
 
-EDM: Changes = {"network": {"parameterisation": "edm"}, "noising": {"weight": "edm"}}
 LONG: Changes = {"train": {"steps": 12_000}, "sample": {"num": 10_000}}
 METHODS: Mapping[str, tuple[str, str, Changes]] = {
     "ou": ("OU + DSM", "ou", {}),
@@ -150,7 +149,7 @@ def _measure(
     study: Study, run: Run, num_train: int, everything: Dataset, classifier: ImageClassifier
 ) -> dict[str, Any]:
     """FID to all of MNIST, whatever the run was trained on; all else is as always."""
-    inside = np.isfinite(run.samples).all(axis=1) & (np.abs(run.samples).max(axis=1) < OUTSIDE)
+    inside = run.within(OUTSIDE)
     measured: dict[str, Any] = {"outside": float(np.mean(~inside)), **run.facts}
     if inside.sum() >= MIN_COUNT:
         fid = study.part(
@@ -199,15 +198,15 @@ def _show(
     floor = {title: one.get(f"{key}_floor") for key, title in COLUMNS.items()}
     rows.append({"method": "held-out images (floor)"} | floor)
     seeds, first = len(next(iter(results.values()))), next(iter(runs.values()))
-    slug = name.replace(" = ", "_").replace(",", "").lower()
+    file = name.replace(" = ", "_").replace(",", "").lower()
     title = (
         f"MNIST, {name} training images, {first.facts['steps']:,} steps of minibatch 64, seeds:"
         f" {seeds}, {len(first.samples):,} samples"
     )
-    study.table(slug, rows, title=title)
+    study.table(file, rows, title=title)
     samples = {METHODS[method][0]: run.samples[:SHOWN] for method, run in runs.items()}
     study.figure(
-        slug, plots.panels({"held-out": everything.test[:SHOWN], **samples}, everything.shape)
+        file, plots.panels({"held-out": everything.test[:SHOWN], **samples}, everything.shape)
     )
     labels = everything.train_labels
     assert labels is not None
@@ -219,5 +218,5 @@ def _show(
     }
     digits = [str(digit) for digit in range(10)]
     study.figure(
-        f"{slug}_classes", plots.modes_figure(digits, {k: list(v) for k, v in shares.items()})
+        f"{file}_classes", plots.modes_figure(digits, {k: list(v) for k, v in shares.items()})
     )

@@ -460,6 +460,37 @@ PAPER: dict[str, dict[str, Any]] = {
 score and preconditioned weights. Horizon and sizes are each experiment's."""
 
 
+PAPER_IMAGES: dict[str, dict[str, Any]] = PAPER | {
+    "control_variate": {"estimator": "probes"},  # exact costs tens of steps for a U-Net
+    "process": {"horizon": 2.0},
+    "noising": PAPER["noising"] | {"steps": 2000},
+    "sample": PAPER["sample"] | {"steps": 2000},
+}
+"""The same for images (A.3): T = 2 in 2,000 steps of 1e-3."""
+
+
+UNET: dict[str, dict[str, Any]] = {
+    "network": {"name": "unet", "time_features": 128},
+    "noising": {"k": 1},
+    "train": {
+        "batch_size": 64,
+        "steps": 93_750,
+        "checkpoint_every": 1000,
+        "picture_every": 5000,
+    },
+    "optimizer": {"warmup_steps": 200, "schedule": "cosine"},
+    "sample": {"num": 10_000, "chunk": 250},
+}
+"""A U-Net on MNIST and what is made of it: minibatches of 64, 100 epochs (2405.15625, A.3)."""
+
+
+EDM: dict[str, dict[str, Any]] = {
+    "noising": {"weight": "edm"},
+    "network": {"parameterisation": "edm"},
+}
+"""The preconditioning and the loss weight of 2206.00364, for any process."""
+
+
 BASELINES: dict[str, dict[str, Any]] = {
     "vp": {
         "process": {"name": "variance_preserving"},
@@ -469,14 +500,12 @@ BASELINES: dict[str, dict[str, Any]] = {
         "process": {"name": "component_ou"},
         "mixture": {"num_components": 1},
         "objective": {"name": "dsm"},
-        "noising": {"weight": "edm"},
-        "network": {"parameterisation": "edm"},
+        **EDM,
     },
     "component_ou": {
         "process": {"name": "component_ou"},
         "objective": {"name": "dsm"},
-        "noising": {"weight": "edm"},
-        "network": {"parameterisation": "edm"},
+        **EDM,
     },
     "ou": PAPER
     | {

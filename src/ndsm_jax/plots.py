@@ -196,10 +196,19 @@ def modes_figure(labels: Sequence[str], fractions: Mapping[str, Sequence[float]]
     """Bars of the mode fractions of several sample sets."""
     figure, axis = _new(8.0, 3.2)
     width = 0.8 / len(fractions)
-    colours = ("#444444", "#1f4e79", "#d08a2e", "#7a9e7e", "#a23b3b", "#8a6fae", "#c9b458")
+    colours = (
+        *("#444444", "#1f4e79", "#d08a2e", "#7a9e7e", "#a23b3b", "#8a6fae"),
+        *("#c9b458", "#5fb0b7", "#b5651d", "#d98cb3", "#9a9a9a"),
+    )
     for i, (name, values) in enumerate(fractions.items()):
         offset = (i - (len(fractions) - 1) / 2) * width
-        axis.bar(np.arange(len(labels)) + offset, values, width, label=name, color=colours[i % 7])
+        axis.bar(
+            np.arange(len(labels)) + offset,
+            values,
+            width,
+            label=name,
+            color=colours[i % len(colours)],
+        )
     axis.set_xticks(np.arange(len(labels)), labels)
     axis.set(xlabel="mode", ylabel="fraction")
     figure.legend(loc="outside upper right", ncols=len(fractions))

@@ -22,7 +22,7 @@ from ndsm_jax.config import Config
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.experiment import Experiment, load_run_data
 from ndsm_jax.training import TrainState, draw, draw_components, draw_prior, restore
-from ndsm_jax.writers import read_metrics
+from ndsm_jax.writers import json_text, read_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -120,10 +120,7 @@ def evaluate_run(
     samples = draw(experiment, state, num, progress=progress)
     seconds = time.perf_counter() - start
     prior = draw_prior(experiment, num)
-    classifier = None
-    if dataset.is_image and dataset.num_classes:
-        logger.info("preparing the evaluator ...")
-        classifier = evaluation.evaluator(dataset, seed=config.evaluate.seed)
+    classifier = evaluation.evaluator_if_labelled(dataset, seed=config.evaluate.seed)
     logger.info("measuring %d samples against the data ...", num)
     result = evaluation.evaluate(
         samples,
@@ -149,7 +146,7 @@ def evaluate_run(
     }
     pictures = _pictures(workdir, experiment, state, dataset, samples, prior, starts, result)
     metrics_path, report_path = workdir / "metrics.json", workdir / "report.html"
-    metrics_path.write_text(json.dumps({"facts": facts, **_finite(result)}, indent=2) + "\n")
+    metrics_path.write_text(json_text({"facts": facts, **result}))
     report_path.write_text(_page(workdir, config, host, facts, result, pictures), encoding="utf-8")
     return Evaluation(
         metrics=result["metrics"],
@@ -195,15 +192,19 @@ def _pictures(
         rows = _started(starts, samples, result["conditioning"]["classes"])
         figures["conditioning"] = plots.rows_figure(rows, dataset.shape, columns=STARTED_COLUMNS)
     if experiment.objective.controlled:
-        t = jnp.geomspace(experiment.sample_grid[1], experiment.sde.horizon, 200)
-        eps = experiment.control.eps(state.control, t)
-        figures["eps"] = plots.eps_figure({"eps": (np.asarray(t), np.asarray(eps))})
+        figures["eps"] = plots.eps_figure({"eps": eps_curve(experiment, state)})
     pictures = {name: plots.png(figure) for name, figure in figures.items()}
     folder = workdir / "evaluation"
     folder.mkdir(exist_ok=True)
     for name, content in pictures.items():
         (folder / f"{name}.png").write_bytes(content)
     return pictures
+
+
+def eps_curve(experiment: Experiment, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
+    """Times from the last of sampling to the horizon, and eps(t) of the control variate: [200]."""
+    t = jnp.geomspace(experiment.sample_grid[1], experiment.sde.horizon, 200)
+    return np.asarray(t), np.asarray(experiment.control.eps(state.control, t))
 
 
 def _started(
@@ -285,12 +286,3 @@ def _flag(value: Any) -> str:
 
 def _number(value: float | None) -> str:
     return "" if value is None or not math.isfinite(value) else f"{value:.4g}"
-
-
-def _finite(tree: Any) -> Any:
-    """The tree with numbers that JSON has no word for as null."""
-    if isinstance(tree, Mapping):
-        return {key: _finite(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_finite(value) for value in tree]
-    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

@@ -24,6 +24,7 @@ from ndsm_jax import evaluation, plots
 from ndsm_jax.config import Config
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.training import draw, draw_prior, restore, train
+from ndsm_jax.writers import json_text, read_metrics, replace_file
 
 logger = logging.getLogger("ndsm_jax.studies")
 
@@ -43,6 +44,11 @@ def load_config(file: str | pathlib.Path, variant: str, *changes: Changes) -> Co
     for change in changes:
         tree.update(change)
     return Config.from_dict(tree)
+
+
+def slug(name: str) -> str:
+    """A name as part of a path."""
+    return "".join(c if c.isalnum() else "_" for c in name.lower())
 
 
 def seeded(config: Config, seed: int) -> Config:
@@ -69,6 +75,11 @@ class Run:
     folder: pathlib.Path
     samples: np.ndarray
     facts: Mapping[str, float]
+
+    def within(self, limit: float) -> np.ndarray:
+        """Whether every coordinate of a sample is finite and of magnitude less than limit, [n]."""
+        # A comparison with NaN is false.
+        return np.all(np.abs(self.samples) < limit, axis=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,10 +170,8 @@ class Study:
                 )
             return read["values"]
         values = measure()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({"of": facts, "values": values}, indent=2) + "\n")
-        partial.replace(path)
+        text = json.dumps({"of": facts, "values": values}, indent=2)
+        replace_file(path, f"{text}\n".encode())
         return values
 
     def figure(self, name: str, figure: Any) -> None:
@@ -190,23 +199,13 @@ class Study:
             "jax": jax.__version__,
             "python": platform.python_version(),
         }
-        self.root.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(_finite(facts | dict(values)), indent=2, allow_nan=False)
-        (self.root / "metrics.json").write_text(text + "\n")
-
-
-def _finite(tree: Any) -> Any:
-    """The tree with None for numbers that are not finite."""
-    if isinstance(tree, Mapping):
-        return {key: _finite(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_finite(value) for value in tree]
-    return None if isinstance(tree, float) and not np.isfinite(tree) else tree
+        text = json_text(facts | dict(values))
+        replace_file(self.root / "metrics.json", text.encode())
 
 
 def train_seconds(folder: pathlib.Path) -> float:
     """Seconds in training steps, over all resumptions, from the run's metrics.jsonl."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = read_metrics(folder)
     steps = np.diff([0, *(row["step"] for row in rows)])
     return float(sum(n / row["steps_per_second"] for n, row in zip(steps, rows, strict=True)))
 

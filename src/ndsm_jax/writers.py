@@ -143,6 +143,30 @@ class MetricWriter:
         return self._tensorboard
 
 
+def replace_file(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file, and its folder where missing, so that it is never seen half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def json_text(tree: Any) -> str:
+    """Indented JSON of dicts, lists and numbers, null for what is not finite."""
+    return json.dumps(_finite(tree), indent=2, allow_nan=False) + "\n"
+
+
+def _finite(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        return {key: _finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree
+
+
 def read_metrics(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Reads the lines of `directory/metrics.jsonl` in order; null comes back as NaN.
 
@@ -184,14 +208,8 @@ def _drop_lines_after(path: pathlib.Path, step: float) -> None:
     lines = enumerate(_complete_lines(path), 1)
     kept = [line for number, line in lines if _parse(path, number, line)["step"] <= step]
     content = "".join(f"{line}\n" for line in kept).encode()
-    if content == path.read_bytes():
-        return
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    if content != path.read_bytes():
+        replace_file(path, content)
 
 
 def _as_number(name: str, value: Any) -> int | float:

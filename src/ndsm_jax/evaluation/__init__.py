@@ -8,22 +8,17 @@ from ndsm_jax.evaluation.distances import (
     median_distance,
     mmd,
     sliced_wasserstein,
+    total_variation,
     two_sample_accuracy,
 )
-from ndsm_jax.evaluation.evaluator import evaluator
+from ndsm_jax.evaluation.evaluator import evaluator, evaluator_if_labelled
 from ndsm_jax.evaluation.features import Moments, frechet_distance, inception_score, moments
 from ndsm_jax.evaluation.neighbours import (
     is_memorised,
     nearest_distances,
     precision_recall_density_coverage,
 )
-from ndsm_jax.evaluation.reference import (
-    Summary,
-    fid_report,
-    reference,
-    summarise,
-    total_variation,
-)
+from ndsm_jax.evaluation.reference import Summary, fid_report, reference, summarise
 from ndsm_jax.evaluation.suite import METRICS, evaluate
 
 __all__ = [
@@ -38,6 +33,7 @@ __all__ = [
     "energy_distance",
     "evaluate",
     "evaluator",
+    "evaluator_if_labelled",
     "fid_report",
     "frechet_distance",
     "inception_score",

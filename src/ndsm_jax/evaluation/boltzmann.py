@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from ndsm_jax.evaluation import distances
+
 if TYPE_CHECKING:
     from ndsm_jax.boltzmann import TorsionModel
 
@@ -55,7 +57,7 @@ def total_variation(counts: Array, probabilities: Array) -> float:
       ValueError: as `kl_divergence`.
     """
     q, p = _frequencies(counts, probabilities)
-    return float(0.5 * np.abs(q - p).sum())
+    return distances.total_variation(q, p)
 
 
 def free_energy_difference(count: float, reference: float) -> Estimate:

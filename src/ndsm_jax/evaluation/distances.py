@@ -138,3 +138,8 @@ def _pair_sum(x: Array, y: Array, function: Callable[[Array], Array]) -> float:
         x, y, metric="euclidean", squared=True, reduce_func=reduce, working_memory=256
     )
     return float(sum(chunk.sum() for chunk in chunks))
+
+
+def total_variation(p: Array, q: Array) -> float:
+    """Half the sum of |p - q| for two laws on the same classes."""
+    return 0.5 * float(np.abs(np.asarray(p) - np.asarray(q)).sum())

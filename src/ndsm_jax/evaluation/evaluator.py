@@ -11,7 +11,7 @@ import functools
 import hashlib
 import io
 import json
-import os
+import logging
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +21,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ndsm_jax.evaluation.classifier import ImageClassifier, measured, train_classifier
 from ndsm_jax.networks.resnet import ResNet18, fold
+from ndsm_jax.writers import replace_file
 
 if TYPE_CHECKING:
     from ndsm_jax.datasets import Dataset
+
+logger = logging.getLogger(__name__)
 
 SHIPPED = pathlib.Path(__file__).with_name("mnist_resnet18.npz")
 SHIPPED_SHA256 = "ed0e4183d1ff394f60feb927f4bf069a3d430e121e6e02045d7776ef89f00f40"
@@ -41,7 +44,13 @@ def evaluator(dataset: Dataset, *, seed: int = 0, progress: bool = False) -> Ima
     """
     if dataset.name == "mnist" and dataset.shape == (28, 28, 1):
         return shipped()
+    logger.info("training a classifier for the features ...")
     return train_classifier(dataset, seed=seed, progress=progress)
+
+
+def evaluator_if_labelled(dataset: Dataset, *, seed: int = 0) -> ImageClassifier | None:
+    """`evaluator`, or None for data that are not labelled images."""
+    return evaluator(dataset, seed=seed) if dataset.is_image and dataset.num_classes else None
 
 
 @functools.cache
@@ -78,11 +87,7 @@ def save(
     buffer = io.BytesIO()
     arrays: dict[str, Any] = {FACTS: np.array(json.dumps(facts))} | flatten_dict(half, sep="/")
     np.savez(buffer, **arrays)
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(buffer.getvalue())
-    os.replace(partial, path)
+    replace_file(pathlib.Path(path), buffer.getvalue())
     return result, hashlib.sha256(buffer.getvalue()).hexdigest()
 
 

@@ -9,14 +9,15 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import os
 import pathlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ndsm_jax.evaluation.classifier import ImageClassifier
+from ndsm_jax.evaluation.distances import total_variation
 from ndsm_jax.evaluation.features import Moments, frechet_distance, inception_score, moments
+from ndsm_jax.writers import replace_file
 
 if TYPE_CHECKING:
     from ndsm_jax.datasets import Dataset
@@ -128,10 +129,7 @@ def _write(path: pathlib.Path, summary: Summary, facts: dict[str, Any]) -> None:
         inception_score=np.float64(summary.inception_score),
         histogram=summary.histogram,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}")  # never seen half written
-    partial.write_bytes(buffer.getvalue())
-    os.replace(partial, path)
+    replace_file(path, buffer.getvalue())
 
 
 def fid_report(
@@ -197,8 +195,3 @@ def fid_report(
         "reference": f"{train.moments.count} training images",
         "evaluator": f"{classifier.name}, test accuracy {classifier.test_accuracy:.4f}",
     }
-
-
-def total_variation(p: Array, q: Array) -> float:
-    """Half the sum of |p - q| for two laws on the same classes."""
-    return 0.5 * float(np.abs(np.asarray(p) - np.asarray(q)).sum())

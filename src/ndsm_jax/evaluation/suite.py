@@ -15,6 +15,7 @@ from ndsm_jax.evaluation.distances import (
     median_distance,
     mmd,
     sliced_wasserstein,
+    total_variation,
     two_sample_accuracy,
 )
 from ndsm_jax.evaluation.features import frechet_distance
@@ -23,7 +24,7 @@ from ndsm_jax.evaluation.neighbours import (
     nearest_distances,
     precision_recall_density_coverage,
 )
-from ndsm_jax.evaluation.reference import Summary, summarise, total_variation
+from ndsm_jax.evaluation.reference import Summary, summarise
 
 if TYPE_CHECKING:
     from ndsm_jax.datasets import Dataset

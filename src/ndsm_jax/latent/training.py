@@ -8,6 +8,7 @@ W/joint/         checkpoints, metrics.jsonl
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging
 import pathlib
 import time
@@ -44,7 +45,7 @@ from ndsm_jax.training import (
     restore,
     train,
 )
-from ndsm_jax.writers import MetricWriter
+from ndsm_jax.writers import MetricWriter, replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -346,9 +347,9 @@ def _write_latents(path: pathlib.Path, latents: Dataset) -> None:
     """A file for data.name=array."""
     arrays: dict[str, Any] = {"x": latents.train, "test": latents.test}
     arrays |= {"labels": latents.train_labels, "test_labels": latents.test_labels}
-    part = path.with_suffix(".part.npz")
-    np.savez(part, **{name: a for name, a in arrays.items() if a is not None})
-    part.replace(path)  # whole or not there
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: a for name, a in arrays.items() if a is not None})
+    replace_file(path, buffer.getvalue())
 
 
 @jax.jit
