@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ndsm_jax import training
+from ndsm_jax import loop, training
 from ndsm_jax.config import Config
 from ndsm_jax.control_variates import Products
 from ndsm_jax.datasets import load
@@ -105,7 +105,7 @@ def test_resume_is_bitwise(variant, tmp_path):
 def test_results_do_not_depend_on_how_a_run_is_cut_into_dispatches(tmp_path, monkeypatch):
     config = tiny()
     whole = run(config, tmp_path / "a")
-    monkeypatch.setattr(training._Clock, "steps", lambda self, capacity: 1)
+    monkeypatch.setattr(loop.Clock, "steps", lambda self: 1)
     chex.assert_trees_all_equal(whole, run(config, tmp_path / "b"))
 
 
@@ -121,13 +121,14 @@ OPTIONS = {"train": TINY["train"] | {"steps": 400, "checkpoint_every": 5, "log_e
 COMMAND = """
 import os, sys
 from ndsm_jax import training
+from ndsm_jax.writers import MetricWriter
 from test_training import OPTIONS, data, tiny
 config = tiny(**OPTIONS)
-original = training.MetricWriter.write
+original = MetricWriter.write
 def write(self, step, scalars):
     original(self, step, scalars)
     print(step, flush=True)
-training.MetricWriter.write = write
+MetricWriter.write = write
 training.train(config, data(config), sys.argv[1], progress=False)
 """
 
@@ -213,13 +214,13 @@ def test_non_finite_values_stop_the_run_and_keep_the_last_checkpoint(tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train_step", explode)
-        with pytest.raises(training.NonFiniteError, match=r"at step 6.*learning_rate"):
+        with pytest.raises(loop.NonFiniteError, match=r"at step 6.*learning_rate"):
             training.train(exploding, dataset, tmp_path, progress=False)
     chex.assert_trees_all_equal(training.restore(tmp_path)[1], before)
 
 
 def test_divergence_is_caught_for_real(tmp_path):
-    with pytest.raises(training.NonFiniteError, match="not finite at step"):
+    with pytest.raises(loop.NonFiniteError, match="not finite at step"):
         run(tiny(optimizer={"learning_rate": 1e30}), tmp_path)
 
 
@@ -259,7 +260,7 @@ def test_a_poisoned_state_is_never_saved(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "probe_products", infinite)
-        with pytest.raises(training.NonFiniteError, match="step 4"):
+        with pytest.raises(loop.NonFiniteError, match="step 4"):
             run(config, tmp_path)
     assert int(training.restore(tmp_path)[1].step) == 2
     assert int(run(config, tmp_path).step) == 8

@@ -51,24 +51,28 @@ SMOKE: Changes = {
     "train": {"log_every": 5, "checkpoint_every": 10},
     "sample": {"num": 300, "steps": 100},
 }
+LOSS_STEPS: Mapping[float, float] = {1e-1: 0.97, 1e-2: 0.3, 1e-3: 0.034, 1e-4: 0.0035}
+"""Step that enters the loss -> share of the final variance that it reaches, rounded up: the reverse
+process takes its last step from there, as the score is not trained at earlier times."""
+
 SCALES: Mapping[str, Mapping[str, Any]] = {
     # (data set, steps, seeds) of the comparison; steps, seeds and loss steps of the sweep
     "smoke": {
         "methods": ("OU + DSM", "NDSM-CV, learned eps", "path-space DSM with control variate"),
         "compared": [("arcs", 10, 1)],
-        "sweep": (10, 1, (1e-2,)),
+        "sweep": (10, 1, (1e-1, 1e-3)),
         "changes": SMOKE,
     },
     "cpu": {
         "methods": tuple(METHODS),
         "compared": [*((name, 10_000, 3) for name in DATA), ("rings_and_bars", 50_000, 1)],
-        "sweep": (10_000, 3, (1e-1, 1e-2, 1e-3, 1e-4)),
+        "sweep": (10_000, 3, tuple(LOSS_STEPS)),
         "changes": {"sample": {"num": 5000}},
     },
     "full": {
         "methods": tuple(METHODS),
         "compared": [(name, steps, 3) for steps in (10_000, 50_000) for name in DATA],
-        "sweep": (50_000, 3, (1e-1, 1e-2, 1e-3, 1e-4)),
+        "sweep": (50_000, 3, tuple(LOSS_STEPS)),
         "changes": {},
     },
 }
@@ -142,7 +146,10 @@ def _sweep(study: Study, scale: Mapping[str, Any]) -> dict[str, list[dict[str, f
     steps, seeds, loss_steps = scale["sweep"]
     pictures, measured = {}, {}
     for loss_step in loss_steps:
-        own: Changes = {"noising": {"loss_step": loss_step}}
+        own: Changes = {
+            "noising": {"loss_step": loss_step},
+            "sample": {"grid": "clock", "smallest_variance": LOSS_STEPS[loss_step]},
+        }
         config = _config(DATA[0], steps, "NDSM-CV, learned eps", scale["changes"], own)
         dataset = load_data(config)
         name = f"loss_step_{loss_step:g}_{steps}"

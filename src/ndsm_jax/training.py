@@ -1,4 +1,4 @@
-"""The training loop: one compiled dispatch of many steps, checkpoints, metrics, pictures."""
+"""Training of a score network: compiled dispatches of many steps, resumed bitwise."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ import json
 import logging
 import pathlib
 import platform
-import signal
-import threading
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -21,9 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from tqdm import tqdm
 
-from ndsm_jax import __version__, plots
+from ndsm_jax import __version__, loop, plots
 from ndsm_jax.checkpointing import Checkpoints, read_host
 from ndsm_jax.config import Config
 from ndsm_jax.control_variates import exact_products, probe_products
@@ -31,7 +27,6 @@ from ndsm_jax.datasets import Dataset
 from ndsm_jax.experiment import Experiment, abstract_prior, build, fit_prior
 from ndsm_jax.noising import NoisedBatch
 from ndsm_jax.sampling import sample, start_components
-from ndsm_jax.writers import MetricWriter
 
 logger = logging.getLogger(__name__)
 
@@ -66,10 +61,6 @@ class TrainState:
     ema: Any
     opt_state: Any
     control: Any
-
-
-class NonFiniteError(FloatingPointError):
-    """Training produced a NaN or an infinity; the message names the step and the remedy."""
 
 
 def init_state(experiment: Experiment) -> TrainState:
@@ -227,7 +218,7 @@ def make_dispatch(experiment: Experiment) -> DispatchFn:
         key = jax.random.fold_in(jax.random.fold_in(root, state.step), STREAM_PROBES)
         return train_step(current, state, key, batch)
 
-    def loop(state: TrainState, arrays: Any, noised: NoisedBatch, first: Array, num: Array) -> Any:
+    def run(state: TrainState, arrays: Any, noised: NoisedBatch, first: Array, num: Array) -> Any:
         def body(i: Array, carry: Any) -> Any:
             state, metrics = carry
             state, now = step(state, arrays, noised, first + i)
@@ -238,18 +229,18 @@ def make_dispatch(experiment: Experiment) -> DispatchFn:
         return jax.lax.fori_loop(0, num, body, (state, metrics))
 
     if experiment.config.network.name != "unet" or jax.default_backend() != "cpu":
-        return jax.jit(loop, donate_argnums=0)
+        return jax.jit(run, donate_argnums=0)
 
     compiled = jax.jit(step, donate_argnums=0)
 
-    def host_loop(state: TrainState, arrays: Any, noised: NoisedBatch, first: int, num: int) -> Any:
+    def on_host(state: TrainState, arrays: Any, noised: NoisedBatch, first: int, num: int) -> Any:
         done = []
         for index in range(first, first + num):
             state, now = compiled(state, arrays, noised, index)
             done.append(now)
         return state, {name: jnp.stack([now[name] for now in done]) for name in METRICS}
 
-    return host_loop
+    return on_host
 
 
 def _steps_root(experiment: Experiment) -> Array:
@@ -352,8 +343,7 @@ def train(
     fitted, mixture.txt. Ctrl-C and SIGTERM save a checkpoint before they take effect.
 
     Raises:
-      NonFiniteError: a loss, a gradient or the state was not finite; the last good checkpoint is
-        kept.
+      loop.NonFiniteError: a loss, a gradient or the state was not finite.
       KeyboardInterrupt: after an interrupt, once the checkpoint is saved.
       ValueError: batch larger than the data, or workdir belongs to another experiment.
     """
@@ -377,60 +367,32 @@ def train(
     # A block of minibatches starts at a multiple of its size, wherever the run was resumed.
     block = minibatches_ahead(experiment)
     noised = None
-    window: list[dict[str, np.ndarray]] = []
-    clock = _Clock()
 
-    def save() -> None:
-        _check_state(state)
-        checkpoints.save(step, {"train": state, "prior": experiment.sde.prior}, facts)
+    def advance(step: int, state: TrainState, most: int) -> tuple[TrainState, dict[str, Any]]:
+        nonlocal noised
+        first = step % block
+        num = min(most, block - first)
+        if noised is None or first == 0:
+            numbers = range(step - first, step - first + block)
+            rows = [batch_indices(c.seed, n, len(data), c.batch_size) for n in numbers]
+            noised = noise(arrays, data, np.stack(rows), step - first)
+        state, metrics = dispatch(state, arrays, noised, first, num)
+        return state, {name: np.asarray(x)[:num] for name, x in metrics.items()}
 
-    def log() -> None:
-        if window:
-            writer.write(step, _means(window) | {"steps_per_second": clock.window_rate()})
-            window.clear()
-
-    with (
-        Checkpoints(workdir / "checkpoints", keep=c.keep) as checkpoints,
-        MetricWriter(workdir, tensorboard=c.tensorboard) as writer,
-        tqdm(
-            total=c.steps, initial=step, desc="training", unit=" steps", disable=not progress
-        ) as bar,
-        _DeferredInterrupt() as interrupt,
-    ):
-        writer.truncate(step)
-        if step == 0:
-            save()
-        while step < c.steps:
-            first = step % block
-            num = min(clock.steps(block - first), _until(step, c.log_every), c.steps - step)
-            for every in (c.checkpoint_every, c.picture_every):
-                num = min(num, _until(step, every))
-            clock.start()
-            if noised is None or first == 0:
-                numbers = range(step - first, step - first + block)
-                rows = [batch_indices(c.seed, n, len(data), c.batch_size) for n in numbers]
-                noised = noise(arrays, data, np.stack(rows), step - first)
-            state, metrics = dispatch(state, arrays, noised, first, num)
-            measured = {name: np.asarray(x)[:num] for name, x in metrics.items()}
-            clock.stop(num)
-            window.append(measured)
-            if (bad := _first_not_finite(measured)) is not None:
-                log()
-                raise NonFiniteError(_non_finite_message(step + bad + 1))
-            step += num
-            bar.update(num)
-            bar.set_postfix(loss=f"{measured['loss'].mean():.4g}", refresh=False)
-            if step % c.log_every == 0 or step == c.steps or interrupt.requested:
-                log()
-            if step % c.checkpoint_every == 0 or step == c.steps or interrupt.requested:
-                save()
-            if interrupt.requested:
-                checkpoints.wait()
-                logger.warning("interrupted: step %d is saved; the same command resumes", step)
-                raise KeyboardInterrupt
-            if c.picture_every and (step % c.picture_every == 0 or step == c.steps):
-                writer.image(step, "samples", _picture(experiment, state, dataset))
-    return state
+    return loop.run(
+        state,
+        advance,
+        workdir,
+        c,
+        first=step,
+        last=c.steps,
+        facts=facts,
+        remedy="Lower optimizer.learning_rate, set optimizer.clip_norm, or raise"
+        " noising.smallest_variance",
+        pack=lambda state: {"train": state, "prior": experiment.sde.prior},
+        picture=lambda state: _picture(experiment, state, dataset),
+        progress=progress,
+    )
 
 
 def _start(
@@ -450,90 +412,6 @@ def _start(
         logger.info("%s", report)
         (workdir / "mixture.txt").write_text(f"{report}\n")
     return experiment, init_state(experiment)
-
-
-class _DeferredInterrupt:
-    """Turns the first SIGINT or SIGTERM into a flag: in the midst of a dispatch the old state has
-    been donated and the new one is not there yet, so nothing could be saved. A second one acts at
-    once. Outside the main thread, where Python allows no handlers, it does nothing.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> _DeferredInterrupt:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        self._previous = {}
-
-    def _request(self, number: int, frame: object) -> None:
-        self.requested = True
-        signal.signal(number, self._previous[number])
-
-
-class _Clock:
-    """Times dispatches, and chooses how many steps one runs, so that it takes about `target`."""
-
-    def __init__(self, target: float = 0.5) -> None:
-        self._target = target
-        self._num = 1
-        self._steps, self._seconds = 0, 0.0
-
-    def steps(self, capacity: int) -> int:
-        return max(1, min(self._num, capacity))
-
-    def start(self) -> None:
-        self._started = time.perf_counter()
-
-    def stop(self, num: int) -> None:
-        seconds = max(time.perf_counter() - self._started, 1e-9)
-        self._steps, self._seconds = self._steps + num, self._seconds + seconds
-        # Grows at most fourfold a dispatch: the first ones include compilation.
-        self._num = max(1, min(4 * num, round(self._target * num / seconds)))
-
-    def window_rate(self) -> float:
-        """Steps a second since the last call, in dispatches alone."""
-        rate = self._steps / max(self._seconds, 1e-9)
-        self._steps, self._seconds = 0, 0.0
-        return rate
-
-
-def _until(step: int, every: int) -> int:
-    """Steps until the next multiple of `every` (0: never)."""
-    return every - step % every if every else 2**31 - 1
-
-
-def _means(window: list[dict[str, np.ndarray]]) -> dict[str, float]:
-    """Means over the window's steps; a metric that was never measured in it is left out."""
-    joined = {name: np.concatenate([w[name] for w in window]) for name in window[0]}
-    joined = {name: x[~np.isnan(x)] for name, x in joined.items()}
-    return {name: float(x.mean()) for name, x in joined.items() if x.size}
-
-
-def _first_not_finite(metrics: dict[str, np.ndarray]) -> int | None:
-    bad = ~(np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"]))
-    return int(np.argmax(bad)) if bad.any() else None
-
-
-def _check_state(state: TrainState) -> None:
-    for leaf in jax.tree.leaves(state):
-        if jnp.issubdtype(leaf.dtype, jnp.floating) and not bool(jnp.all(jnp.isfinite(leaf))):
-            raise NonFiniteError(_non_finite_message(int(state.step)))
-
-
-def _non_finite_message(step: int) -> str:
-    return (
-        f"loss, gradient or state is not finite at step {step}; the last good checkpoint is kept."
-        " Lower optimizer.learning_rate, set optimizer.clip_norm, or raise"
-        " noising.smallest_variance"
-    )
 
 
 def _picture(experiment: Experiment, state: TrainState, dataset: Dataset) -> np.ndarray:

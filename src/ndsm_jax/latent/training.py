@@ -11,7 +11,6 @@ import dataclasses
 import io
 import logging
 import pathlib
-import time
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,9 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from tqdm import tqdm
 
-from ndsm_jax import gmm, plots
+from ndsm_jax import gmm, loop, plots
 from ndsm_jax.checkpointing import Checkpoints, read_host
 from ndsm_jax.config import Config
 from ndsm_jax.datasets import Dataset
@@ -38,14 +36,13 @@ from ndsm_jax.latent.objective import (
 )
 from ndsm_jax.networks import Autoencoder
 from ndsm_jax.training import (
-    NonFiniteError,
     TrainState,
     batch_indices,
     ema_decay,
     restore,
     train,
 )
-from ndsm_jax.writers import MetricWriter, replace_file
+from ndsm_jax.writers import replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +107,7 @@ def train_latent(
 
     Raises:
       ValueError: see `check_data`, `training.train` and `train_joint`.
-      NonFiniteError: a loss was not finite.
+      loop.NonFiniteError: a loss was not finite.
     """
     workdir = pathlib.Path(workdir)
     codec = train_autoencoder(config, dataset, workdir / "autoencoder", progress=progress)
@@ -142,59 +139,19 @@ def score_config(config: Config, autoencoder: pathlib.Path) -> Config:
     )
 
 
-# --- the one loop of both ---
+# --- what both stages of training share ---
 
 
-def _loop(
-    config: Config,
-    folder: pathlib.Path,
-    facts: Metrics,
-    state: Tree,
-    steps: int,
-    advance: Callable[[int, Tree], tuple[Tree, Metrics]],
-    *,
-    finish: Callable[[Tree], Tree],
-    progress: bool,
-) -> Tree:
-    """Calls `advance(step, state) -> (state, metrics)` until `steps`, with metrics and checkpoints.
-
-    From the host, step by step: XLA on the CPU compiles convolutions badly inside loops, and a step
-    of an autoencoder is long enough not to mind. `finish` is applied to the last state.
-    """
-    c = config.train
-    window: list[Metrics] = []
-    step = int(state["step"])
-    with (
-        Checkpoints(folder / "checkpoints", keep=c.keep) as checkpoints,
-        MetricWriter(folder, tensorboard=c.tensorboard) as writer,
-        tqdm(
-            total=steps, initial=step, desc=folder.name, unit=" steps", disable=not progress
-        ) as bar,
-    ):
-        writer.truncate(step)
-        start = time.perf_counter()
-        while step < steps:
-            state, metrics = advance(step, state)
-            window.append(metrics)
-            step += 1
-            bar.update()
-            if step % c.log_every and step % c.checkpoint_every and step != steps:
-                continue
-            means = {name: np.mean([float(m[name]) for m in window]) for name in window[0]}
-            rate = len(window) / (time.perf_counter() - start)
-            writer.write(step, means | {"steps_per_second": rate})
-            window.clear()
-            if not all(map(np.isfinite, means.values())):
-                raise NonFiniteError(
-                    f"{folder.name}: not finite before step {step} ({means}); the last good"
-                    " checkpoint is kept. Lower autoencoder.learning_rate or joint.learning_rate"
-                )
-            if step == steps:
-                state = finish(state)
-            if step % c.checkpoint_every == 0 or step == steps:
-                checkpoints.save(step, state | {"step": jnp.int32(step)}, dict(facts))
-            start = time.perf_counter()
-    return state
+def _advance(
+    one: Callable[[int, Tree], tuple[Tree, Metrics]], step: int, state: Tree, most: int
+) -> tuple[Tree, dict[str, np.ndarray]]:
+    """`most` steps of `one`, for `loop.run`, from the host: see `training.make_dispatch`."""
+    done = []
+    for now in range(step, step + most):
+        state, metrics = one(now, state)
+        done.append(metrics)
+    stacked = {name: np.asarray(jnp.stack([m[name] for m in done])) for name in done[0]}
+    return state | {"step": jnp.int32(step + most)}, stacked
 
 
 def _facts(settings: Config, dataset: Dataset) -> dict[str, Any]:
@@ -251,7 +208,7 @@ def train_autoencoder(
 
     Raises:
       ValueError: see `check_data`; or the folder holds another autoencoder.
-      NonFiniteError: the loss was not finite.
+      loop.NonFiniteError: the loss was not finite.
     """
     check_data(config, dataset)
     c, folder = config.autoencoder, pathlib.Path(folder)
@@ -287,19 +244,27 @@ def train_autoencoder(
         codec = dataclasses.replace(codec, params=params)
         return state | {"codec": codec, "optimizer": moments}, {"loss": value, **terms}
 
-    def advance(step: int, state: Tree) -> tuple[Tree, Metrics]:
+    def one(step: int, state: Tree) -> tuple[Tree, Metrics]:
         rows = batch_indices(c.seed, step, len(dataset.train), c.batch_size)
-        return update(state, dataset.train[rows], step)
-
-    def finish(state: Tree) -> Tree:
-        return state | {"codec": standardised(state["codec"], dataset.train, seed=c.seed)}
+        state, metrics = update(state, dataset.train[rows], step)
+        if step + 1 == c.steps:
+            state |= {"codec": standardised(state["codec"], dataset.train, seed=c.seed)}
+        return state, metrics
 
     facts = _facts(dataclasses.replace(Config(), autoencoder=c), dataset)
     state = _resume(folder, facts, jax.eval_shape(init)) or init()
-    if int(state["step"]) < c.steps:
-        state = _loop(
-            config, folder, facts, state, c.steps, advance, finish=finish, progress=progress
-        )
+    state = loop.run(
+        state,
+        partial(_advance, one),
+        folder,
+        config.train,
+        first=int(state["step"]),
+        last=c.steps,
+        facts=facts,
+        remedy="Lower autoencoder.learning_rate.",
+        name="autoencoder",
+        progress=progress,
+    )
     codec = state["codec"]
     if not (folder / "latents.npz").exists():
         _write_latents(folder / "latents.npz", encode_dataset(codec, dataset, seed=c.seed))
@@ -405,7 +370,7 @@ def train_joint(
     Raises:
       ValueError: a process other than mixture_langevin, a plain autoencoder, or the folder of a run
         with other settings or another start.
-      NonFiniteError: a loss was not finite.
+      loop.NonFiniteError: a loss was not finite.
     """
     check_data(config, dataset)
     c, folder = config.joint, pathlib.Path(folder)
@@ -470,7 +435,7 @@ def train_joint(
         logger.info("step %d: %s", step, report)
         return state | {"prior": prior}
 
-    def advance(step: int, state: Tree) -> tuple[Tree, Metrics]:
+    def one(step: int, state: Tree) -> tuple[Tree, Metrics]:
         if step and step % c.refit_every == 0:
             state = refit(state, step)
             current.clear()
@@ -484,10 +449,18 @@ def train_joint(
     settings = dataclasses.replace(score_config, autoencoder=config.autoencoder, joint=c)
     facts = _facts(settings, dataset) | {"start": fingerprint((codec, start.state.ema))}
     state = _resume(folder, facts, jax.eval_shape(init)) or init()
-    if int(state["step"]) < c.steps:
-        state = _loop(
-            config, folder, facts, state, c.steps, advance, finish=lambda s: s, progress=progress
-        )
+    state = loop.run(
+        state,
+        partial(_advance, one),
+        folder,
+        config.train,
+        first=int(state["step"]),
+        last=c.steps,
+        facts=facts,
+        remedy="Lower joint.learning_rate.",
+        name="joint training",
+        progress=progress,
+    )
     experiment = build(score_config, shape, state["prior"])
     ema = state["ema"]
     return LatentModel(
