@@ -84,6 +84,7 @@ def reproduce(study: Study) -> None:
     for seed in scale["seeds"]:
         for size in scale["sizes"]:
             rows = scores[size]
+            shown = seed == scale["seeds"][0] and size == scale["sizes"][0]
             for name in scale["methods"]:
                 variant, changes = METHODS[name]
                 config = load_config(
@@ -97,14 +98,15 @@ def reproduce(study: Study) -> None:
                 dataset = load_data(config)
                 run = study.run(f"{slug(name)}_n{size}_s{seed}", config, dataset)
                 rows[name].append(torsion_scores(model, run.samples, bins=BINS) | dict(run.facts))
-                if seed == scale["seeds"][0] and size == scale["sizes"][0]:
-                    surfaces[f"{name}, N = {size}"] = _surface(run.samples)
+                if shown:
+                    surfaces[name] = _surface(run.samples)
             rng = np.random.default_rng([seed, 1])
             rows["exact draws"].append(
                 torsion_scores(model, model.sample(rng, config.sample.num)[0], bins=BINS)
             )
             rows["training samples"].append(torsion_scores(model, dataset.train, bins=BINS))
-            surfaces.setdefault(f"training samples, N = {size}", _surface(dataset.train))
+            if shown:
+                surfaces[f"the {size:,} training samples"] = _surface(dataset.train)
         _report(study, scores, model)
         study.figure("surfaces", plots.surfaces_figure(surfaces))
 

@@ -289,7 +289,8 @@ def surfaces_figure(surfaces: Mapping[str, np.ndarray], *, highest: float = 8.0)
             vmax=highest,
             cmap="viridis",
         )
-        axis.set(title=title, xlabel="phi", xticks=(-180, 0, 180), yticks=(-180, 0, 180))
+        axis.set_title(textwrap.fill(title, 24))
+        axis.set(xlabel="phi", xticks=(-180, 0, 180), yticks=(-180, 0, 180))
     axes[0, 0].set_ylabel("psi")
     figure.colorbar(image, ax=axes, label="free energy, kT", shrink=0.8)
     return figure
