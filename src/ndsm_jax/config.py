@@ -296,7 +296,7 @@ class SampleConfig(Section):
     steps: int = option(40, "grid steps", low=3)
     grid: str = option("clock", "time grid, as noising.grid", choices=GRIDS)
     smallest_variance: float = option(
-        1e-3, "last time before the denoising step, as v(t_1) / v(T)", above=0, high=0.5
+        1e-3, "last time before the denoising step, as v(t_1) / v(T)", above=0, high=0.99
     )
     churn: float = option(
         0.0,

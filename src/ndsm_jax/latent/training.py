@@ -142,16 +142,43 @@ def score_config(config: Config, autoencoder: pathlib.Path) -> Config:
 # --- what both stages of training share ---
 
 
-def _advance(
-    one: Callable[[int, Tree], tuple[Tree, Metrics]], step: int, state: Tree, most: int
-) -> tuple[Tree, dict[str, np.ndarray]]:
-    """`most` steps of `one`, for `loop.run`, from the host: see `training.make_dispatch`."""
-    done = []
-    for now in range(step, step + most):
-        state, metrics = one(now, state)
-        done.append(metrics)
-    stacked = {name: np.asarray(jnp.stack([m[name] for m in done])) for name in done[0]}
-    return state | {"step": jnp.int32(step + most)}, stacked
+def _train(
+    config: Config,
+    section: str,
+    folder: pathlib.Path,
+    facts: Metrics,
+    init: Callable[[], Tree],
+    one: Callable[[int, Tree], tuple[Tree, Metrics]],
+    *,
+    progress: bool,
+) -> Tree:
+    """SECTION.steps steps of `one`, from the state in `folder` or that of `init`.
+
+    From the host, as training.make_dispatch steps convolutions on the CPU; these steps are long
+    enough not to mind.
+    """
+
+    def advance(step: int, state: Tree, most: int) -> tuple[Tree, dict[str, np.ndarray]]:
+        done = []
+        for now in range(step, step + most):
+            state, metrics = one(now, state)
+            done.append(metrics)
+        stacked = {name: np.asarray(jnp.stack([m[name] for m in done])) for name in done[0]}
+        return state | {"step": jnp.int32(step + most)}, stacked
+
+    state = _resume(folder, facts, jax.eval_shape(init)) or init()
+    return loop.run(
+        state,
+        advance,
+        folder,
+        config.train,
+        first=int(state["step"]),
+        last=getattr(config, section).steps,
+        facts=dict(facts),
+        remedy=f"Lower {section}.learning_rate.",
+        name=section,
+        progress=progress,
+    )
 
 
 def _facts(settings: Config, dataset: Dataset) -> dict[str, Any]:
@@ -252,19 +279,7 @@ def train_autoencoder(
         return state, metrics
 
     facts = _facts(dataclasses.replace(Config(), autoencoder=c), dataset)
-    state = _resume(folder, facts, jax.eval_shape(init)) or init()
-    state = loop.run(
-        state,
-        partial(_advance, one),
-        folder,
-        config.train,
-        first=int(state["step"]),
-        last=c.steps,
-        facts=facts,
-        remedy="Lower autoencoder.learning_rate.",
-        name="autoencoder",
-        progress=progress,
-    )
+    state = _train(config, "autoencoder", folder, facts, init, one, progress=progress)
     codec = state["codec"]
     if not (folder / "latents.npz").exists():
         _write_latents(folder / "latents.npz", encode_dataset(codec, dataset, seed=c.seed))
@@ -448,19 +463,7 @@ def train_joint(
 
     settings = dataclasses.replace(score_config, autoencoder=config.autoencoder, joint=c)
     facts = _facts(settings, dataset) | {"start": fingerprint((codec, start.state.ema))}
-    state = _resume(folder, facts, jax.eval_shape(init)) or init()
-    state = loop.run(
-        state,
-        partial(_advance, one),
-        folder,
-        config.train,
-        first=int(state["step"]),
-        last=c.steps,
-        facts=facts,
-        remedy="Lower joint.learning_rate.",
-        name="joint training",
-        progress=progress,
-    )
+    state = _train(config, "joint", folder, facts, init, one, progress=progress)
     experiment = build(score_config, shape, state["prior"])
     ema = state["ema"]
     return LatentModel(
