@@ -51,7 +51,7 @@ SMOKE: Changes = {
     "train": {"log_every": 5, "checkpoint_every": 10},
     "sample": {"num": 300, "steps": 100},
 }
-LOSS_STEPS: Mapping[float, float] = {1e-1: 0.97, 1e-2: 0.3, 1e-3: 0.034, 1e-4: 0.0035}
+LOSS_STEPS: Mapping[float, float] = {1e-1: 0.975, 1e-2: 0.31, 1e-3: 0.036, 1e-4: 0.0037}
 """Step that enters the loss -> share of the final variance that it reaches, rounded up: the reverse
 process takes its last step from there, as the score is not trained at earlier times."""
 
