@@ -54,6 +54,8 @@ SMOKE: Changes = {
 LOSS_STEPS: Mapping[float, float] = {1e-1: 0.975, 1e-2: 0.31, 1e-3: 0.036, 1e-4: 0.0037}
 """Step that enters the loss -> share of the final variance that it reaches, rounded up: the reverse
 process takes its last step from there, as the score is not trained at earlier times."""
+SWEEP_SAMPLER = {"sampler": "multistep_flow", "grid": "clock", "steps": 100}
+"""The probability flow, as the reverse SDE is too stiff for a step of 0.1."""
 
 SCALES: Mapping[str, Mapping[str, Any]] = {
     # (data set, steps, seeds) of the comparison; steps, seeds and loss steps of the sweep
@@ -148,7 +150,7 @@ def _sweep(study: Study, scale: Mapping[str, Any]) -> dict[str, list[dict[str, f
     for loss_step in loss_steps:
         own: Changes = {
             "noising": {"loss_step": loss_step},
-            "sample": {"grid": "clock", "smallest_variance": LOSS_STEPS[loss_step]},
+            "sample": SWEEP_SAMPLER | {"smallest_variance": LOSS_STEPS[loss_step]},
         }
         config = _config(DATA[0], steps, "NDSM-CV, learned eps", scale["changes"], own)
         dataset = load_data(config)
