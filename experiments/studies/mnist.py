@@ -52,7 +52,7 @@ EQUAL = (
     "path_dsm",
     "path_dsm_edm",
 )
-LOW_DATA = ("ou", "ndsm_cv_tuned", "vp", "component_ou", "path_dsm", "path_dsm_edm")
+LOW_DATA = ("ou", "ndsm_cv_tuned", "vp", "component_ou", "path_dsm")
 OUTSIDE = 10.0
 """Samples beyond this many half ranges of grey have diverged: they are counted, and left out."""
 MIN_COUNT = 50
