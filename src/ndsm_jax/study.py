@@ -129,7 +129,7 @@ class Study:
             "sample_seconds": seconds,
         }
         facts = {"config": config.to_dict(), "digest": dataset.digest, "facts": numbers}
-        done.write_text(json.dumps(facts, indent=2) + "\n")
+        _write(done, facts)
         return Run(folder=folder, samples=x, facts=numbers)
 
     def scores(
@@ -149,7 +149,7 @@ class Study:
             classifier=classifier,
             max_points=max_points,
         )
-        path.write_text(json.dumps({"of": key} | result, indent=2) + "\n")
+        _write(path, {"of": key} | result)
         return result["metrics"]
 
     def part(
@@ -170,8 +170,7 @@ class Study:
                 )
             return read["values"]
         values = measure()
-        text = json.dumps({"of": facts, "values": values}, indent=2)
-        replace_file(path, f"{text}\n".encode())
+        _write(path, {"of": facts, "values": values})
         return values
 
     def figure(self, name: str, figure: Any) -> None:
@@ -201,6 +200,11 @@ class Study:
         }
         text = json_text(facts | dict(values))
         replace_file(self.root / "metrics.json", text.encode())
+
+
+def _write(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
+    """For this module to read again: NaN stays NaN."""
+    replace_file(path, f"{json.dumps(tree, indent=2)}\n".encode())
 
 
 def train_seconds(folder: pathlib.Path) -> float:
