@@ -81,20 +81,26 @@ def panels(
     framed: Mapping[str, np.ndarray] | None = None,
     size: float = 4.0,
 ) -> Any:
-    """Point sets or images [n, d] side by side, one panel a title, in common limits.
+    """Point sets or images [n, d], one panel a title, five a row at most, in common limits.
 
     Data of more than two dimensions that are no images show their first two coordinates, data of
     one dimension a histogram. Images where `framed` [n] of their title is true get a red frame.
     """
     framed = framed or {}
-    figure, axes = _new(size * len(sets), size + 0.3, ncols=len(sets), squeeze=False)
+    titles = [textwrap.fill(title, int(9 * size)) for title in sets]
+    rows = -(-len(sets) // 5)
+    columns = -(-len(sets) // rows)
+    height = size + 0.1 + 0.2 * max(title.count("\n") + 1 for title in titles)
+    figure, axes = _new(size * columns, height * rows, nrows=rows, ncols=columns, squeeze=False)
+    for axis in axes.flat[len(sets) :]:
+        axis.axis("off")
     points = next(iter(sets.values()))[:, :2]
     low, high = points.min(axis=0), points.max(axis=0)
     margin = 0.15 * (high - low).max() + 1e-6
     limits = np.stack([low - margin, high + margin], axis=1)
-    for axis, (title, x) in zip(axes[0], sets.items(), strict=True):
+    for axis, wrapped, (title, x) in zip(axes.flat, titles, sets.items(), strict=False):
         _show(axis, x, shape, limits, framed.get(title, np.zeros(len(x), bool)))
-        axis.set_title(textwrap.fill(title, int(9 * size)))
+        axis.set_title(wrapped)
     return figure
 
 
@@ -194,7 +200,7 @@ def responses_figure(responses: Mapping[str, Response], *, columns: int = 5) -> 
 
 def modes_figure(labels: Sequence[str], fractions: Mapping[str, Sequence[float]]) -> Any:
     """Bars of the mode fractions of several sample sets."""
-    figure, axis = _new(8.0, 3.2)
+    figure, axis = _new(8.0, 3.0 + 0.2 * -(-len(fractions) // 3))
     width = 0.8 / len(fractions)
     colours = (
         *("#444444", "#1f4e79", "#d08a2e", "#7a9e7e", "#a23b3b", "#8a6fae"),
@@ -211,7 +217,7 @@ def modes_figure(labels: Sequence[str], fractions: Mapping[str, Sequence[float]]
         )
     axis.set_xticks(np.arange(len(labels)), labels)
     axis.set(xlabel="mode", ylabel="fraction")
-    figure.legend(loc="outside upper right", ncols=len(fractions))
+    figure.legend(loc="outside upper right", ncols=min(3, len(fractions)), fontsize="small")
     return figure
 
 
