@@ -99,7 +99,7 @@ def test_low_dimensional(tmp_path):
     table = (tmp_path / "tables" / "arcs_10.md").read_text()
     assert all(method in table for method in methods)
     sweep = (tmp_path / "tables" / "loss_step.md").read_text()
-    assert "| 0.1 |" in sweep
+    assert "| 0.01 |" in sweep
     assert "| 0.001 |" in sweep
 
 

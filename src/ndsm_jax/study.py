@@ -117,7 +117,8 @@ class Study:
             return Run(folder=folder, samples=np.load(samples), facts=read["facts"])
         logger.info("run %s", name)
         train(config, dataset, folder, progress=self.progress)
-        experiment, state, _ = restore(folder)
+        # A finished training is resumed whatever its sample section was.
+        experiment, state, _ = restore(folder, sample=dataclasses.asdict(config.sample))
         start = time.perf_counter()
         x = draw(experiment, state, config.sample.num, progress=self.progress)
         seconds = time.perf_counter() - start
