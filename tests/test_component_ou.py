@@ -172,6 +172,19 @@ def test_edm_preconditioning_gives_targets_of_variance_one():
     )
 
 
+@pytest.mark.parametrize("name", ["component_ou", "variance_preserving"])
+def test_a_prior_mean_that_tells_nothing_is_refused(name):
+    tree = {
+        "process": {"name": name},
+        "objective": {"name": "dsm"},
+        "network": {"prior_mean": True},
+    }
+    config = Config.from_dict(tree | {"mixture": {"num_components": 2}})
+    prior = experiment.abstract_prior(config, 2)
+    with pytest.raises(ValueError, match=r"network\.prior_mean .* process\.name"):
+        experiment.build(config, (2,), prior)
+
+
 @pytest.mark.parametrize("objective", ["ndsm", "path_dsm"])
 def test_objectives_that_simulate_are_refused(objective):
     with pytest.raises(ValueError, match=r"objective\.name=.*component_ou.*choose dsm"):

@@ -1,11 +1,14 @@
 """Networks: shapes, sizes, initial values, parameterisations, any other network."""
 
+import dataclasses
+
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from ndsm_jax import gmm, networks, objectives, sde
 from ndsm_jax.networks.embedding import GaussianFourierFeatures
@@ -168,6 +171,26 @@ def test_parameterisations_are_the_stated_functions_of_the_network():
     # For Langevin noising the probability-flow velocity is the residual alone.
     velocity = sde.probability_flow(residual.sde, residual.bind(params))(y, t)
     np.testing.assert_allclose(velocity, net / std, rtol=1e-3, atol=1e-4)
+
+
+def test_the_network_is_told_the_mean_given_the_state():
+    """E[mu | y], here by SciPy's densities, is its second input."""
+    plain = model("raw")
+    told = dataclasses.replace(plain, prior_mean=True)
+    params = told.init(jax.random.key(0))
+    y, t = jnp.linspace(-2, 2, 12).reshape(6, 2), jnp.full(6, 0.1)
+    means = np.array([[-1.0, 0.0], [1.0, 0.5]])
+    joint = np.stack(
+        [
+            weight * scipy.stats.multivariate_normal(m, variance * np.eye(2)).pdf(np.asarray(y))
+            for weight, m, variance in zip((0.4, 0.6), means, (0.3, 0.4), strict=True)
+        ],
+        axis=-1,
+    )
+    mean = joint / joint.sum(-1, keepdims=True) @ means
+    flat = told.network.apply(params, y, told.coordinate(t), jnp.asarray(mean, jnp.float32))
+    np.testing.assert_allclose(told(params, y, t), flat, rtol=1e-4, atol=1e-6)
+    assert size(params) == size(plain.init(jax.random.key(0))) + 2 * 8  # inputs x width
 
 
 def test_any_other_network_is_a_plain_score_function():

@@ -2,7 +2,8 @@
 
 OU + DSM (variance preserving), NDSM and NDSM-CV as published; then, with preconditioning, own clock
 and average of the parameters, NDSM-CV, OU + DSM on standardised data, 2410.19149's linear dynamics
-of every component, and path-space DSM. Network, minibatch and number of steps are the same
+of every component, whose network is told the component's mean, and path-space DSM, without and with
+that. Network, minibatch and number of steps are the same
 throughout, but for one row of more steps.
 
 `full` is as published. `cpu` has a smaller U-Net, fewer steps, and for all methods the sampler of
@@ -37,6 +38,7 @@ METHODS: Mapping[str, tuple[str, str, Changes]] = {
     "component_ou": ("component-wise OU + DSM, tuned", "component_ou", {}),
     "path_dsm": ("path-space DSM", "", {}),
     "path_dsm_edm": ("path-space DSM, EDM's preconditioning", "", EDM),
+    "path_dsm_mean": ("path-space DSM, told the mean", "", {"network": {"prior_mean": True}}),
     "path_dsm_long": ("path-space DSM, 12,000 steps", "", LONG),
 }
 """Folder -> name in tables, variant of configs/mnist.py, changes of it."""
@@ -51,8 +53,9 @@ EQUAL = (
     "component_ou",
     "path_dsm",
     "path_dsm_edm",
+    "path_dsm_mean",
 )
-LOW_DATA = ("ou", "ndsm_cv_tuned", "vp", "component_ou", "path_dsm")
+LOW_DATA = ("ou", "ndsm_cv_tuned", "vp", "component_ou", "path_dsm", "path_dsm_mean")
 OUTSIDE = 10.0
 """Samples beyond this many half ranges of grey have diverged: they are counted, and left out."""
 MIN_COUNT = 50

@@ -244,6 +244,9 @@ class NetworkConfig(Section):
         "group of image turns (c2, c4), with reflections (d4), under which the score is averaged",
         choices=SYMMETRIES,
     )
+    prior_mean: bool = option(
+        False, "the network sees the mean of the mixture's components given y, beside y"
+    )
     width: int = option(256, "hidden width of mlp", low=1)
     depth: int = option(5, "hidden layers of mlp", low=1)
     skip: bool = option(True, "residual, normalised hidden layers in mlp")

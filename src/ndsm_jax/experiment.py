@@ -169,11 +169,17 @@ def build(config: Config, shape: tuple[int, ...], prior: GaussianMixture) -> Exp
             f"network.symmetry={config.network.symmetry!r} does not go with process.name="
             f"{sde.name!r}, whose network takes the states of one component; use 'none'"
         )
+    if config.network.prior_mean and (sde.standardised or sde.prior.num_components == 1):
+        raise ValueError(
+            f"network.prior_mean tells the network nothing new with process.name={sde.name!r} and"
+            f" {sde.prior.num_components} components; set it to false"
+        )
     model = ScoreModel(
         sde=sde,
         coordinate=coordinate,
         network=_build_network(config, shape),
         parameterisation=config.network.parameterisation,
+        prior_mean=config.network.prior_mean,
         group=group,
     )
     return Experiment(

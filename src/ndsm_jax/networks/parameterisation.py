@@ -21,7 +21,7 @@ PARAMETERISATIONS = ("residual", "edm", "scaled", "raw")
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("sde", "coordinate", "group"),
-    meta_fields=("network", "parameterisation"),
+    meta_fields=("network", "parameterisation", "prior_mean"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreModel:
@@ -36,7 +36,9 @@ class ScoreModel:
     that 2006.11239 predicts.
 
     For a process that is `standardised` the network is conditional: the mean of the component goes
-    into it beside y.
+    into it beside y. With `prior_mean` that of any other process gets what y says of that mean,
+    E[mu | y] = sum_k r_k(y) mu_k. Mixture Langevin noising leaves the mean in y at full strength,
+    and a network that is not told takes it for a part of the data for long.
 
     With a `group` the whole score is made equivariant, the prior's part with the network's. For a
     prior that is invariant itself, as a normal is, that is the same as symmetrising the network.
@@ -46,6 +48,7 @@ class ScoreModel:
       coordinate: c, t [...] -> [-1, 1], see `sde.time_coordinate`.
       network: a Flax module (y [n, d], c [n]) -> [n, d] (static).
       parameterisation: one of `PARAMETERISATIONS` (static).
+      prior_mean: whether the network sees E[mu | y] too (static).
       group: under which the score is symmetrised, or None; None for a `standardised` process.
     """
 
@@ -53,6 +56,7 @@ class ScoreModel:
     coordinate: Callable[[Array], Array]
     network: Any
     parameterisation: str = "residual"
+    prior_mean: bool = False
     group: FiniteGroup | None = None
 
     def __post_init__(self) -> None:
@@ -65,7 +69,7 @@ class ScoreModel:
     def init(self, key: Array) -> Any:
         """Parameters theta."""
         y = jnp.zeros((1, self.sde.dim))
-        condition = (y,) if self.sde.standardised else ()
+        condition = (y,) if self.sde.standardised or self.prior_mean else ()
         return self.network.init(key, y, jnp.zeros(1), *condition)
 
     def __call__(self, params: Any, y: Array, t: Array, component: Array | None = None) -> Array:
@@ -82,6 +86,8 @@ class ScoreModel:
         if self.sde.standardised:
             assert component is not None
             inputs.append(self.sde.prior.means[component.ravel()])
+        elif self.prior_mean:
+            inputs.append(self.sde.prior.responsibilities(inputs[0]) @ self.sde.prior.means)
         output = self.network.apply(params, *inputs).reshape(y.shape)
         if self.parameterisation == "raw":
             return output
