@@ -8,8 +8,8 @@ or small upright (the paper: a C2-symmetrised score makes them). Fakes are count
 
 `full` is as published. `cpu` and `smoke` give every method the same small network, budget and
 sampler, and NDSM and NDSM-CV our grid and parameterisation. Beside the published methods there
-are path-space DSM and a tuned baseline, variance preserving noising with EDM's preconditioning,
-own clock and average.
+are path-space DSM, with their mixture of two and with one of 50, and a tuned baseline, variance
+preserving noising with EDM's preconditioning, own clock and average.
 """
 
 from __future__ import annotations

@@ -20,6 +20,19 @@ def _new(width: float, height: float, **options: Any) -> tuple[Any, Any]:
     return figure, figure.subplots(**options)
 
 
+def _grid(
+    count: int, columns: int, width: float, height: float, *, extra: float = 0.0, **options: Any
+) -> tuple[Any, list[Any]]:
+    """A figure of `count` panels, `columns` a row, of width x height inches each, what is left of
+    the last row empty; and all its axes, in order. `extra` inches are added to the height."""
+    rows = -(-count // columns)
+    shape = {"nrows": rows, "ncols": columns, "squeeze": False}
+    figure, axes = _new(width * columns, height * rows + extra, **shape, **options)
+    for axis in axes.flat[count:]:
+        axis.axis("off")
+    return figure, list(axes.flat)
+
+
 def render(figure: Any, dpi: int = 100) -> np.ndarray:
     """A figure as pixels [height, width, 3], uint8."""
     figure.set_dpi(dpi)
@@ -88,17 +101,14 @@ def panels(
     """
     framed = framed or {}
     titles = [textwrap.fill(title, int(9 * size)) for title in sets]
-    rows = -(-len(sets) // 5)
-    columns = -(-len(sets) // rows)
-    height = size + 0.1 + 0.2 * max(title.count("\n") + 1 for title in titles)
-    figure, axes = _new(size * columns, height * rows, nrows=rows, ncols=columns, squeeze=False)
-    for axis in axes.flat[len(sets) :]:
-        axis.axis("off")
+    columns = -(-len(sets) // -(-len(sets) // 5))  # rows of the same length
+    height = size + 0.05 + 0.25 * max(title.count("\n") + 1 for title in titles)
+    figure, axes = _grid(len(sets), columns, size, height)
     points = next(iter(sets.values()))[:, :2]
     low, high = points.min(axis=0), points.max(axis=0)
     margin = 0.15 * (high - low).max() + 1e-6
     limits = np.stack([low - margin, high + margin], axis=1)
-    for axis, wrapped, (title, x) in zip(axes.flat, titles, sets.items(), strict=False):
+    for axis, wrapped, (title, x) in zip(axes, titles, sets.items(), strict=False):
         _show(axis, x, shape, limits, framed.get(title, np.zeros(len(x), bool)))
         axis.set_title(wrapped)
     return figure
@@ -177,12 +187,9 @@ class Response:
 
 def responses_figure(responses: Mapping[str, Response], *, columns: int = 5) -> Any:
     """A panel a response: ratios on the left axis (logarithmic), the accuracy on the right one."""
-    rows = -(-len(responses) // columns)
-    figure, axes = _new(3.2 * columns, 2.8 * rows + 0.4, nrows=rows, ncols=columns, squeeze=False)
-    for axis in axes.flat[len(responses) :]:
-        axis.axis("off")
+    figure, axes = _grid(len(responses), columns, 3.2, 2.8, extra=0.4)
     handles: dict[str, Any] = {}
-    for axis, (title, response) in zip(axes.flat, responses.items(), strict=False):
+    for axis, (title, response) in zip(axes, responses.items(), strict=False):
         right = axis.twinx()
         for name, ratios in response.ratios.items():
             axis.plot(response.x, ratios, marker=".", label=name)
@@ -248,12 +255,8 @@ def levels_figure(
       lines: title -> name -> height of a horizontal line, such as a floor.
       columns: panels in a row.
     """
-    rows = -(-len(panels) // columns)
-    columns = min(columns, len(panels))
-    figure, axes = _new(4.2 * columns, 3.1 * rows + 0.3, ncols=columns, nrows=rows, squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.axis("off")
-    for axis, (title, series) in zip(axes.flat, panels.items(), strict=False):
+    figure, axes = _grid(len(panels), min(columns, len(panels)), 4.2, 3.1, extra=0.3)
+    for axis, (title, series) in zip(axes, panels.items(), strict=False):
         levels = list(next(iter(series.values())))
         for i, (name, by_level) in enumerate(series.items()):
             at = np.arange(len(levels)) + 0.12 * (i - (len(series) - 1) / 2)
@@ -267,7 +270,7 @@ def levels_figure(
         axis.set(title=title, xlim=(-0.5, len(levels) - 0.5))
         axis.grid(alpha=0.3)
     handles: dict[str, Any] = {}
-    for axis in axes.flat:
+    for axis in axes:
         handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
     figure.legend(handles.values(), handles, loc="outside lower center", ncols=4)
     return figure
@@ -279,13 +282,8 @@ def surfaces_figure(surfaces: Mapping[str, np.ndarray], *, highest: float = 8.0)
     What is not finite, as a bin that holds no sample, stays white.
     """
     columns = min(4, len(surfaces))
-    rows = -(-len(surfaces) // columns)
-    figure, axes = _new(
-        3.0 * columns + 1.2, 3.5 * rows, ncols=columns, nrows=rows, squeeze=False, sharey=True
-    )
-    for axis in axes.flat[len(surfaces) :]:
-        axis.axis("off")
-    for axis, (title, surface) in zip(axes.flat, surfaces.items(), strict=False):
+    figure, axes = _grid(len(surfaces), columns, 3.0 + 1.2 / columns, 3.5, sharey=True)
+    for axis, (title, surface) in zip(axes, surfaces.items(), strict=False):
         finite = np.where(np.isfinite(surface), surface, np.nan)
         image = axis.imshow(
             (finite - np.nanmin(finite)).T,
@@ -297,6 +295,6 @@ def surfaces_figure(surfaces: Mapping[str, np.ndarray], *, highest: float = 8.0)
         )
         axis.set_title(textwrap.fill(title, 24))
         axis.set(xlabel="phi", xticks=(-180, 0, 180), yticks=(-180, 0, 180))
-    axes[0, 0].set_ylabel("psi")
+    axes[0].set_ylabel("psi")
     figure.colorbar(image, ax=axes, label="free energy, kT", shrink=0.8)
     return figure

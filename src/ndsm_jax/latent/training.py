@@ -146,7 +146,7 @@ def _train(
     config: Config,
     section: str,
     folder: pathlib.Path,
-    facts: Metrics,
+    facts: Tree,
     init: Callable[[], Tree],
     one: Callable[[int, Tree], tuple[Tree, Metrics]],
     *,
@@ -174,7 +174,7 @@ def _train(
         config.train,
         first=int(state["step"]),
         last=getattr(config, section).steps,
-        facts=dict(facts),
+        facts=facts,
         remedy=f"Lower {section}.learning_rate.",
         name=section,
         progress=progress,
@@ -188,7 +188,7 @@ def _facts(settings: Config, dataset: Dataset) -> dict[str, Any]:
     return {"settings": settings.to_dict(), "digest": dataset.digest}
 
 
-def _resume(folder: pathlib.Path, facts: Metrics, like: Tree) -> Tree | None:
+def _resume(folder: pathlib.Path, facts: Tree, like: Tree) -> Tree | None:
     """The newest good state in `folder`, or None where there is none.
 
     Raises:
