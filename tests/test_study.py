@@ -1,5 +1,6 @@
 """Studies: runs that resume, tables, and each experiment at smoke scale."""
 
+import dataclasses
 import json
 import shutil
 
@@ -45,6 +46,19 @@ def test_a_run_is_trained_once(tmp_path, config, monkeypatch):
     assert make(tmp_path).scores(again, dataset) == scores
     with pytest.raises(ValueError, match="other settings"):
         make(tmp_path).run("a", study.seeded(config, 1), dataset)
+
+
+def test_a_finished_training_is_sampled_as_the_config_says(tmp_path, config):
+    """As a run of the new sample section from the start, which may differ on resumption."""
+    dataset = load_data(config)
+    first = make(tmp_path / "a").run("a", config, dataset)
+    (first.folder / "run.json").unlink()
+    sample = dataclasses.replace(config.sample, seed=7)
+    changed = dataclasses.replace(config, sample=sample)
+    again = make(tmp_path / "a").run("a", changed, dataset)
+    fresh = make(tmp_path / "b").run("a", changed, dataset)
+    np.testing.assert_array_equal(again.samples, fresh.samples)
+    assert not np.array_equal(again.samples, first.samples)
 
 
 def test_an_interrupted_run_goes_on_bitwise(tmp_path, config):
