@@ -3,7 +3,8 @@
 OU + DSM (variance preserving), NDSM and NDSM-CV as published; then, with preconditioning, own clock
 and average of the parameters, NDSM-CV, OU + DSM on standardised data, 2410.19149's linear dynamics
 of every component, whose network is told the component's mean, and path-space DSM, without and with
-that. Network, minibatch and number of steps are the same throughout, but for one row of more steps.
+that, with 50 components and with 200. Network, minibatch and number of steps are the same throughout,
+but for rows that say so.
 
 `full` is as published. `cpu` has a smaller U-Net, fewer steps, and for all methods the sampler of
 ours, so that none is held back by the 2,000 evaluations a sample of the published one.
@@ -27,6 +28,8 @@ from ndsm_jax.study import Changes, Run, Study, load_config, over_seeds, seeded
 from studies import CONFIGS
 
 LONG: Changes = {"train": {"steps": 12_000}, "sample": {"num": 10_000}}
+MANY: Changes = {"mixture": {"num_components": 200, "num_inits": 1}}
+TOLD: Changes = {"network": {"prior_mean": True}}
 METHODS: Mapping[str, tuple[str, str, Changes]] = {
     "ou": ("OU + DSM", "ou", {}),
     "ndsm": ("NDSM (eps = 0)", "paper", {"objective": {"name": "ndsm"}}),
@@ -37,8 +40,17 @@ METHODS: Mapping[str, tuple[str, str, Changes]] = {
     "component_ou": ("component-wise OU + DSM, tuned", "component_ou", {}),
     "path_dsm": ("path-space DSM", "", {}),
     "path_dsm_edm": ("path-space DSM, EDM's preconditioning", "", EDM),
-    "path_dsm_mean": ("path-space DSM, told the mean", "", {"network": {"prior_mean": True}}),
+    "path_dsm_mean": ("path-space DSM, told the mean", "", TOLD),
+    "component_ou_200": ("component-wise OU + DSM, tuned, K = 200", "component_ou", MANY),
+    "path_dsm_200": ("path-space DSM, K = 200", "", MANY),
+    "path_dsm_200_mean": ("path-space DSM, K = 200, told the mean", "", {**MANY, **TOLD}),
     "path_dsm_long": ("path-space DSM, 12,000 steps", "", LONG),
+    "path_dsm_200_long": ("path-space DSM, K = 200, 12,000 steps", "", {**MANY, **LONG}),
+    "path_dsm_200_mean_long": (
+        "path-space DSM, K = 200, told the mean, 12,000 steps",
+        "",
+        {**MANY, **TOLD, **LONG},
+    ),
 }
 """Folder -> name in tables, variant of configs/mnist.py, changes of it."""
 
@@ -53,7 +65,11 @@ EQUAL = (
     "path_dsm",
     "path_dsm_edm",
     "path_dsm_mean",
+    "component_ou_200",
+    "path_dsm_200",
+    "path_dsm_200_mean",
 )
+LONGER = ("path_dsm_long", "path_dsm_200_long", "path_dsm_200_mean_long")
 LOW_DATA = ("ou", "ndsm_cv_tuned", "vp", "component_ou", "path_dsm", "path_dsm_mean")
 OUTSIDE = 10.0
 """Samples beyond this many half ranges of grey have diverged: they are counted, and left out."""
@@ -76,7 +92,7 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
     "cpu": {
         "reference": 0,
         "compared": [
-            (0, 1, (*EQUAL, "path_dsm_long")),
+            (0, 1, (*EQUAL, *LONGER)),
             (6000, 3, LOW_DATA),
             (14_000, 1, LOW_DATA),
         ],
