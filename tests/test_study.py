@@ -10,7 +10,7 @@ from studies import CONFIGS, low_dimensional, mnist
 
 from ndsm_jax import study
 from ndsm_jax.config import SMOKE
-from ndsm_jax.experiment import abstract_prior, build, load_data
+from ndsm_jax.experiment import abstract_prior, build, fit_prior, load_data
 from ndsm_jax.study import Study
 
 TINY = SMOKE | {
@@ -134,3 +134,15 @@ def test_every_run_of_every_scale_has_a_config_that_builds(tmp_path, scale):
     ]
     for config, shape in dict.fromkeys(configs):
         build(config, shape, abstract_prior(config, int(np.prod(shape))))
+
+
+def test_every_loss_step_of_the_sweep_is_stable():
+    """Steps of explicit Euler are checked against the fitted mixture, so an abstract one won't do."""
+    scale = low_dimensional.SCALES["cpu"]
+    _, seeds, loss_steps = scale["sweep"]
+    configs = [low_dimensional._sweep_config(scale, loss_step) for loss_step in loss_steps]
+    dataset = load_data(configs[0])
+    for seed in range(seeds):
+        prior, _ = fit_prior(study.seeded(configs[0], seed), dataset)
+        for config in configs:
+            build(study.seeded(config, seed), dataset.shape, prior)

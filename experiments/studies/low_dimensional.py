@@ -142,16 +142,20 @@ def _compare(study: Study, name: str, steps: int, seeds: int) -> dict[str, list[
     return measured
 
 
+def _sweep_config(scale: Mapping[str, Any], loss_step: float) -> Config:
+    own: Changes = {
+        "noising": {"loss_step": loss_step},
+        "sample": {"grid": "clock", "smallest_variance": LOSS_STEPS[loss_step]},
+    }
+    return _config(DATA[0], scale["sweep"][0], "NDSM-CV, learned eps", scale["changes"], own)
+
+
 def _sweep(study: Study, scale: Mapping[str, Any]) -> dict[str, list[dict[str, float]]]:
     """Figure 7: the step that enters the loss."""
     steps, seeds, loss_steps = scale["sweep"]
     pictures, measured = {}, {}
     for loss_step in loss_steps:
-        own: Changes = {
-            "noising": {"loss_step": loss_step},
-            "sample": {"grid": "clock", "smallest_variance": LOSS_STEPS[loss_step]},
-        }
-        config = _config(DATA[0], steps, "NDSM-CV, learned eps", scale["changes"], own)
+        config = _sweep_config(scale, loss_step)
         dataset = load_data(config)
         name = f"loss_step_{loss_step:g}_{steps}"
         runs = [study.run(f"{name}_{s}", seeded(config, s), dataset) for s in range(seeds)]
