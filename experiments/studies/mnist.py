@@ -27,6 +27,7 @@ from ndsm_jax.evaluation import ImageClassifier, evaluator, fid_report
 from ndsm_jax.study import Changes, Run, Study, load_config, over_seeds, seeded
 from studies import CONFIGS
 
+TWICE: Changes = {"train": {"steps": 3000}, "sample": {"num": 10_000}}
 LONG: Changes = {"train": {"steps": 12_000}, "sample": {"num": 10_000}}
 MANY: Changes = {"mixture": {"num_components": 200, "num_inits": 1}}
 TOLD: Changes = {"network": {"prior_mean": True}}
@@ -44,8 +45,8 @@ METHODS: Mapping[str, tuple[str, str, Changes]] = {
     "component_ou_200": ("component-wise OU + DSM, tuned, K = 200", "component_ou", MANY),
     "path_dsm_200": ("path-space DSM, K = 200", "", MANY),
     "path_dsm_200_mean": ("path-space DSM, K = 200, told the mean", "", {**MANY, **TOLD}),
+    "path_dsm_200_twice": ("path-space DSM, K = 200, 3,000 steps", "", {**MANY, **TWICE}),
     "path_dsm_long": ("path-space DSM, 12,000 steps", "", LONG),
-    "path_dsm_200_long": ("path-space DSM, K = 200, 12,000 steps", "", {**MANY, **LONG}),
     "path_dsm_200_mean_long": (
         "path-space DSM, K = 200, told the mean, 12,000 steps",
         "",
@@ -69,7 +70,7 @@ EQUAL = (
     "path_dsm_200",
     "path_dsm_200_mean",
 )
-LONGER = ("path_dsm_long", "path_dsm_200_long", "path_dsm_200_mean_long")
+LONGER = ("path_dsm_200_twice", "path_dsm_long", "path_dsm_200_mean_long")
 LOW_DATA = ("ou", "ndsm_cv_tuned", "vp", "component_ou", "path_dsm", "path_dsm_mean")
 OUTSIDE = 10.0
 """Samples beyond this many half ranges of grey have diverged: they are counted, and left out."""
