@@ -44,6 +44,11 @@ METHODS: Mapping[str, tuple[str, str, Changes]] = {
     "path_dsm_mean": ("path-space DSM, told the mean", "", TOLD),
     "component_ou_200": ("component-wise OU + DSM, tuned, K = 200", "component_ou", MANY),
     "path_dsm_200": ("path-space DSM, K = 200", "", MANY),
+    "path_dsm_200_edm": (
+        "path-space DSM, K = 200, EDM's preconditioning",
+        "",
+        {**MANY, **EDM},
+    ),
     "path_dsm_200_mean": ("path-space DSM, K = 200, told the mean", "", {**MANY, **TOLD}),
     "path_dsm_200_twice": ("path-space DSM, K = 200, 3,000 steps", "", {**MANY, **TWICE}),
     "path_dsm_long": ("path-space DSM, 12,000 steps", "", LONG),
@@ -68,6 +73,7 @@ EQUAL = (
     "path_dsm_mean",
     "component_ou_200",
     "path_dsm_200",
+    "path_dsm_200_edm",
     "path_dsm_200_mean",
 )
 LONGER = ("path_dsm_200_twice", "path_dsm_long", "path_dsm_200_mean_long")
