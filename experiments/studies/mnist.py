@@ -3,7 +3,7 @@
 OU + DSM (variance preserving), NDSM and NDSM-CV as published; then, with preconditioning, own clock
 and average of the parameters, NDSM-CV, OU + DSM on standardised data, 2410.19149's linear dynamics
 of every component, whose network is told the component's mean, and path-space DSM, without and with
-that, with 50 components and with 200. Network, minibatch and number of steps are the same throughout,
+that, with 50, 200 and 400 components. Network, minibatch and number of steps are the same throughout,
 but for rows that say so.
 
 `full` is as published. `cpu` has a smaller U-Net, fewer steps, and for all methods the sampler of
@@ -30,6 +30,7 @@ from studies import CONFIGS
 TWICE: Changes = {"train": {"steps": 3000}, "sample": {"num": 10_000}}
 LONG: Changes = {"train": {"steps": 12_000}, "sample": {"num": 10_000}}
 MANY: Changes = {"mixture": {"num_components": 200, "num_inits": 1}}
+MORE: Changes = {"mixture": {"num_components": 400, "num_inits": 1, "subset": 20_000}}
 TOLD: Changes = {"network": {"prior_mean": True}}
 METHODS: Mapping[str, tuple[str, str, Changes]] = {
     "ou": ("OU + DSM", "ou", {}),
@@ -50,6 +51,7 @@ METHODS: Mapping[str, tuple[str, str, Changes]] = {
         {**MANY, **EDM},
     ),
     "path_dsm_200_mean": ("path-space DSM, K = 200, told the mean", "", {**MANY, **TOLD}),
+    "path_dsm_400": ("path-space DSM, K = 400", "", MORE),
     "path_dsm_200_twice": ("path-space DSM, K = 200, 3,000 steps", "", {**MANY, **TWICE}),
     "path_dsm_long": ("path-space DSM, 12,000 steps", "", LONG),
     "path_dsm_200_mean_long": (
@@ -75,6 +77,7 @@ EQUAL = (
     "path_dsm_200",
     "path_dsm_200_edm",
     "path_dsm_200_mean",
+    "path_dsm_400",
 )
 LONGER = ("path_dsm_200_twice", "path_dsm_long", "path_dsm_200_mean_long")
 LOW_DATA = ("ou", "ndsm_cv_tuned", "vp", "component_ou", "path_dsm", "path_dsm_mean")
