@@ -137,7 +137,7 @@ def test_every_run_of_every_scale_has_a_config_that_builds(tmp_path, scale):
 
 
 def test_every_loss_step_of_the_sweep_is_stable():
-    """Steps of explicit Euler are checked against the fitted mixture, so an abstract one won't do."""
+    """Explicit Euler is checked against the fitted mixture, so an abstract one won't do."""
     scale = low_dimensional.SCALES["cpu"]
     _, seeds, loss_steps = scale["sweep"]
     configs = [low_dimensional._sweep_config(scale, loss_step) for loss_step in loss_steps]

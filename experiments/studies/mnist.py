@@ -3,8 +3,8 @@
 OU + DSM (variance preserving), NDSM and NDSM-CV as published; then, with preconditioning, own clock
 and average of the parameters, NDSM-CV, OU + DSM on standardised data, 2410.19149's linear dynamics
 of every component, whose network is told the component's mean, and path-space DSM, without and with
-that, with 50, 200 and 400 components. Network, minibatch and number of steps are the same throughout,
-but for rows that say so.
+that, with 50, 200 and 400 components. Network, minibatch and number of steps are the same but for
+rows that say so.
 
 `full` is as published. `cpu` has a smaller U-Net, fewer steps, and for all methods the sampler of
 ours, so that none is held back by the 2,000 evaluations a sample of the published one.
