@@ -247,5 +247,5 @@ def _show(
     }
     digits = [str(digit) for digit in range(10)]
     study.figure(
-        f"{file}_classes", plots.modes_figure(digits, {k: list(v) for k, v in shares.items()})
+        f"{file}_classes", plots.shares_figure(digits, {k: list(v) for k, v in shares.items()})
     )

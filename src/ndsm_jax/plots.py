@@ -207,12 +207,9 @@ def responses_figure(responses: Mapping[str, Response], *, columns: int = 5) -> 
 
 def modes_figure(labels: Sequence[str], fractions: Mapping[str, Sequence[float]]) -> Any:
     """Bars of the mode fractions of several sample sets."""
-    figure, axis = _new(8.0, 3.0 + 0.2 * -(-len(fractions) // 3))
+    figure, axis = _new(8.0, 3.2)
     width = 0.8 / len(fractions)
-    colours = (
-        *("#444444", "#1f4e79", "#d08a2e", "#7a9e7e", "#a23b3b", "#8a6fae"),
-        *("#c9b458", "#5fb0b7", "#b5651d", "#d98cb3", "#9a9a9a"),
-    )
+    colours = ("#444444", "#1f4e79", "#d08a2e", "#7a9e7e", "#a23b3b", "#8a6fae")
     for i, (name, values) in enumerate(fractions.items()):
         offset = (i - (len(fractions) - 1) / 2) * width
         axis.bar(
@@ -225,6 +222,23 @@ def modes_figure(labels: Sequence[str], fractions: Mapping[str, Sequence[float]]
     axis.set_xticks(np.arange(len(labels)), labels)
     axis.set(xlabel="mode", ylabel="fraction")
     figure.legend(loc="outside upper right", ncols=min(3, len(fractions)), fontsize="small")
+    return figure
+
+
+def shares_figure(labels: Sequence[str], shares: Mapping[str, Sequence[float]]) -> Any:
+    """A row of coloured per cents a name: `modes_figure` for more sets than bars can show."""
+    figure, axis = _new(3.5 + 0.5 * len(labels), 0.8 + 0.28 * len(shares))
+    values = 100 * np.array(list(shares.values()))
+    centre = values[0].mean()
+    limits = {"vmin": 0, "vmax": 2 * centre}
+    axis.imshow(values, cmap="PuOr", aspect="auto", **limits)
+    for (row, column), value in np.ndenumerate(values):
+        # Pale cells are in the middle of the scale.
+        ink = "white" if abs(value - centre) > 0.7 * centre else "black"
+        axis.text(column, row, f"{value:.0f}", ha="center", va="center", color=ink, fontsize=8)
+    axis.set_xticks(np.arange(len(labels)), labels)
+    axis.set_yticks(np.arange(len(shares)), list(shares), fontsize=8)
+    axis.set(title="share of each class, %")
     return figure
 
 
