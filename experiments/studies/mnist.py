@@ -29,8 +29,8 @@ from studies import CONFIGS
 
 TWICE: Changes = {"train": {"steps": 3000}, "sample": {"num": 10_000}}
 LONG: Changes = {"train": {"steps": 12_000}, "sample": {"num": 10_000}}
-MANY: Changes = {"mixture": {"num_components": 200, "num_inits": 1}}
-MORE: Changes = {"mixture": {"num_components": 400, "num_inits": 1, "subset": 20_000}}
+K_200: Changes = {"mixture": {"num_components": 200, "num_inits": 1}}
+K_400: Changes = {"mixture": {"num_components": 400, "num_inits": 1, "subset": 20_000}}
 TOLD: Changes = {"network": {"prior_mean": True}}
 METHODS: Mapping[str, tuple[str, str, Changes]] = {
     "ou": ("OU + DSM", "ou", {}),
@@ -43,21 +43,21 @@ METHODS: Mapping[str, tuple[str, str, Changes]] = {
     "path_dsm": ("path-space DSM", "", {}),
     "path_dsm_edm": ("path-space DSM, EDM's preconditioning", "", EDM),
     "path_dsm_mean": ("path-space DSM, told the mean", "", TOLD),
-    "component_ou_200": ("component-wise OU + DSM, tuned, K = 200", "component_ou", MANY),
-    "path_dsm_200": ("path-space DSM, K = 200", "", MANY),
+    "component_ou_200": ("component-wise OU + DSM, tuned, K = 200", "component_ou", K_200),
+    "path_dsm_200": ("path-space DSM, K = 200", "", K_200),
     "path_dsm_200_edm": (
         "path-space DSM, K = 200, EDM's preconditioning",
         "",
-        {**MANY, **EDM},
+        {**K_200, **EDM},
     ),
-    "path_dsm_200_mean": ("path-space DSM, K = 200, told the mean", "", {**MANY, **TOLD}),
-    "path_dsm_400": ("path-space DSM, K = 400", "", MORE),
-    "path_dsm_200_twice": ("path-space DSM, K = 200, 3,000 steps", "", {**MANY, **TWICE}),
+    "path_dsm_200_mean": ("path-space DSM, K = 200, told the mean", "", {**K_200, **TOLD}),
+    "path_dsm_400": ("path-space DSM, K = 400", "", K_400),
+    "path_dsm_200_twice": ("path-space DSM, K = 200, 3,000 steps", "", {**K_200, **TWICE}),
     "path_dsm_long": ("path-space DSM, 12,000 steps", "", LONG),
     "path_dsm_200_mean_long": (
         "path-space DSM, K = 200, told the mean, 12,000 steps",
         "",
-        {**MANY, **TOLD, **LONG},
+        {**K_200, **TOLD, **LONG},
     ),
 }
 """Folder -> name in tables, variant of configs/mnist.py, changes of it."""
@@ -246,6 +246,4 @@ def _show(
         if "count" in done[0]
     }
     digits = [str(digit) for digit in range(10)]
-    study.figure(
-        f"{file}_classes", plots.shares_figure(digits, {k: list(v) for k, v in shares.items()})
-    )
+    study.figure(f"{file}_classes", plots.shares_figure(digits, shares))

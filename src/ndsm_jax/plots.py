@@ -225,13 +225,12 @@ def modes_figure(labels: Sequence[str], fractions: Mapping[str, Sequence[float]]
     return figure
 
 
-def shares_figure(labels: Sequence[str], shares: Mapping[str, Sequence[float]]) -> Any:
+def shares_figure(labels: Sequence[str], shares: Mapping[str, np.ndarray]) -> Any:
     """A row of coloured per cents a name: `modes_figure` for more sets than bars can show."""
     figure, axis = _new(3.5 + 0.5 * len(labels), 0.8 + 0.28 * len(shares))
-    values = 100 * np.array(list(shares.values()))
-    centre = values[0].mean()
-    limits = {"vmin": 0, "vmax": 2 * centre}
-    axis.imshow(values, cmap="PuOr", aspect="auto", **limits)
+    values = 100 * np.stack(list(shares.values()))
+    centre = 100 / len(labels)
+    axis.imshow(values, cmap="PuOr", aspect="auto", vmin=0, vmax=2 * centre)
     for (row, column), value in np.ndenumerate(values):
         # Pale cells are in the middle of the scale.
         ink = "white" if abs(value - centre) > 0.7 * centre else "black"
