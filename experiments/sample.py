@@ -8,17 +8,18 @@ python experiments/sample.py --workdir=runs/digits --label=0,1,2
 Sample i starts from (a component of) the i-th of the components or labels given, taken in turn.
 """
 
+import dataclasses
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
 
 from ndsm_jax import app, conditioning, plots
-from ndsm_jax.experiment import Experiment, load_run_data
+from ndsm_jax.launch import Restored, draw_as_configured, load_run_data, restore
 from ndsm_jax.sampling import SAMPLERS
-from ndsm_jax.training import draw, draw_components, restore
+from ndsm_jax.training import draw_components
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.", required=True)
 NUM = flags.DEFINE_integer("num", 100, "Number of samples.", lower_bound=1)
@@ -35,12 +36,13 @@ LABELS_PER_CLASS = flags.DEFINE_integer(
     lower_bound=1,
 )
 DATA_DIR = flags.DEFINE_string("data_dir", None, "For --label, where the data are now.")
+ALLOW_CHANGED_SOURCE = flags.DEFINE_bool(
+    "allow_changed_source", False, "Go on although a file named file.py:function has changed."
+)
 OUT = flags.DEFINE_string("out", None, "Output path without suffix; default: WORKDIR/samples.")
 
 
-def starts(
-    experiment: Experiment, host: Mapping[str, Any], num: int
-) -> tuple[np.ndarray | None, list[str]]:
+def starts(run: Restored, num: int) -> tuple[np.ndarray | None, list[str]]:
     """Components to start from [num], and names of the things asked for; None and [] if nothing."""
     component, label = _integers("component", COMPONENT.value), _integers("label", LABEL.value)
     if component and label:
@@ -49,16 +51,20 @@ def starts(
         return np.resize(component, num), [f"component {k}" for k in component]
     if not label:
         return None, []
-    evaluate = experiment.config.evaluate
-    dataset = load_run_data(experiment.config, host, data_dir=DATA_DIR.value)
-    prior = experiment.sde.prior
+    evaluate, prior = run.config.evaluate, run.experiment.components
+    if prior is None:
+        raise ValueError("--label needs a run whose samples start in components of a mixture")
+    dataset = load_run_data(run.config, run.host, data_dir=DATA_DIR.value)
+    states = dataclasses.replace(dataset, train=run.experiment.frame.prepare(dataset.train))
     per_class = LABELS_PER_CLASS.value or evaluate.labels_per_class
     table, _ = conditioning.sparse_class_table(
-        prior, dataset, per_class=per_class, seed=evaluate.seed
+        prior, states, per_class=per_class, seed=evaluate.seed
     )
     log_weights = np.stack([conditioning.class_log_weights(prior, table, c) for c in label])
     log_weights = log_weights[np.arange(num) % len(label)]
-    components = draw_components(experiment, num, log_weights=log_weights)
+    components = draw_components(
+        run.experiment, num, seed=run.config.sample.seed, log_weights=log_weights
+    )
     return components, [f"class {c}" for c in label]
 
 
@@ -77,19 +83,17 @@ def main(argv: Sequence[str]) -> None:
         "seed": SEED.value,
     }
     changes = {key: value for key, value in flag_values.items() if value is not None}
-    experiment, state, host = restore(WORKDIR.value, sample=changes)
-    components, names = starts(experiment, host, NUM.value)
-    x = draw(experiment, state, NUM.value, components=components, progress=True)
+    run = restore(WORKDIR.value, sample=changes, allow_changed_source=ALLOW_CHANGED_SOURCE.value)
+    components, names = starts(run, NUM.value)
+    x = draw_as_configured(run.config, run.experiment, run.state, NUM.value, components=components)
     out = pathlib.Path(OUT.value or pathlib.Path(WORKDIR.value) / "samples")
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.save(out.with_suffix(".npy"), x.reshape(-1, *experiment.shape))
+    np.save(out.with_suffix(".npy"), x.reshape(-1, *run.shape))
     if names:
         rows = {name: x[i :: len(names)] for i, name in enumerate(names[: len(x)])}
-        picture = plots.rows_figure(
-            rows, experiment.shape, columns=min(20, -(-len(x) // len(rows)))
-        )
+        picture = plots.rows_figure(rows, run.shape, columns=min(20, -(-len(x) // len(rows))))
     else:
-        picture = plots.panels({"samples": x[:400]}, experiment.shape, size=6.0)
+        picture = plots.panels({"samples": x[:400]}, run.shape, size=6.0)
     out.with_suffix(".png").write_bytes(plots.png(picture))
     print(f"{len(x)} samples: {out.with_suffix('.npy')}, picture: {out.with_suffix('.png')}")
 

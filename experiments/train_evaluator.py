@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from absl import flags
 
 from ndsm_jax import app, datasets
-from ndsm_jax.checkpointing import Checkpoints
 from ndsm_jax.evaluation.classifier import train_classifier
 from ndsm_jax.evaluation.evaluator import save
 from ndsm_jax.networks.resnet import ResNet18
@@ -37,17 +36,16 @@ def main(argv: Sequence[str]) -> None:
         width=WIDTH.value,
         stem_stride=STEM_STRIDE.value,
     )
-    with Checkpoints(out.with_suffix(".training"), keep=2) as checkpoints:
-        trained = train_classifier(
-            dataset,
-            network=network,
-            seed=SEED.value,
-            epochs=EPOCHS.value,
-            batch_size=BATCH_SIZE.value,
-            shift=SHIFT,
-            checkpoints=checkpoints,
-            progress=True,
-        )
+    trained = train_classifier(
+        dataset,
+        network=network,
+        seed=SEED.value,
+        epochs=EPOCHS.value,
+        batch_size=BATCH_SIZE.value,
+        shift=SHIFT,
+        folder=out.with_suffix(".training"),
+        progress=True,
+    )
     shipped, digest = save(out, trained, dataset)
     print(f"test accuracy as trained: {trained.test_accuracy:.4f}")
     print(f"test accuracy as written: {shipped.test_accuracy:.4f}")

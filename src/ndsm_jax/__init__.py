@@ -1,7 +1,7 @@
 """Score-based generative models with nonlinear noising dynamics, in JAX and Flax.
 
 Nothing is imported here: take what is needed from the submodules, for example
-``from ndsm_jax import gmm, sde``.
+``from ndsm_jax import processes, references``.
 """
 
 from importlib.metadata import PackageNotFoundError, version

@@ -9,12 +9,14 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import absl.logging
 import jax
 from absl import app, flags
+from ml_collections import config_flags
 
-from ndsm_jax.config import check_key
+from ndsm_jax.config import Config, check_effect, check_key
 
 CACHE = pathlib.Path.home() / ".cache" / "ndsm_jax" / "xla"
 """Compiled programs are kept here between runs, unless JAX_COMPILATION_CACHE_DIR says otherwise."""
@@ -27,6 +29,22 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     with status 1 and their message alone; anything else is a bug and keeps its traceback.
     """
     app.run(partial(_guard, main), flags_parser=_parse_flags)
+
+
+def configured(flag: Any) -> Config:
+    """The config of a `config_flags` flag, checked.
+
+    Args:
+      flag: what `config_flags.DEFINE_config_file` returned.
+
+    Raises:
+      ValueError: a key that is unknown, of a wrong type or out of range; or one that was set on the
+        command line and that nothing reads.
+    """
+    config = Config.from_dict(flag.value)
+    set_here = config_flags.get_override_values(flags.FLAGS[flag.name])
+    check_effect(config, set_here)
+    return config
 
 
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:

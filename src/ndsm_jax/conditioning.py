@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 
 from ndsm_jax.datasets import Dataset, stratified_order
-from ndsm_jax.gmm import GaussianMixture
+from ndsm_jax.references import GaussianMixture
 
 PRIOR_COUNT = 0.1
 """Default prior count a component, in items, of `class_table`; docs/conditioning.md measures it."""
@@ -105,7 +105,7 @@ def class_log_weights(prior: GaussianMixture, table: np.ndarray, label: int) -> 
 
         P(k | c) = w_k P(c | k) / sum_j w_j P(c | j)
 
-    For `sampling.start_components`.
+    For `training.draw_components`.
 
     Raises:
       ValueError: a class that the table does not have.

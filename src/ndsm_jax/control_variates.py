@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ import optax
 from jax import Array
 
 from ndsm_jax.noising import NoisedBatch
+from ndsm_jax.optimisation import descend
 
 TermsFn = Callable[[Any, NoisedBatch], tuple[Array, Array]]
 """(params, batch) -> (L [B, k], W [B, k])."""
@@ -93,85 +95,157 @@ def _inner(a: Any, b: Any) -> Array:
     return sum(jax.tree.leaves(jax.tree.map(jnp.vdot, a, b)), start=jnp.float32(0))
 
 
-class ControlVariate(NamedTuple):
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=(),
+    meta_fields=("kind", "period", "num_probes", "chunk"),
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Estimator:
+    """How the products are found, and how often (all static).
+
+    Attributes:
+      kind: `probes` or `exact`, see `probe_products` and `exact_products`.
+      period: N_CV, training steps from one update of eps to the next (2405.15625, Algorithm 1).
+      num_probes: random directions an update, for `probes`.
+      chunk: per-sample gradients in memory at a time, for `exact`.
+    """
+
+    kind: str = "probes"
+    period: int = 20
+    num_probes: int = 1
+    chunk: int = 16
+
+    def __post_init__(self) -> None:
+        if self.kind not in ESTIMATORS:
+            raise ValueError(
+                f"control_variate.estimator={self.kind!r}: choose one of {', '.join(ESTIMATORS)}"
+            )
+
+    def products(self, key: Array, terms: TermsFn, params: Any, batch: NoisedBatch) -> Products:
+        """The products of a batch; the key is for `probes`."""
+        if self.kind == "exact":
+            return exact_products(terms, params, batch, chunk=self.chunk)
+        return probe_products(key, terms, params, batch, num_probes=self.num_probes)
+
+
+class ControlVariate(Protocol):
     """eps(t) as functions of a state; `update` returns the next state from a batch's products.
 
     eps used in a step comes from earlier batches only, so E[eps(t) W] = 0 holds exactly.
     """
 
-    init: Callable[[Array], Any]
-    eps: Callable[[Any, Array], Array]
-    update: Callable[[Any, Array, Products], Any]
+    def init(self, key: Array) -> Any:
+        """The first state."""
+
+    def eps(self, state: Any, t: Array) -> Array:
+        """eps [...] at times t [...]."""
+
+    def update(self, state: Any, t: Array, products: Products) -> Any:
+        """The next state."""
 
 
-def constant(value: float) -> ControlVariate:
+@partial(jax.tree_util.register_dataclass, data_fields=("value",), meta_fields=())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Constant:
     """eps(t) = value. 0 is NDSM (Theorem 3.1), 1 undoes the cancellation."""
-    return ControlVariate(
-        init=lambda key: (),
-        eps=lambda state, t: jnp.full_like(t, value),
-        update=lambda state, t, products: state,
-    )
+
+    value: float | Array = 0.0
+
+    def init(self, key: Array) -> tuple[()]:
+        """Nothing is learned."""
+        return ()
+
+    def eps(self, state: tuple[()], t: Array) -> Array:
+        """See `ControlVariate`."""
+        return jnp.full_like(t, self.value)
+
+    def update(self, state: tuple[()], t: Array, products: Products) -> tuple[()]:
+        """See `ControlVariate`."""
+        return state
 
 
-def optimal(
-    coordinate: Callable[[Array], Array], *, num_bins: int = 1, decay: float = 0.95
-) -> ControlVariate:
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("coordinate",),
+    meta_fields=("num_bins", "decay"),
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimal:
     """The closed-form minimiser of Eq. 22 in each of `num_bins` bins of time, no network.
 
     eps = - sum <A_i - Abar, B_i> / sum |B_i|^2 over the bin's samples, the sums being exponential
     averages over updates with factor `decay`. One bin gives the best constant. Clipped to [-1, 1],
     as the ratio of the first few noisy sums can be anything.
 
-    Args:
+    Attributes:
       coordinate: t -> [-1, 1], cut into bins of equal length.
     """
 
-    def index(t: Array) -> Array:
-        return jnp.clip(((coordinate(t) + 1) / 2 * num_bins).astype(int), 0, num_bins - 1)
+    coordinate: Callable[[Array], Array]
+    num_bins: int = 1
+    decay: float = 0.95
 
-    def eps(state: tuple[Array, Array], t: Array) -> Array:
+    def _index(self, t: Array) -> Array:
+        position = (self.coordinate(t) + 1) / 2 * self.num_bins
+        return jnp.clip(position.astype(int), 0, self.num_bins - 1)
+
+    def init(self, key: Array) -> tuple[Array, Array]:
+        """Empty sums."""
+        return jnp.zeros(self.num_bins), jnp.zeros(self.num_bins)
+
+    def eps(self, state: tuple[Array, Array], t: Array) -> Array:
+        """See `ControlVariate`."""
         cross, control = state
         ratio = -cross / jnp.maximum(control, jnp.finfo(control.dtype).tiny)
-        return jnp.clip(ratio, -1, 1)[index(t)]
+        return jnp.clip(ratio, -1, 1)[self._index(t)]
 
-    def update(state: tuple[Array, Array], t: Array, products: Products) -> tuple[Array, Array]:
+    def update(
+        self, state: tuple[Array, Array], t: Array, products: Products
+    ) -> tuple[Array, Array]:
+        """See `ControlVariate`."""
         sums = [
-            jax.ops.segment_sum(x.ravel(), index(t).ravel(), num_bins)
+            jax.ops.segment_sum(x.ravel(), self._index(t).ravel(), self.num_bins)
             for x in (products.cross, products.control)
         ]
-        return decay * state[0] + sums[0], decay * state[1] + sums[1]
-
-    return ControlVariate(
-        init=lambda key: (jnp.zeros(num_bins), jnp.zeros(num_bins)), eps=eps, update=update
-    )
+        return self.decay * state[0] + sums[0], self.decay * state[1] + sums[1]
 
 
-def learned(
-    network: Any, coordinate: Callable[[Array], Array], optimizer: optax.GradientTransformation
-) -> ControlVariate:
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("coordinate",),
+    meta_fields=("network", "optimizer"),
+)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Learned:
     """eps_phi, a small network of time trained on Eq. 22 (2405.15625, Algorithm 1, line 7).
 
-    Args:
-      network: a Flax module [n] -> [n], see `networks.EpsNet`.
+    Attributes:
+      network: a Flax module [n] -> [n], see `networks.EpsNet` (static).
       coordinate: t -> [-1, 1], the network's input.
-      optimizer: of phi.
+      optimizer: of phi (static).
     """
 
-    def eps(state: tuple[Any, Any], t: Array) -> Array:
-        return network.apply(state[0], coordinate(t).ravel()).reshape(t.shape)
+    network: Any
+    coordinate: Callable[[Array], Array]
+    optimizer: optax.GradientTransformation
 
-    def init(key: Array) -> tuple[Any, Any]:
-        params = network.init(key, jnp.zeros(1))
-        return params, optimizer.init(params)
+    def init(self, key: Array) -> tuple[Any, Any]:
+        """phi and the state of its optimiser."""
+        params = self.network.init(key, jnp.zeros(1))
+        return params, self.optimizer.init(params)
 
-    def update(state: tuple[Any, Any], t: Array, products: Products) -> tuple[Any, Any]:
+    def eps(self, state: tuple[Any, Any], t: Array) -> Array:
+        """See `ControlVariate`."""
+        return self.network.apply(state[0], self.coordinate(t).ravel()).reshape(t.shape)
+
+    def update(self, state: tuple[Any, Any], t: Array, products: Products) -> tuple[Any, Any]:
+        """See `ControlVariate`."""
         params, opt_state = state
 
         def mean_square(params: Any) -> Array:
-            e = eps((params, opt_state), t)
+            e = self.eps((params, opt_state), t)
             return jnp.mean(2 * e * products.cross + e**2 * products.control)
 
-        updates, opt_state = optimizer.update(jax.grad(mean_square)(params), opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    return ControlVariate(init=init, eps=eps, update=update)
+        done = descend(mean_square, params, opt_state, self.optimizer)
+        return done.params, done.moments

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ndsm_jax.sde import SDE
+from ndsm_jax.processes.process import Process
 
 Carry = TypeVar("Carry")
 
@@ -25,9 +25,9 @@ EDM_RHO = 7.0
 
 
 def clock_grid(
-    sde: SDE, num_steps: int, *, smallest_variance: float, rho: float | None = None
+    process: Process, num_steps: int, *, smallest_variance: float, rho: float | None = None
 ) -> np.ndarray:
-    """Grid with equal steps of `SDE.clock`, or of a power of it: [n + 1] float32, time units.
+    """Grid with equal steps of `Clock.time`, or of a power of it: [n + 1] float32, time units.
 
     t_0 = 0 and t_n = T; t_1 is where the kernel variance is `smallest_variance` times that at T,
     and from t_1 on the clock advances uniformly, so early steps are geometric in t and late ones
@@ -46,10 +46,10 @@ def clock_grid(
             "clock_grid needs num_steps >= 2 and 0 < smallest_variance < 1,"
             f" got {num_steps} and {smallest_variance}"
         )
-    horizon = float(sde.horizon)
+    horizon = float(process.horizon)
     t = np.geomspace(1e-12, 1.0, 20_000) * horizon
-    v = np.asarray(sde.variance(jnp.asarray(t, jnp.float32)), np.float64)
-    clock = np.asarray(sde.clock(jnp.asarray(t, jnp.float32)), np.float64)
+    v = np.asarray(process.clock.variance(jnp.asarray(t, jnp.float32)), np.float64)
+    clock = np.asarray(process.clock.time(jnp.asarray(t, jnp.float32)), np.float64)
     if rho is not None:
         # Relative to the end, so that nothing overflows for a long horizon.
         clock = np.exp((clock - clock[-1]) / (2 * rho))
@@ -61,7 +61,7 @@ def clock_grid(
     grid = np.concatenate([[0.0, first], inner[1:-1], [horizon]]).astype(np.float32)
     if not np.all(np.diff(grid) > 0):
         raise ValueError(
-            f"the clock of {sde.name!r} does not increase over its horizon {horizon:g}; lower"
+            f"the clock of {process.name!r} does not increase over its horizon {horizon:g}; lower"
             " process.horizon or the number of steps"
         )
     return grid
@@ -71,7 +71,7 @@ GRIDS = ("clock", "edm", "uniform")
 
 
 def time_grid(
-    sde: SDE, num_steps: int, *, kind: str = "clock", smallest_variance: float = 1e-3
+    process: Process, num_steps: int, *, kind: str = "clock", smallest_variance: float = 1e-3
 ) -> np.ndarray:
     """A grid by name, [num_steps + 1] float32 in time units: `clock_grid`, the same with rho = 7
     (`edm`), or `uniform_grid`.
@@ -82,16 +82,18 @@ def time_grid(
     if kind not in GRIDS:
         raise ValueError(f"grid {kind!r}: choose one of {', '.join(GRIDS)}")
     if kind == "uniform":
-        return uniform_grid(float(sde.horizon), num_steps)
+        return uniform_grid(float(process.horizon), num_steps)
     rho = EDM_RHO if kind == "edm" else None
-    return clock_grid(sde, num_steps, smallest_variance=smallest_variance, rho=rho)
+    return clock_grid(process, num_steps, smallest_variance=smallest_variance, rho=rho)
 
 
 INTEGRATORS = ("euler", "exponential")
 
 
-def step_sizes(sde: SDE, t: Array, h: Array, *, integrator: str = "euler") -> tuple[Array, Array]:
-    """(eta, sigma) of one step Y' = Y + eta b(Y, t) + sigma Z: [...], [...] -> [...], [...].
+def step_sizes(
+    process: Process, t: Array, h: Array, *, integrator: str = "euler"
+) -> tuple[Array, Array]:
+    """(eta, sigma) of one step Y' = Y + eta b(Y, t) + sigma E Z: [...], [...] -> [...], [...].
 
     `euler` (Euler-Maruyama; 2405.15625, Algorithm 2): eta = h, sigma = g(t) sqrt(h).
     `exponential`: exact for a linear drift of the process's own rate a = g(t)^2 / (2 v(infinity)),
@@ -109,30 +111,34 @@ def step_sizes(sde: SDE, t: Array, h: Array, *, integrator: str = "euler") -> tu
         raise ValueError(
             f"noising.integrator={integrator!r}: choose one of {', '.join(INTEGRATORS)}"
         )
-    g = sde.diffusion(t)
+    g = process.diffusion(t)
     if integrator == "euler":
         return h, g * jnp.sqrt(h)
-    rate = g**2 / (2 * sde.saturation)
-    return -jnp.expm1(-rate * h) / rate, jnp.sqrt(-sde.saturation * jnp.expm1(-2 * rate * h))
+    rate = g**2 / (2 * process.clock.saturation)
+    return -jnp.expm1(-rate * h) / rate, jnp.sqrt(
+        -process.clock.saturation * jnp.expm1(-2 * rate * h)
+    )
 
 
 def local_kernel(
-    sde: SDE, y: Array, t: Array, h: Array, *, integrator: str = "euler"
+    process: Process, y: Array, t: Array, h: Array, *, integrator: str = "euler"
 ) -> tuple[Array, Array]:
     """One step's Gaussian: mu = y + eta b(y, t) [..., d] and sigma [...] (2405.15625, Eq. 6).
 
+    sigma is that of the coordinates that noise drives.
+
     y [..., d], t and h [...] in time units.
     """
-    eta, sigma = step_sizes(sde, t, h, integrator=integrator)
-    return y + eta[..., None] * sde.drift(y, t), sigma
+    eta, sigma = step_sizes(process, t, h, integrator=integrator)
+    return y + eta[..., None] * process.drift(y, t), sigma
 
 
 def forward_step(
-    sde: SDE, y: Array, t: Array, h: Array, z: Array, *, integrator: str = "euler"
+    process: Process, y: Array, t: Array, h: Array, z: Array, *, integrator: str = "euler"
 ) -> Array:
-    """Y_{n+1} = mu_n + sigma_n Z_{n+1} for given standard normals z [..., d]."""
-    mu, sigma = local_kernel(sde, y, t, h, integrator=integrator)
-    return mu + sigma[..., None] * z
+    """Y_{n+1} = mu_n + sigma_n E Z_{n+1} for given standard normals z [..., r]."""
+    mu, sigma = local_kernel(process, y, t, h, integrator=integrator)
+    return mu + process.spread(sigma[..., None] * z)
 
 
 def heun_step(
@@ -156,12 +162,14 @@ def scan_grid(
     return jax.lax.scan(lambda c, x: step(c, *x), carry, steps)
 
 
-def simulate(key: Array, sde: SDE, y0: Array, grid: Array, *, integrator: str = "euler") -> Array:
+def simulate(
+    key: Array, process: Process, y0: Array, grid: Array, *, integrator: str = "euler"
+) -> Array:
     """A path of the forward process (2405.15625, Algorithm 2).
 
     Args:
       key: typed PRNG key; step n uses fold_in(key, n).
-      sde: the process.
+      process: the process.
       y0: start [..., d].
       grid: increasing times [n + 1].
       integrator: one of `INTEGRATORS`.
@@ -171,9 +179,10 @@ def simulate(key: Array, sde: SDE, y0: Array, grid: Array, *, integrator: str = 
     """
 
     def step(y: Array, n: Array, t: Array, t_next: Array) -> tuple[Array, Array]:
-        z = jax.random.normal(jax.random.fold_in(key, n), y.shape, y.dtype)
+        shape = (*y.shape[:-1], process.noise_dim)
+        z = jax.random.normal(jax.random.fold_in(key, n), shape, y.dtype)
         times = (broadcast_time(t, y), broadcast_time(t_next - t, y))
-        y = forward_step(sde, y, *times, z, integrator=integrator)
+        y = forward_step(process, y, *times, z, integrator=integrator)
         return y, y
 
     path = scan_grid(step, y0, grid)[1]

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ndsm_jax.linear_maps import embed
 from ndsm_jax.noising import NoisedBatch
-from ndsm_jax.sde import SDE, ScoreFn
+from ndsm_jax.processes.process import Process, ScoreFn
 
 
 def dsm(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
@@ -28,21 +29,23 @@ def dsm(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
 
 
 def divergence(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, Array]:
-    """The score s(y, t) [B, k, d] and its divergence tr J_s(y, t) [B, k], or an estimate of it.
+    """The score s(y, t) [B, k, r] and its divergence tr(E^T J_s(y, t)^T) [B, k], or an estimate.
 
-    With a probe v in the batch, v . J_s v (Hutchinson): one derivative along a direction.
-    Otherwise exactly, by d of them.
+    With a probe v in the batch, v . J_s E v (Hutchinson): one derivative along a direction.
+    Otherwise exactly, by r of them.
     """
 
     def along(v: Array) -> tuple[Array, Array]:
-        return jax.jvp(lambda y: score_fn(y, batch.t), (batch.y,), (v,))
+        direction = embed(v, batch.noisy, batch.y.shape[-1])
+        return jax.jvp(lambda y: score_fn(y, batch.t), (batch.y,), (direction,))
 
     if batch.probe is not None:
         score, derivative = along(batch.probe)
         return score, jnp.sum(batch.probe * derivative, axis=-1)
-    axes = jnp.eye(batch.y.shape[-1], dtype=batch.y.dtype)
+    target = batch.score_target
+    axes = jnp.eye(target.shape[-1], dtype=target.dtype)
     score, jacobian = jax.vmap(
-        lambda axis: along(jnp.broadcast_to(axis, batch.y.shape)), out_axes=(None, -1)
+        lambda axis: along(jnp.broadcast_to(axis, target.shape)), out_axes=(None, -1)
     )(axes)
     return score, jnp.trace(jacobian, axis1=-2, axis2=-1)
 
@@ -134,20 +137,25 @@ OBJECTIVES = {
 }
 
 
-def check_process(name: str, sde: SDE) -> None:
-    """Raises ValueError when an objective needs what the process does not have.
+def check_process(name: str, process: Process) -> None:
+    """Raises ValueError when an objective needs what the process cannot give.
 
-    A kernel; or, for a process that is `standardised`, scores other than at the noised state.
+    A kernel; or, for targets of a path, noise in every coordinate.
     """
-    if sde.standardised and OBJECTIVES[name].noising not in ("kernel", "state"):
-        fitting = [n for n, o in OBJECTIVES.items() if o.noising in ("kernel", "state")]
-        raise ValueError(
-            f"objective.name={name!r} simulates, and every component of {sde.name!r} has a kernel;"
-            f" choose {' or '.join(fitting)}"
+
+    def serves(objective: Objective) -> bool:
+        if objective.noising == "kernel":
+            return process.kernel is not None
+        return objective.noising != "path" or process.noisy is None
+
+    if not serves(OBJECTIVES[name]):
+        lacking = (
+            "a process with a known kernel"
+            if OBJECTIVES[name].noising == "kernel"
+            else "noise in every coordinate"
         )
-    if OBJECTIVES[name].noising == "kernel" and sde.kernel is None:
-        fitting = [n for n, o in OBJECTIVES.items() if o.noising != "kernel"]
+        fitting = [n for n, o in OBJECTIVES.items() if serves(o)]
         raise ValueError(
-            f"objective.name={name!r} needs a process with a known kernel, and {sde.name!r} has"
-            f" none; choose one of {', '.join(fitting)}"
+            f"objective.name={name!r} needs {lacking}, and process {process.name!r} does not have"
+            f" it; choose one of {', '.join(fitting)}"
         )

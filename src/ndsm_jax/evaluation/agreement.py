@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ndsm_jax import conditioning
-from ndsm_jax.gmm import GaussianMixture
+from ndsm_jax.references import GaussianMixture
 
 if TYPE_CHECKING:
     from ndsm_jax.datasets import Dataset

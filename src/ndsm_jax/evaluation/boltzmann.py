@@ -9,7 +9,7 @@ import numpy as np
 from ndsm_jax.evaluation import distances
 
 if TYPE_CHECKING:
-    from ndsm_jax.boltzmann import TorsionModel
+    from ndsm_jax.datasets.boltzmann import TorsionModel
 
 Array = np.ndarray
 
@@ -86,7 +86,7 @@ def torsion_scores(model: TorsionModel, y: Array, *, bins: int = 24) -> dict[str
     Raises:
       ValueError: no finite state, or bins that do not divide 720.
     """
-    from ndsm_jax import boltzmann
+    from ndsm_jax.datasets import boltzmann
 
     y = np.asarray(y, np.float64)
     y = y[np.isfinite(y).all(axis=1)]

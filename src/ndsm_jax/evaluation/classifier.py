@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import math
+import pathlib
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import scipy.special
-from tqdm import tqdm
 
-from ndsm_jax.checkpointing import Checkpoints
+from ndsm_jax.datasets import batch_indices
 from ndsm_jax.networks.classifier import ImageCNN
 from ndsm_jax.networks.resnet import ResNet18
-from ndsm_jax.training import batch_indices
+from ndsm_jax.optimisation import descend
+from ndsm_jax.runs import Run, loop
 
 if TYPE_CHECKING:
     from ndsm_jax.datasets import Dataset
@@ -97,7 +98,7 @@ def train_classifier(
     epochs: int | None = None,
     batch_size: int = BATCH_SIZE,
     shift: int = 1,
-    checkpoints: Checkpoints | None = None,
+    folder: pathlib.Path | None = None,
     progress: bool = False,
 ) -> ImageClassifier:
     """Trains a network on the labelled images of `dataset`, reproducibly for a given seed.
@@ -112,12 +113,11 @@ def train_classifier(
       epochs: as few as give 1400 steps by default: 3 for MNIST, 128 for the digits.
       batch_size: images in a step.
       shift: greatest shift in pixels.
-      checkpoints: where the training is kept and resumed from.
+      folder: where the training is kept and resumed from.
       progress: whether to show a progress bar.
 
     Raises:
-      ValueError: the data are not images or have no labels, or `checkpoints` are of another
-        training.
+      ValueError: the data are not images or have no labels, or the folder holds another training.
     """
     if not dataset.is_image or dataset.train_labels is None or dataset.test_labels is None:
         unlabelled = dataset.train_labels is None or dataset.test_labels is None
@@ -147,19 +147,32 @@ def train_classifier(
         "shift": shift,
         "seed": seed,
     }
-    first = 0
-    if checkpoints is not None and checkpoints.steps():
-        first, state = _resume(checkpoints, state, facts)
-    # A Python loop: XLA on the CPU compiles convolutions badly inside one of its own, see
-    # training.make_dispatch.
-    with tqdm(total=steps, initial=first, desc="classifier", disable=not progress) as bar:
-        for step in range(first, steps):
-            batch = batch_indices(seed, step, len(x), batch_size)
-            key = jax.random.fold_in(shift_key, step)
-            state = _train_step(network, steps, shift, state, key, x[batch], labels[batch])
-            bar.update()
-            if checkpoints is not None and ((step + 1) % SAVE_EVERY == 0 or step + 1 == steps):
-                checkpoints.save(step + 1, state, facts)
+    run = None
+    if folder is not None:
+        run = Run(
+            folder=folder, facts=facts, checkpoint_every=SAVE_EVERY, keep=2, tensorboard=False
+        )
+    like = state | {"step": jnp.int32(0)}
+    restored = None if run is None else run.resume(like)
+    state = like if restored is None else restored.state
+
+    def one(step: int, state: Any) -> tuple[Any, Any]:
+        batch = batch_indices(seed, step, len(x), batch_size)
+        key = jax.random.fold_in(shift_key, step)
+        return _train_step(network, steps, shift, state, key, x[batch], labels[batch])
+
+    # Step by step: XLA on the CPU compiles convolutions badly inside a loop of its own, see
+    # training.steps_on_host.
+    state = loop.run(
+        state,
+        loop.one_by_one(one),
+        run,
+        first=int(state["step"]),
+        last=steps,
+        remedy="Lower the learning rate.",
+        name="classifier",
+        progress=progress,
+    )
     return measured(network, state["variables"], dataset)
 
 
@@ -187,21 +200,10 @@ def _train_step(
         return losses.mean(), updated
 
     params = state["variables"]["params"]
-    gradient, updated = jax.grad(loss, has_aux=True)(params)
-    updates, opt_state = _optimiser(steps).update(gradient, state["opt_state"], params)
-    variables = {"params": optax.apply_updates(params, updates), **updated}
-    return {"variables": variables, "opt_state": opt_state}
-
-
-def _resume(checkpoints: Checkpoints, like: Any, facts: dict[str, Any]) -> tuple[int, Any]:
-    restored = checkpoints.restore(like)
-    changed = [name for name, fact in facts.items() if restored.host[name] != fact]
-    if changed:
-        raise ValueError(
-            f"{checkpoints.directory} holds a training with another {', '.join(changed)}; "
-            "delete it or choose another folder."
-        )
-    return restored.step, restored.state
+    done = descend(loss, params, state["opt_state"], _optimiser(steps), has_aux=True)
+    variables = {"params": done.params, **done.aux}
+    state = {"variables": variables, "opt_state": done.moments, "step": state["step"] + 1}
+    return state, {"loss": done.loss}
 
 
 def _random_shift(

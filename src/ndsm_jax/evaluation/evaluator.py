@@ -21,7 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ndsm_jax.evaluation.classifier import ImageClassifier, measured, train_classifier
 from ndsm_jax.networks.resnet import ResNet18, fold
-from ndsm_jax.writers import replace_file
+from ndsm_jax.runs import replace_file
 
 if TYPE_CHECKING:
     from ndsm_jax.datasets import Dataset

@@ -17,7 +17,7 @@ import numpy as np
 from ndsm_jax.evaluation.classifier import ImageClassifier
 from ndsm_jax.evaluation.distances import total_variation
 from ndsm_jax.evaluation.features import Moments, frechet_distance, inception_score, moments
-from ndsm_jax.writers import replace_file
+from ndsm_jax.runs import replace_file
 
 if TYPE_CHECKING:
     from ndsm_jax.datasets import Dataset

@@ -1,12 +1,9 @@
 """Score models in the latent space of an autoencoder (second version of 2405.15625; 2512.06615)."""
 
-from ndsm_jax.latent.objective import Codec, cross_entropy, joint_terms
+from ndsm_jax.codec import Codec, Latent, decode, encode
+from ndsm_jax.latent.objective import cross_entropy, joint_terms
 from ndsm_jax.latent.training import (
-    LatentModel,
-    decode,
-    encode,
-    encode_dataset,
-    fingerprint,
+    frame_of,
     score_config,
     train_autoencoder,
     train_joint,
@@ -15,12 +12,11 @@ from ndsm_jax.latent.training import (
 
 __all__ = [
     "Codec",
-    "LatentModel",
+    "Latent",
     "cross_entropy",
     "decode",
     "encode",
-    "encode_dataset",
-    "fingerprint",
+    "frame_of",
     "joint_terms",
     "score_config",
     "train_autoencoder",

@@ -6,63 +6,16 @@ latents and the score model's law written for any noising process, simulated by 
 
 from __future__ import annotations
 
-import dataclasses
-from functools import partial
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
 
+from ndsm_jax.codec import Codec
 from ndsm_jax.integrators import local_kernel
-from ndsm_jax.noising import FullSpace, TimeLaw
-from ndsm_jax.noising.paths import walk
-from ndsm_jax.sde import SDE, ScoreFn
-
-
-@partial(
-    jax.tree_util.register_dataclass,
-    data_fields=("params", "shift", "scale"),
-    meta_fields=("network",),
-)
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Codec:
-    """An autoencoder with parameters, in coordinates z = (latent - shift) / scale.
-
-    With the moments of the training data's latents, z has mean 0 and variance 1.
-
-    Attributes:
-      network: a `networks.Autoencoder` (static).
-      params: of encoder and decoder.
-      shift, scale: [latent_dim].
-    """
-
-    network: Any
-    params: Any
-    shift: Array
-    scale: Array
-
-    def posterior(self, x: Array) -> tuple[Array, Array]:
-        """Items x [B, d] -> mean and standard deviation of z given x, [B, latent_dim] each."""
-        mean, std = self.network.apply(self.params, x, method="encode")
-        return (mean - self.shift[None, :]) / self.scale[None, :], std / self.scale[None, :]
-
-    def logits(self, z: Array) -> Array:
-        """z [B, latent_dim] -> logits of the pixels [B, d]."""
-        latent = self.shift[None, :] + self.scale[None, :] * z
-        return self.network.apply(self.params, latent, method="decode")
-
-    def decode(self, z: Array) -> Array:
-        """z [B, latent_dim] -> mean items [B, d] in [-1, 1]."""
-        return jnp.tanh(0.5 * self.logits(z))  # 2 sigmoid(logits) - 1
-
-
-def standard_codec(network: Any, params: Any) -> Codec:
-    """A codec in the network's own coordinates."""
-    dim = network.latent_dim
-    return Codec(network=network, params=params, shift=jnp.zeros(dim), scale=jnp.ones(dim))
+from ndsm_jax.noising import FullSpace, TimeLaw, walk
+from ndsm_jax.processes import Process, ScoreFn
 
 
 def reconstruction_loss(logits: Array, x: Array) -> Array:
@@ -81,7 +34,7 @@ def normal_entropy(std: Array) -> Array:
 
 
 def cross_entropy(
-    key: Array, score_fn: ScoreFn, sde: SDE, times: TimeLaw, z0: Array, *, k: int
+    key: Array, score_fn: ScoreFn, process: Process, times: TimeLaw, z0: Array, *, k: int
 ) -> Array:
     """An estimate of a bound of -E log p(z_0) under the reverse process of a score: [B], in nats.
 
@@ -103,7 +56,7 @@ def cross_entropy(
     Args:
       key: typed PRNG key.
       score_fn: s(y [..., m], t [...]) -> [..., m].
-      sde: the process, of any drift.
+      process: the process, of any drift.
       times: law of the training times on the chain's grid.
       z0: latents [B, m].
       k: steps a path.
@@ -113,26 +66,33 @@ def cross_entropy(
     step = times.index(times.quantiles(key_time, z0.shape[0], k))  # [B, k]
     last = jnp.full((z0.shape[0], 1), grid.shape[0] - 1)
     stops = jnp.concatenate([step, last], axis=1)
-    states, _ = walk(key_path, FullSpace(sde=sde), z0, stops, grid, integrator="euler")
+    states, _ = walk(key_path, FullSpace(process=process), z0, stops, grid, integrator="euler")
     t, h = grid[step], grid[step + 1] - grid[step]
-    mu, sigma = local_kernel(sde, states[:, :k], t, h)
+    mu, sigma = local_kernel(process, states[:, :k], t, h)
     noise = jax.random.normal(key_step, mu.shape, mu.dtype)
     y = mu + sigma[..., None] * noise
     # Both scores are one call of the network.
     both = jnp.concatenate([y, mu], axis=1)
     score, score_mu = jnp.split(score_fn(both, jnp.tile(t + h, (1, 2))), 2, axis=1)
-    drift, drift_mu = jnp.split(sde.drift(both, jnp.tile(t, (1, 2))), 2, axis=1)
-    g2 = (sde.diffusion(t) ** 2)[..., None]
-    mismatch = g2 * score - drift + sde.drift(states[:, :k], t)
+    drift, drift_mu = jnp.split(process.drift(both, jnp.tile(t, (1, 2))), 2, axis=1)
+    g2 = (process.diffusion(t) ** 2)[..., None]
+    mismatch = g2 * score - drift + process.drift(states[:, :k], t)
     change = g2 * (score - score_mu) - (drift - drift_mu)
     terms = 0.5 * mismatch**2 / g2 + change * noise / sigma[..., None]
     rate = jnp.sum(terms, axis=-1)
     probability = times.cdf[step + 1] - times.cdf[step]
-    return jnp.mean(h / probability * rate, axis=1) - sde.prior.log_prob(states[:, k])
+    return jnp.mean(h / probability * rate, axis=1) - process.reference.log_prob(states[:, k])
 
 
 def joint_terms(
-    key: Array, codec: Codec, score_fn: ScoreFn, sde: SDE, times: TimeLaw, x: Array, *, k: int
+    key: Array,
+    codec: Codec,
+    score_fn: ScoreFn,
+    process: Process,
+    times: TimeLaw,
+    x: Array,
+    *,
+    k: int,
 ) -> dict[str, Array]:
     """The terms of the bound -log p(x) <= reconstruction - entropy + cross_entropy: [B], in nats.
 
@@ -141,7 +101,7 @@ def joint_terms(
     Args:
       key: typed PRNG key.
       codec: its network is variational.
-      score_fn, sde, times, k: as `cross_entropy`, in the codec's coordinates.
+      score_fn, process, times, k: as `cross_entropy`, in the codec's coordinates.
       x: items [B, d] in [-1, 1].
     """
     key_posterior, key_noise = jax.random.split(key)
@@ -150,5 +110,5 @@ def joint_terms(
     return {
         "reconstruction": reconstruction_loss(codec.logits(z0), x),
         "entropy": normal_entropy(std),
-        "cross_entropy": cross_entropy(key_noise, score_fn, sde, times, z0, k=k),
+        "cross_entropy": cross_entropy(key_noise, score_fn, process, times, z0, k=k),
     }

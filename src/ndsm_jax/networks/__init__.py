@@ -1,4 +1,4 @@
-"""Score networks, the eps network, parameterisations, autoencoders. All that imports Flax.
+"""Score networks, the eps network, preconditioning, autoencoders. All that imports Flax.
 
 A score network is a Flax module (y [n, d], c [n]) -> [n, d] with c in [-1, 1] the time coordinate;
 a third argument [n, d], where the process gives one, is what the score is conditional on.
@@ -10,7 +10,16 @@ smallest noise of training is below the spacing of bfloat16 numbers near 1, and 
 from ndsm_jax.networks.autoencoder import Autoencoder
 from ndsm_jax.networks.eps import EpsNet
 from ndsm_jax.networks.mlp import ScoreMLP
-from ndsm_jax.networks.parameterisation import PARAMETERISATIONS, ScoreModel
+from ndsm_jax.networks.model import ScoreModel, described, prior_mean
+from ndsm_jax.networks.precondition import (
+    PRECONDITIONS,
+    Edm,
+    Precondition,
+    Raw,
+    Residual,
+    Scaled,
+    weight_of,
+)
 from ndsm_jax.networks.symmetry import SYMMETRIES, image_group
 from ndsm_jax.networks.unet import UNet
 
@@ -20,12 +29,20 @@ DTYPES = ("float32", "bfloat16")
 __all__ = [
     "DTYPES",
     "NETWORKS",
-    "PARAMETERISATIONS",
+    "PRECONDITIONS",
     "SYMMETRIES",
     "Autoencoder",
+    "Edm",
     "EpsNet",
+    "Precondition",
+    "Raw",
+    "Residual",
+    "Scaled",
     "ScoreMLP",
     "ScoreModel",
     "UNet",
+    "described",
     "image_group",
+    "prior_mean",
+    "weight_of",
 ]

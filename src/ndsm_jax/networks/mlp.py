@@ -12,7 +12,7 @@ from ndsm_jax.networks.embedding import GaussianFourierFeatures
 
 
 class ScoreMLP(nn.Module):
-    """(y [n, d], c [n]) -> [n, d]; 7 x 32 GELU by default (2405.15625, A.2).
+    """(y [n, d], c [n]) -> [n, r]; 7 x 32 GELU by default (2405.15625, A.2).
 
     A condition [n, e] is appended to y.
 
@@ -24,6 +24,7 @@ class ScoreMLP(nn.Module):
       skip: hidden layers after the first are residual and normalised, for deep, wide networks.
       zero_output: whether the last layer starts at zero (right for a residual score).
       dtype: of the hidden layers' arithmetic, see the package.
+      outputs: r; 0: d.
     """
 
     width: int = 32
@@ -33,6 +34,7 @@ class ScoreMLP(nn.Module):
     skip: bool = False
     zero_output: bool = False
     dtype: Any = jnp.float32
+    outputs: int = 0
 
     @nn.compact
     def __call__(self, y: Array, c: Array, condition: Array | None = None) -> Array:
@@ -55,4 +57,4 @@ class ScoreMLP(nn.Module):
             x = x + inner if self.skip and layer else inner
         zero = nn.initializers.zeros
         kernel_init = zero if self.zero_output else nn.initializers.lecun_normal()
-        return nn.Dense(y.shape[-1], kernel_init=kernel_init, dtype=full)(x)
+        return nn.Dense(self.outputs or y.shape[-1], kernel_init=kernel_init, dtype=full)(x)

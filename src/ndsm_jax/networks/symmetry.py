@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ndsm_jax.sde import ScoreFn
+from ndsm_jax.processes.process import ScoreFn
 
 SYMMETRIES = ("none", "c2", "c4", "d4")
 """Groups that act on images: turns by 180 degrees, by 90 degrees, and those with reflections."""

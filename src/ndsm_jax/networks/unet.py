@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -58,6 +58,7 @@ class UNet(nn.Module):
     time_scale: float = 4.0
     zero_output: bool = False
     dtype: Any = jnp.float32
+    convolutional: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, y: Array, c: Array, condition: Array | None = None) -> Array:

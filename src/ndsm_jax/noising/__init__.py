@@ -1,37 +1,34 @@
-"""From data and a key to a `NoisedBatch`, one file a way of noising."""
+"""From data and a key to a `NoisedBatch`, one file a way of noising, each with a constructor."""
 
 from ndsm_jax.noising.batch import (
     TIME_LAWS,
-    WEIGHTS,
     NoisedBatch,
     NoisingFn,
     Probed,
     TimeLaw,
-    loss_weight,
+    Weight,
     time_law,
 )
-from ndsm_jax.noising.dispatch import Dispatched
-from ndsm_jax.noising.kernel import ExactKernel
-from ndsm_jax.noising.paths import (
+from ndsm_jax.noising.chain import (
     PATH_WEIGHTS,
     SIMULATIONS,
     FullSpace,
-    LocalSteps,
-    PathWindows,
-    loss_steps,
+    Grid,
     make_chain,
-    window_starts,
+    walk,
 )
+from ndsm_jax.noising.kernel import ExactKernel, exact_kernel
+from ndsm_jax.noising.local import LocalSteps, local_steps, loss_steps
 from ndsm_jax.noising.quotient import Quotient, TiedQuotient
+from ndsm_jax.noising.windows import PathWindows, path_windows, window_starts
 
 __all__ = [
     "PATH_WEIGHTS",
     "SIMULATIONS",
     "TIME_LAWS",
-    "WEIGHTS",
-    "Dispatched",
     "ExactKernel",
     "FullSpace",
+    "Grid",
     "LocalSteps",
     "NoisedBatch",
     "NoisingFn",
@@ -40,9 +37,13 @@ __all__ = [
     "Quotient",
     "TiedQuotient",
     "TimeLaw",
+    "Weight",
+    "exact_kernel",
+    "local_steps",
     "loss_steps",
-    "loss_weight",
     "make_chain",
+    "path_windows",
     "time_law",
+    "walk",
     "window_starts",
 ]

@@ -6,21 +6,22 @@ A noising function maps data and a key to a `NoisedBatch` and knows nothing of t
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ndsm_jax.sde import SDE
+from ndsm_jax.clock import Clock
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("y", "t", "weight", "score_target", "mu", "component", "probe"),
-    meta_fields=("noises",),
+    data_fields=("y", "t", "weight", "score_target", "mu", "condition", "probe"),
+    meta_fields=("noises", "noisy"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoisedBatch:
@@ -30,14 +31,15 @@ class NoisedBatch:
       y: states [B, k, d].
       t: their times [B, k], time units.
       weight: loss weight [B, k].
-      score_target: T with E[T | y] = grad log p_t(y): [B, k, d].
+      score_target: T with E[T | y] = E^T grad log p_t(y): [B, k, r]; r = d where all are noisy.
       mu: a state with E[T | mu] = 0, from which the noise in T moved on to y: [B, k, d]. For one
-        Gaussian step, y = mu + sigma z and T = -z / sigma. None where no objective asked for it.
-      component: component of the prior whose process noised the state, int32 [B, k], for an SDE
-        that is `standardised`, otherwise None.
-      probe: random directions of mean 0 and covariance I, independent of y: [B, k, d], for
+        Gaussian step, y = mu + sigma E z and T = -z / sigma. None where no objective asked for it.
+      condition: what the score is conditional on, a pytree of arrays [B, k, ...], from the frame;
+        None where it is on nothing.
+      probe: random directions of mean 0 and covariance I, independent of y: [B, k, r], for
         estimates of a divergence, otherwise None.
       noises: how many consecutive states share one mu (static; divides k).
+      noisy: the coordinates that noise drives, those of the score (static); None: all.
     """
 
     y: Array
@@ -45,13 +47,16 @@ class NoisedBatch:
     weight: Array
     score_target: Array
     mu: Array | None = None
-    component: Array | None = None
+    condition: Any = None
     probe: Array | None = None
     noises: int = 1
+    noisy: tuple[int, ...] | None = None
 
 
 TIME_LAWS = ("clock", "uniform")
-WEIGHTS = ("variance", "edm", "unit")
+
+Weight = Callable[[Array, Array], Array]
+"""(y [..., d], t [...]) -> the weight of the loss [...], see `clock.loss_weight`."""
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("grid", "cdf"), meta_fields=("stratified",))
@@ -118,12 +123,12 @@ class Probed:
         """x0 [B, d] -> NoisedBatch."""
         key_noise, key_probe = jax.random.split(key)
         batch = self.noising(key_noise, x0)
-        probe = jax.random.rademacher(key_probe, batch.y.shape, batch.y.dtype)
+        probe = jax.random.rademacher(key_probe, batch.score_target.shape, batch.y.dtype)
         return dataclasses.replace(batch, probe=probe)
 
 
 def time_law(
-    sde: SDE, grid: np.ndarray, *, kind: str = "clock", stratified: bool = True
+    clock: Clock, grid: np.ndarray, *, kind: str = "clock", stratified: bool = True
 ) -> TimeLaw:
     """Law of training times on a grid [n + 1].
 
@@ -138,9 +143,9 @@ def time_law(
         mass = np.diff(np.asarray(grid, np.float64))
     elif kind == "clock":
         t = jnp.asarray(grid[1:], jnp.float32)
-        log_v = np.log(np.asarray(sde.variance(t), np.float64))
-        clock = np.asarray(sde.clock(t), np.float64)
-        parts = [np.diff(a, prepend=2 * a[0] - a[1]) for a in (log_v, clock)]
+        log_v = np.log(np.asarray(clock.variance(t), np.float64))
+        time = np.asarray(clock.time(t), np.float64)
+        parts = [np.diff(a, prepend=2 * a[0] - a[1]) for a in (log_v, time)]
         mass = parts[0] / parts[0].sum() + parts[1] / parts[1].sum()
     else:
         raise ValueError(f"noising.times={kind!r}: choose one of {', '.join(TIME_LAWS)}")
@@ -150,19 +155,3 @@ def time_law(
         cdf=jnp.asarray(cdf, jnp.float32),
         stratified=stratified,
     )
-
-
-def loss_weight(sde: SDE, t: Array, kind: str) -> Array:
-    """`variance`: v(t), which preconditions the score's 1/v scale away; `unit`: 1, as published;
-    `edm`: v / a^2, a = exp(-decay / 2), that of 2206.00364, Eq. 8 and Table 1: with the `edm`
-    parameterisation the network's own squared error has weight 1 at every time.
-
-    Raises:
-      ValueError: unknown kind.
-    """
-    if kind not in WEIGHTS:
-        raise ValueError(f"noising.weight={kind!r}: choose one of {', '.join(WEIGHTS)}")
-    if kind == "unit":
-        return jnp.ones_like(t)
-    variance = sde.variance(t)
-    return variance if kind == "variance" else variance * jnp.exp(sde.decay(t))

@@ -18,12 +18,10 @@ import numpy as np
 import scipy.special
 from jax import Array
 
-from ndsm_jax.gmm import GaussianMixture
 from ndsm_jax.integrators import step_sizes
-from ndsm_jax.sde import SDE, mixture_langevin
-
-ISOTROPIC = ("spherical", "tied_spherical", "low_rank")
-"""Covariances that are isotropic outside a small subspace."""
+from ndsm_jax.processes.langevin import ISOTROPIC, langevin
+from ndsm_jax.processes.process import Process
+from ndsm_jax.references.mixtures import GaussianMixture
 
 FRAME = 4
 """Coordinates outside M: along q_0, along the state, along the target, and one more direction."""
@@ -31,7 +29,7 @@ FRAME = 4
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("sde", "variances", "centre", "basis", "spare"),
+    data_fields=("process", "variances", "centre", "basis", "spare"),
     meta_fields=(),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,17 +46,21 @@ class Quotient:
     time.
 
     Attributes:
-      sde: the Langevin dynamics in the frame [r + 4].
+      process: the Langevin dynamics in the frame [r + 4].
       variances: mean variances of the components, as `GaussianMixture.component_variances`: [K].
       centre, basis: the affine subspace M: [d], [d, r] orthonormal.
       spare: a unit vector orthogonal to M, zero if there is none: [d].
     """
 
-    sde: SDE
+    process: Process
     variances: Array
     centre: Array
     basis: Array
     spare: Array
+
+    def local_variance(self, y: Array) -> Array:
+        """As `FullSpace.local_variance`, of states in the frame."""
+        return _local_variance(self, y)
 
     @property
     def codim(self) -> int:
@@ -78,14 +80,14 @@ class Quotient:
         """
         size = math.prod(shape)
         key_normals, key_lengths = jax.random.split(key)
-        normals = jax.random.normal(key_normals, (num_steps, size * (self.sde.dim - 1)))
+        normals = jax.random.normal(key_normals, (num_steps, size * (self.process.dim - 1)))
         return normals, _chi(key_lengths, self.codim - 3, (num_steps, size))
 
     def noise(
         self, key: Array, n: Array, drawn: tuple[Array, Array], shape: tuple[int, ...]
     ) -> Array:
         """Step n's normals in the frame, [*shape, r + 4]."""
-        free = self.sde.dim - 1
+        free = self.process.dim - 1
         z = drawn[0][n].reshape(*shape, free)
         # A complement of fewer than three dimensions has no e, e_1 or e_2.
         alive = np.arange(free) < free - FRAME + 1 + min(self.codim, FRAME - 1)
@@ -131,7 +133,7 @@ class Quotient:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("sde", "variances", "centre", "basis", "scale", "variance"),
+    data_fields=("process", "variances", "centre", "basis", "scale", "variance"),
     meta_fields=(),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -145,12 +147,16 @@ class TiedQuotient:
       scale, variance: a_n and v_n of the chain at every grid point: [n + 1].
     """
 
-    sde: SDE
+    process: Process
     variances: Array
     centre: Array
     basis: Array
     scale: Array
     variance: Array
+
+    def local_variance(self, y: Array) -> Array:
+        """As `FullSpace.local_variance`, of states in M."""
+        return _local_variance(self, y)
 
     def start(self, x0: Array) -> Array:
         """x0 [B, d] -> states [B, r]."""
@@ -158,11 +164,11 @@ class TiedQuotient:
 
     def draws(self, key: Array, num_steps: int, shape: tuple[int, ...]) -> Array:
         """All normals of chains [*shape], ahead of their loop: [num_steps, size r]."""
-        return jax.random.normal(key, (num_steps, math.prod(shape) * self.sde.dim))
+        return jax.random.normal(key, (num_steps, math.prod(shape) * self.process.dim))
 
     def noise(self, key: Array, n: Array, drawn: Array, shape: tuple[int, ...]) -> Array:
         """Step n's normals, [*shape, r]."""
-        return drawn[n].reshape(*shape, self.sde.dim)
+        return drawn[n].reshape(*shape, self.process.dim)
 
     def reframe(self, y: Array, target: Array) -> tuple[Array, Array]:
         """Nothing turns."""
@@ -183,6 +189,12 @@ class TiedQuotient:
             target @ self.basis.T + pull,
             centre + companion @ self.basis.T,
         )
+
+
+def _local_variance(chain: Quotient | TiedQuotient, y: Array) -> Array:
+    reference = chain.process.reference
+    assert isinstance(reference, GaussianMixture)
+    return chain.variances[reference.most_likely(y)]
 
 
 def _chi(key: Array, degrees: int, shape: tuple[int, ...]) -> Array:
@@ -239,48 +251,45 @@ def subspace(prior: GaussianMixture) -> np.ndarray:
     return vt[s > 1e-6 * max(s.max(initial=0.0), 1e-30)].T
 
 
-def has_quotient(sde: SDE) -> bool:
-    """Whether the drift depends on a small subspace and the distance from it only."""
-    return sde.name == "mixture_langevin" and sde.prior.covariance in ISOTROPIC
-
-
-def quotient(sde: SDE, grid: np.ndarray, *, integrator: str = "euler") -> Quotient | TiedQuotient:
+def quotient(
+    process: Process, grid: np.ndarray, *, integrator: str = "euler"
+) -> Quotient | TiedQuotient:
     """The small chain of mixture Langevin dynamics, on a grid [n + 1].
 
     Raises:
       ValueError: another process, or a covariance that is not isotropic outside a small subspace.
     """
-    prior = sde.prior
-    if not has_quotient(sde):
+    mixture = process.known.quotient
+    if mixture is None:
         raise ValueError(
-            "noising.simulation='quotient' needs process.name='mixture_langevin' and"
-            f" mixture.covariance among {', '.join(ISOTROPIC)}, got {sde.name!r} and"
-            f" {prior.covariance!r}; choose noising.simulation='full' or 'auto'"
+            f"noising.simulation='quotient': the drift of {process.name!r} is not known to be the"
+            " score of a mixture that is isotropic outside a small subspace"
+            f" (mixture.covariance among {', '.join(ISOTROPIC)}, process.name='langevin');"
+            " choose noising.simulation='full' or 'auto'"
         )
-    basis = subspace(prior)
-    centre = np.asarray(prior.means, np.float64).mean(axis=0)
+    basis = subspace(mixture)
+    centre = np.asarray(mixture.means, np.float64).mean(axis=0)
     shared = {
-        "variances": prior.component_variances(),
+        "variances": mixture.component_variances(),
         "centre": jnp.asarray(centre, jnp.float32),
         "basis": jnp.asarray(basis, jnp.float32),
     }
-    tied = prior.covariance == "tied_spherical"
-    small = _restrict(prior, basis, centre, 0 if tied else FRAME)
-    # The clock stays that of the whole process.
+    tied = mixture.covariance == "tied_spherical"
+    small = _restrict(mixture, basis, centre, 0 if tied else FRAME)
+    # Noise, clock and horizon stay those of the whole process.
+    own = langevin(small, horizon=float(process.horizon))
     reduced = dataclasses.replace(
-        mixture_langevin(small, horizon=float(sde.horizon)),
-        decay=sde.decay,
-        saturation=sde.saturation,
+        process, drift=own.drift, known=own.known, reference=own.reference
     )
     if tied:
-        scale, variance = _linear_chain(sde, grid, prior.smallest_variance(), integrator)
-        return TiedQuotient(sde=reduced, scale=scale, variance=variance, **shared)
-    axes = np.eye(prior.dim)
+        scale, variance = _linear_chain(process, grid, mixture.smallest_variance(), integrator)
+        return TiedQuotient(process=reduced, scale=scale, variance=variance, **shared)
+    axes = np.eye(mixture.dim)
     axis = axes[np.argmin(np.sum(basis**2, axis=1))]  # the one that M contains the least of
     spare = axis - basis @ (basis.T @ axis)
     length = np.linalg.norm(spare)
-    spare = spare / length if length > 1e-6 else np.zeros(prior.dim)
-    return Quotient(sde=reduced, spare=jnp.asarray(spare, jnp.float32), **shared)
+    spare = spare / length if length > 1e-6 else np.zeros(mixture.dim)
+    return Quotient(process=reduced, spare=jnp.asarray(spare, jnp.float32), **shared)
 
 
 def _restrict(
@@ -305,11 +314,11 @@ def _restrict(
 
 
 def _linear_chain(
-    sde: SDE, grid: np.ndarray, stationary: float, integrator: str
+    process: Process, grid: np.ndarray, stationary: float, integrator: str
 ) -> tuple[Array, Array]:
     """a_n and v_n of the chain with drift -y / stationary: [n + 1] each, in float64."""
     eta, sigma = step_sizes(
-        sde, jnp.asarray(grid[:-1]), jnp.asarray(np.diff(grid)), integrator=integrator
+        process, jnp.asarray(grid[:-1]), jnp.asarray(np.diff(grid)), integrator=integrator
     )
     factor = 1 - np.asarray(eta, np.float64) / stationary
     scale = np.concatenate([[1.0], np.cumprod(factor)])

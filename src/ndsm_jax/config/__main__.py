@@ -1,0 +1,5 @@
+"""Prints docs/configuration.md."""
+
+from ndsm_jax.config.sections import reference
+
+print(reference(), end="")

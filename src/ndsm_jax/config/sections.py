@@ -1,0 +1,807 @@
+"""Configuration: one frozen, validated dataclass a section, and its `ml_collections` form.
+
+The dataclasses below are the only place where an option, its default, its range and its
+description are written. `default()` turns them into the `ConfigDict` that the files in `configs/`
+fill in and that `--config.section.key=value` overrides; `Config.from_dict` turns it back, checked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ndsm_jax.clock import TIME_COORDINATES, WEIGHTS
+from ndsm_jax.config.names import DATA_FRAMES, PROCESSES, REFERENCES
+from ndsm_jax.control_variates import ESTIMATORS
+from ndsm_jax.datasets import DATASETS
+from ndsm_jax.integrators import GRIDS, INTEGRATORS
+from ndsm_jax.networks import DTYPES, NETWORKS, PRECONDITIONS, SYMMETRIES
+from ndsm_jax.noising import PATH_WEIGHTS, SIMULATIONS, TIME_LAWS
+from ndsm_jax.objectives import OBJECTIVES
+from ndsm_jax.plugins import is_plugin
+from ndsm_jax.references import COVARIANCES, INITS
+from ndsm_jax.sampling import SAMPLERS
+
+PLUGIN = "file.py:function"
+"""Stands for a name of this form in a condition."""
+
+When = Mapping[str, tuple[Any, ...]]
+"""Dotted key -> the values of it with which an option has an effect; all of them must hold."""
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    low: float = -math.inf,
+    above: float = -math.inf,
+    high: float = math.inf,
+    choices: Iterable[str] = (),
+    plugin: bool = False,
+    when: When | tuple[When, ...] = (),
+) -> Any:
+    """A dataclass field with its description, its range, and where it has an effect.
+
+    Args:
+      default: and thereby the type.
+      doc: what it is.
+      low, above, high: low <= x <= high, x > above.
+      choices: names allowed.
+      plugin: whether `path/to/file.py:function` is allowed beside them.
+      when: the settings with which something reads it: one `When`, or several of which one must
+        hold; always by default.
+    """
+    metadata = {
+        "doc": doc,
+        "low": low,
+        "above": above,
+        "high": high,
+        "choices": tuple(choices),
+        "plugin": plugin,
+        "when": (when,) if isinstance(when, Mapping) else tuple(when),
+    }
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Section:
+    """Base of the sections: checks every field's type, range and choice.
+
+    Raises:
+      ValueError: naming the dotted key, the value and what is allowed.
+    """
+
+    def __post_init__(self) -> None:
+        section = type(self).__name__.removesuffix("Config")
+        section = re.sub(r"(?<!^)(?=[A-Z])", "_", section).lower()
+        for field in dataclasses.fields(self):
+            key = f"{section}.{field.name}"
+            value = _coerce(key, getattr(self, field.name), field.default)
+            object.__setattr__(self, field.name, value)
+            for item in value if isinstance(value, tuple) else (value,):
+                _check_range(key, item, field.metadata)
+
+
+def _coerce(key: str, value: Any, default: Any) -> Any:
+    """The value in the default's type: 1 for a float, a list for a tuple, nothing else."""
+    if isinstance(default, tuple) and isinstance(value, tuple | list):
+        if not value:
+            raise ValueError(f"{key}=(): at least one value is needed")
+        return tuple(_coerce(key, item, default[0]) for item in value)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(default):
+        wanted, got = type(default).__name__, type(value).__name__
+        raise ValueError(f"{key}={value!r}: expected {wanted}, got {got}")
+    return value
+
+
+def _check_range(key: str, value: Any, allowed: Mapping[str, Any]) -> None:
+    choices = allowed["choices"]
+    if allowed["plugin"] and is_plugin(str(value)):
+        return
+    if choices and value not in choices:
+        raise ValueError(
+            f"{key}={value!r}: choose one of {', '.join(choices)}"
+            + (f", or {PLUGIN} of your own" if allowed["plugin"] else "")
+            + _hint(str(value), choices)
+        )
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise ValueError(f"{key}={value!r}: a finite number is needed")
+        if value < allowed["low"] or value > allowed["high"] or value <= allowed["above"]:
+            raise ValueError(f"{key}={value!r}: must be {_range(allowed)}")
+
+
+def _range(allowed: Mapping[str, Any]) -> str:
+    parts = []
+    if allowed["low"] > -math.inf:
+        parts.append(f">= {allowed['low']:g}")
+    if allowed["above"] > -math.inf:
+        parts.append(f"> {allowed['above']:g}")
+    if allowed["high"] < math.inf:
+        parts.append(f"<= {allowed['high']:g}")
+    return " and ".join(parts)
+
+
+def _hint(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+# --- where options have an effect ---
+
+
+def _own(key: str) -> When:
+    return {key: (PLUGIN,)}
+
+
+def _process(*names: str) -> When:
+    return {"process.name": names}
+
+
+def _network(*names: str) -> When:
+    return {"network.name": names}
+
+
+def _sampler(*names: str) -> When:
+    return {"sample.sampler": names}
+
+
+FILES: When = {"data.name": ("array", "folder", "mnist", "approx_c2_mnist", "mnist_orientations")}
+MIXTURE: tuple[When, ...] = (
+    {"process.name": ("component_ou",)},
+    {"process.name": ("langevin", PLUGIN), "reference.name": ("auto", "mixture")},
+)
+PATH: When = {"objective.name": ("path_dsm", "path_dsm_cv")}
+STEPPED: When = {"objective.name": ("ndsm", "ndsm_cv"), "process.name": ("langevin", PLUGIN)}
+SIMULATED: tuple[When, ...] = (
+    PATH,
+    {"objective.name": ("ndsm", "ndsm_cv", "ism"), "process.name": ("langevin", PLUGIN)},
+)
+CONTROLLED: When = {"objective.name": ("ndsm_cv", "path_dsm_cv")}
+
+
+# --- the sections ---
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig(Section):
+    """What is modelled."""
+
+    name: str = option("digits", "data set", choices=DATASETS, plugin=True)
+    options: str = option(
+        "", "of a data set of your own: name=value, with commas between", when=_own("data.name")
+    )
+    dir: str = option("", "folder or file of MNIST, array and folder data", when=FILES)
+    frame: str = option(
+        "auto",
+        "coordinates of the process: identity, every feature of mean 0 and variance 1, the same"
+        " shift and scale for all features, angles in (-pi, pi), grey levels made continuous; auto:"
+        " standardised for your own arrays without a range, shared for images among them",
+        choices=DATA_FRAMES,
+    )
+    num_train: int = option(0, "training samples used, a seeded stratified subset; 0: all", low=0)
+    num_test: int = option(0, "held-out samples used; 0: all", low=0)
+    test_fraction: float = option(
+        0.2,
+        "share held out when the data have no test split",
+        above=0,
+        high=0.9,
+        when={"data.name": ("digits", "array", "folder", PLUGIN)},
+    )
+    image_size: int = option(
+        0,
+        "side to which a folder's images are resized; 0: as they are",
+        low=0,
+        when={"data.name": ("folder",)},
+    )
+    channels: int = option(
+        1,
+        "channels of a folder's images: 1, grey, or 3, colour",
+        low=1,
+        high=3,
+        when={"data.name": ("folder",)},
+    )
+    seed: int = option(0, "of toy data, splits and subsets", low=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReferenceConfig(Section):
+    """The law to which the data noise, and from which sampling starts."""
+
+    name: str = option(
+        "auto",
+        "auto: the process's own, which is a mixture for langevin",
+        choices=REFERENCES,
+        plugin=True,
+        when={"process.name": ("langevin", PLUGIN)},
+    )
+    options: str = option(
+        "",
+        "of a reference of your own: name=value, with commas between",
+        when=_own("reference.name"),
+    )
+    degrees: float = option(
+        0.0, "of freedom of student_t; 0: fitted", low=0, when={"reference.name": ("student_t",)}
+    )
+    period: float = option(
+        6.283185307179586,
+        "of uniform_torus, units of the frame",
+        above=0,
+        when={"reference.name": ("uniform_torus",)},
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MixtureConfig(Section):
+    """The Gaussian mixture fitted to the data."""
+
+    num_components: int = option(10, "K", low=1, when=MIXTURE)
+    covariance: str = option("spherical", "kind of covariance", choices=COVARIANCES, when=MIXTURE)
+    rank: int = option(
+        8,
+        "directions of a low_rank component, fewer than the data's",
+        low=1,
+        when=tuple({**one, "mixture.covariance": ("low_rank",)} for one in MIXTURE),
+    )
+    subset: int = option(
+        0, "samples used for the fit; 0: all training samples", low=0, when=MIXTURE
+    )
+    num_inits: int = option(4, "starts of the fit; the best likelihood wins", low=1, when=MIXTURE)
+    init: str = option(
+        "kmeans", "what expectation-maximisation starts from", choices=INITS, when=MIXTURE
+    )
+    weight_power: float = option(
+        1.0,
+        "the fitted weights are raised to it, to study mis-specified ones; 1: as fitted, 0: equal",
+        low=0,
+        high=10,
+        when=MIXTURE,
+    )
+    min_covariance: float = option(
+        1e-4, "added to variances, squared units of the frame", above=0, when=MIXTURE
+    )
+    max_iterations: int = option(200, "of expectation-maximisation, per start", low=1, when=MIXTURE)
+    seed: int = option(0, "of subset and starts", low=0, when=MIXTURE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProcessConfig(Section):
+    """The noising process."""
+
+    name: str = option("langevin", "process", choices=PROCESSES, plugin=True)
+    options: str = option(
+        "", "of a process of your own: name=value, with commas between", when=_own("process.name")
+    )
+    horizon: float = option(
+        0.0,
+        "T, time units; 0: 4 sigma^2 for langevin and OU, 4 for component_ou, 1 for VP and VE, 8"
+        " relaxation times for critically_damped, its own for a process of yours",
+        low=0,
+    )
+    variance: float = option(
+        1.0,
+        "stationary variance of ornstein_uhlenbeck",
+        above=0,
+        when=_process("ornstein_uhlenbeck"),
+    )
+    beta_min: float = option(
+        0.1, "beta(0) of variance_preserving", above=0, when=_process("variance_preserving")
+    )
+    beta_max: float = option(
+        20.0, "beta(T) of variance_preserving", above=0, when=_process("variance_preserving")
+    )
+    sigma_min: float = option(
+        0.01,
+        "sigma(0) of variance_exploding, units of the frame",
+        above=0,
+        when=_process("variance_exploding"),
+    )
+    sigma_max: float = option(
+        0.0,
+        "sigma(T) of variance_exploding; 0: the largest distance between two training items",
+        low=0,
+        when=_process("variance_exploding"),
+    )
+    mass: float = option(
+        0.25, "M of critically_damped", above=0, when=_process("critically_damped")
+    )
+    rate: float = option(
+        4.0, "beta of critically_damped, 1 / time", above=0, when=_process("critically_damped")
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoisingConfig(Section):
+    """How training data are noised. Grid, times and weight on the process's clock by default."""
+
+    steps: int = option(
+        0,
+        "grid steps from 0 to T; 0: 150, or as many more as the stiffness of the drift needs, up to"
+        " 1000 (a fitted mixture's smallest variances are raised where that is not enough)",
+        low=0,
+    )
+    grid: str = option(
+        "clock", "time grid: the process's clock, its 7th root, or uniform in t", choices=GRIDS
+    )
+    smallest_variance: float = option(
+        1e-3,
+        "first grid time, as v(t_1) / v(T)",
+        above=0,
+        high=0.5,
+        when={"noising.grid": ("clock", "edm")},
+    )
+    times: str = option("clock", "law of the training times", choices=TIME_LAWS)
+    stratified: bool = option(True, "low-discrepancy times over a batch instead of independent")
+    k: int = option(4, "random times a path", low=1)
+    weight: str = option(
+        "auto",
+        "loss weight: v(t), v(t) / a(t)^2, 1, or that of network.parameterisation",
+        choices=("auto", *WEIGHTS),
+    )
+    simulation: str = option(
+        "auto",
+        "the full space, its quotient (fast where isotropic), or auto",
+        choices=SIMULATIONS,
+        when=SIMULATED,
+    )
+    integrator: str = option("euler", "step of the simulation", choices=INTEGRATORS, when=SIMULATED)
+    path_weights: str = option(
+        "sinh", "weights c of a path's target", choices=PATH_WEIGHTS, when=PATH
+    )
+    window: float = option(
+        0.0, "of a path's target, time units; 0: the whole path", low=0, when=PATH
+    )
+    curvature: float = option(
+        0.0,
+        "rate of sinh weights, 1 / time; 0: of the component at the window's start",
+        low=0,
+        when={**PATH, "noising.path_weights": ("sinh",)},
+    )
+    noises: int = option(1, "normals that share one mu", low=1, when=STEPPED)
+    ahead_mb: float = option(
+        4.0,
+        "memory for minibatches noised ahead, MB, at least one; a few suit a CPU's cache",
+        above=0,
+    )
+    loss_step: float = option(
+        0.0,
+        "fixed length of the loss step, time units; 0: off; a kernel's smallest time",
+        low=0,
+        when={"objective.name": ("ndsm", "ndsm_cv", "ism")},
+    )
+    loss_fraction: float = option(
+        2.0,
+        "loss step adds this fraction of the variance already there; 0: off",
+        low=0,
+        high=10,
+        when=STEPPED,
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig(Section):
+    """What is minimised."""
+
+    name: str = option("path_dsm", "objective", choices=OBJECTIVES)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ControlVariateConfig(Section):
+    """eps(t) of ndsm_cv and path_dsm_cv, and the estimator of the gradient's variance."""
+
+    kind: str = option(
+        "learned",
+        "eps(t): constant, closed-form, network",
+        choices=("constant", "optimal", "learned"),
+        when=CONTROLLED,
+    )
+    value: float = option(
+        0.0,
+        "of the constant; 0 is NDSM, 1 undoes the cancellation",
+        when={**CONTROLLED, "control_variate.kind": ("constant",)},
+    )
+    num_bins: int = option(
+        20,
+        "time bins of optimal; 1: the best constant",
+        low=1,
+        when={**CONTROLLED, "control_variate.kind": ("optimal",)},
+    )
+    decay: float = option(
+        0.95,
+        "memory of optimal, per update",
+        low=0,
+        high=0.9999,
+        when={**CONTROLLED, "control_variate.kind": ("optimal",)},
+    )
+    width: int = option(
+        10,
+        "hidden width of eps_phi",
+        low=1,
+        when={**CONTROLLED, "control_variate.kind": ("learned",)},
+    )
+    depth: int = option(
+        3,
+        "hidden layers of eps_phi",
+        low=1,
+        when={**CONTROLLED, "control_variate.kind": ("learned",)},
+    )
+    learning_rate: float = option(
+        1e-3, "of phi (Adam)", above=0, when={**CONTROLLED, "control_variate.kind": ("learned",)}
+    )
+    period: int = option(
+        20, "N_CV, steps between updates of eps and variance estimates", low=1, when=CONTROLLED
+    )
+    estimator: str = option(
+        "probes", "per-sample gradient products", choices=ESTIMATORS, when=CONTROLLED
+    )
+    num_probes: int = option(
+        1,
+        "random directions an update, for probes",
+        low=1,
+        when={**CONTROLLED, "control_variate.estimator": ("probes",)},
+    )
+    chunk: int = option(
+        16,
+        "per-sample gradients in memory at a time, for exact",
+        low=1,
+        when={**CONTROLLED, "control_variate.estimator": ("exact",)},
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NetworkConfig(Section):
+    """The score network and its parameterisation."""
+
+    name: str = option("mlp", "architecture", choices=NETWORKS, plugin=True)
+    options: str = option(
+        "", "of a network of your own: name=value, with commas between", when=_own("network.name")
+    )
+    parameterisation: str = option(
+        "residual",
+        "score = network, network / std, or prior score + network / std (edm: a network / std)",
+        choices=PRECONDITIONS,
+    )
+    time: str = option("clock", "time the network sees", choices=TIME_COORDINATES)
+    symmetry: str = option(
+        "none",
+        "group of image turns (c2, c4), with reflections (d4), under which the score is averaged",
+        choices=SYMMETRIES,
+    )
+    prior_mean: bool = option(
+        False,
+        "the network sees the mean of the mixture's components given y, beside y",
+        when={"process.name": ("langevin", PLUGIN)},
+    )
+    width: int = option(256, "hidden width of mlp", low=1, when=_network("mlp"))
+    depth: int = option(5, "hidden layers of mlp", low=1, when=_network("mlp"))
+    skip: bool = option(True, "residual, normalised hidden layers in mlp", when=_network("mlp"))
+    widths: tuple[int, ...] = option(
+        (32, 64, 128, 256), "channels of each unet level", low=1, when=_network("unet")
+    )
+    time_features: int = option(
+        64,
+        "Gaussian Fourier features; 0 (mlp only): append the time",
+        low=0,
+        when=_network("mlp", "unet"),
+    )
+    time_scale: float = option(
+        1.0, "standard deviation of their frequencies", above=0, when=_network("mlp", "unet")
+    )
+    dtype: str = option(
+        "float32",
+        "precision of the hidden layers; parameters, first and last layer are float32",
+        choices=DTYPES,
+        when=_network("mlp", "unet"),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig(Section):
+    """Adam and the average of the parameters."""
+
+    learning_rate: float = option(1e-3, "peak learning rate", above=0)
+    schedule: str = option("constant", "after the warm-up", choices=("constant", "cosine"))
+    warmup_steps: int = option(0, "linear warm-up, optimiser updates", low=0)
+    clip_norm: float = option(0.0, "largest global gradient norm; 0: off", low=0)
+    accumulate: int = option(1, "steps whose gradients are averaged into one update", low=1)
+    ema_decay: float = option(0.999, "of the parameter average, per step", low=0, high=0.999999)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(Section):
+    """The loop."""
+
+    steps: int = option(3000, "training steps", low=1)
+    batch_size: int = option(
+        64, "data points (paths) a step; each is noised at noising.k times", low=1
+    )
+    seed: int = option(0, "of initialisation, batches and noise", low=0)
+    log_every: int = option(50, "steps averaged into one line of metrics.jsonl", low=1)
+    checkpoint_every: int = option(500, "steps between checkpoints", low=1)
+    keep: int = option(3, "checkpoints kept", low=1)
+    picture_every: int = option(1000, "steps between sample pictures; 0: none", low=0)
+    tensorboard: bool = option(True, "write TensorBoard events beside metrics.jsonl")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig(Section):
+    """The reverse process."""
+
+    num: int = option(5000, "samples drawn for evaluation", low=1)
+    sampler: str = option("multistep_sde", "sampler, see docs/samplers.md", choices=SAMPLERS)
+    steps: int = option(
+        0, "grid steps; 0: 40, or as many more as the drift's stiffness needs, up to 1000", low=0
+    )
+    grid: str = option("clock", "time grid, as noising.grid", choices=GRIDS)
+    smallest_variance: float = option(
+        1e-3,
+        "last time before the denoising step, as v(t_1) / v(T)",
+        above=0,
+        high=0.99,
+        when={"sample.grid": ("clock", "edm")},
+    )
+    churn: float = option(
+        0.0,
+        "share of each step that is undone by noising first, for the flows; 0: none, 1: as noisy as"
+        " the reverse SDE",
+        low=0,
+        high=1,
+        when=_sampler("heun_flow", "multistep_flow"),
+    )
+    rtol: float = option(
+        1e-3,
+        "relative tolerance of adaptive_flow",
+        above=0,
+        high=0.1,
+        when=_sampler("adaptive_flow"),
+    )
+    atol: float = option(
+        1e-3,
+        "absolute tolerance of adaptive_flow, data units",
+        above=0,
+        when=_sampler("adaptive_flow"),
+    )
+    langevin_steps: int = option(
+        5, "of annealed_langevin, at each noise level", low=1, when=_sampler("annealed_langevin")
+    )
+    chunk: int = option(500, "samples in memory at a time", low=1)
+    ema: bool = option(True, "use the average of the parameters")
+    seed: int = option(0, "of the samples", low=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Section):
+    """Metrics."""
+
+    max_points: int = option(5000, "largest number of points in a pairwise metric", low=20)
+    labels_per_class: int = option(
+        10, "labels, per class on average, that name the mixture's components", low=1
+    )
+    seed: int = option(0, "of projections, subsets and classifiers", low=0)
+
+
+AUTOENCODERS = ("none", "ae", "vae")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig(Section):
+    """The autoencoder of a latent-space model, `experiments/train_latent.py`."""
+
+    kind: str = option(
+        "none", "no latent space, plain or variational autoencoder", choices=AUTOENCODERS
+    )
+    latent_dim: int = option(
+        20, "dimensions of the latent space", low=1, when={"autoencoder.kind": ("ae", "vae")}
+    )
+    widths: tuple[int, ...] = option(
+        (512, 256),
+        "of the encoder; the decoder mirrors it",
+        low=1,
+        when={"autoencoder.kind": ("ae", "vae")},
+    )
+    beta: float = option(
+        0.5,
+        "weight of the divergence or cross-entropy term (vae)",
+        above=0,
+        when={"autoencoder.kind": ("vae",)},
+    )
+    anneal_steps: int = option(
+        2000,
+        "over which beta rises from 0, in pretraining",
+        low=0,
+        when={"autoencoder.kind": ("vae",)},
+    )
+    steps: int = option(8000, "training steps", low=1, when={"autoencoder.kind": ("ae", "vae")})
+    batch_size: int = option(256, "items a step", low=1, when={"autoencoder.kind": ("ae", "vae")})
+    learning_rate: float = option(
+        1e-3,
+        "peak learning rate (Adam, cosine decay)",
+        above=0,
+        when={"autoencoder.kind": ("ae", "vae")},
+    )
+    seed: int = option(
+        0,
+        "of initialisation, batches and posterior draws",
+        low=0,
+        when={"autoencoder.kind": ("ae", "vae")},
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class JointConfig(Section):
+    """Training of autoencoder and score network together, after each alone."""
+
+    steps: int = option(
+        0,
+        "training steps; 0: the autoencoder stays frozen",
+        low=0,
+        when={"autoencoder.kind": ("vae",)},
+    )
+    batch_size: int = option(128, "items a step", low=1, when={"autoencoder.kind": ("vae",)})
+    k: int = option(4, "random times a path", low=1, when={"autoencoder.kind": ("vae",)})
+    learning_rate: float = option(
+        2e-4, "of all parameters (Adam)", above=0, when={"autoencoder.kind": ("vae",)}
+    )
+    clip_norm: float = option(
+        100.0, "largest global gradient norm", above=0, when={"autoencoder.kind": ("vae",)}
+    )
+    refit_every: int = option(
+        1000,
+        "steps between fits of the mixture to current latents",
+        low=1,
+        when={"autoencoder.kind": ("vae",)},
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole experiment; every section is frozen and checked."""
+
+    data: DataConfig = DataConfig()
+    reference: ReferenceConfig = ReferenceConfig()
+    mixture: MixtureConfig = MixtureConfig()
+    process: ProcessConfig = ProcessConfig()
+    noising: NoisingConfig = NoisingConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    control_variate: ControlVariateConfig = ControlVariateConfig()
+    network: NetworkConfig = NetworkConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    joint: JointConfig = JointConfig()
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any] | ConfigDict) -> Config:
+        """The checked form of a `ConfigDict` or of `to_dict`'s output (missing keys: defaults).
+
+        Raises:
+          ValueError: naming the dotted key that is unknown, of a wrong type or out of range.
+        """
+        tree = tree.to_dict() if isinstance(tree, ConfigDict) else tree
+        built: dict[str, Any] = {}
+        for section, values in tree.items():
+            check_key(section)
+            for key in values:
+                check_key(f"{section}.{key}")
+            built[section] = _sections()[section](**values)
+        return cls(**built)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Nested plain dict (tuples kept), the inverse of `from_dict`."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """Readable JSON of `to_dict`."""
+        return json.dumps(self.to_dict(), indent=2)
+
+
+def _sections() -> dict[str, type[Section]]:
+    return {name: type(section) for name, section in vars(Config()).items()}
+
+
+def check_key(dotted: str) -> None:
+    """Raises ValueError, with the nearest known name, unless `section` or `section.key` exists."""
+    section, _, key = dotted.partition(".")
+    sections = _sections()
+    if section not in sections:
+        hint = _hint(section, sections)
+        raise ValueError(f"{section}: unknown section{hint}; one of {', '.join(sections)}")
+    known = [field.name for field in dataclasses.fields(sections[section])]
+    if key and key not in known:
+        raise ValueError(f"{dotted}: unknown key{_hint(key, known)}; one of {', '.join(known)}")
+
+
+def has_effect(config: Config, dotted: str) -> bool:
+    """Whether anything reads a key, given the other settings."""
+    alternatives = _field(dotted).metadata["when"]
+    return not alternatives or any(_holds(config, when) for when in alternatives)
+
+
+def check_effect(config: Config, keys: Iterable[str]) -> None:
+    """Raises ValueError for keys that were set and that nothing reads, with what would read them.
+
+    Args:
+      config: all settings.
+      keys: dotted keys that somebody has set.
+    """
+    lines = [
+        f"{key}={_value(config, key)!r} has no effect here, where "
+        + " and ".join(f"{k}={_value(config, k)!r}" for k in _asked(key))
+        + f"; it is read with {conditions_text(_field(key).metadata['when'])}. Leave it out, or"
+        " change these"
+        for key in keys
+        if not has_effect(config, key)
+    ]
+    if lines:
+        raise ValueError("\n  ".join(lines))
+
+
+def conditions_text(alternatives: Iterable[When]) -> str:
+    """Where an option has an effect, in words."""
+    return "; or ".join(
+        " and ".join(f"{key}={' or '.join(map(str, values))}" for key, values in when.items())
+        for when in alternatives
+    )
+
+
+def _holds(config: Config, when: When) -> bool:
+    return all(
+        has_effect(config, key)
+        and any(
+            is_plugin(str(_value(config, key))) if value == PLUGIN else _value(config, key) == value
+            for value in values
+        )
+        for key, values in when.items()
+    )
+
+
+def _asked(dotted: str) -> list[str]:
+    return list(dict.fromkeys(key for when in _field(dotted).metadata["when"] for key in when))
+
+
+def _field(dotted: str) -> dataclasses.Field[Any]:
+    section, _, name = dotted.partition(".")
+    return next(f for f in dataclasses.fields(_sections()[section]) if f.name == name)
+
+
+def _value(config: Config, dotted: str) -> Any:
+    section, _, name = dotted.partition(".")
+    return getattr(getattr(config, section), name)
+
+
+def default() -> ConfigDict:
+    """A fully populated, type-locked `ConfigDict` of the defaults, to start a config file from."""
+    return ConfigDict(Config().to_dict())
+
+
+def reference() -> str:
+    """A Markdown table of every key, default, range and meaning (docs/configuration.md)."""
+    lines = [
+        "# Configuration reference",
+        "",
+        "Made by `python -m ndsm_jax.config`. Override with `--config.section.key=value`. A key"
+        " that is set where nothing reads it is an error.",
+    ]
+    for name, kind in _sections().items():
+        lines += ["", f"## `{name}`", "", str(kind.__doc__), ""]
+        lines += ["| key | default | allowed | read | meaning |", "| --- | --- | --- | --- | --- |"]
+        for field in dataclasses.fields(kind):
+            meta = field.metadata
+            allowed = ", ".join(meta["choices"]) or _range(meta)
+            allowed += f", {PLUGIN}" if meta["plugin"] else ""
+            where = conditions_text(meta["when"]) or "always"
+            lines.append(
+                f"| `{field.name}` | `{field.default!r}` | {allowed} | {where} | {meta['doc']} |"
+            )
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,292 @@
+"""A data set in memory: its type, the checks of raw items, and the seeded splits and subsets."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+MIN_SAMPLES = 10
+MAX_MAGNITUDE = 1e150
+"""Values must be smaller than this in magnitude, so that float64 can hold their squares."""
+
+# Names of independent random streams: default_rng([seed, stream]).
+TRAIN, TEST, SPLIT, TRAIN_SIZE, TEST_SIZE = 0, 1, 2, 3, 4
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """A data set in memory. States are flat; `shape` is the shape of one item before flattening.
+
+    Their type is float32, except that a user's own data (`array`, `file.py:function`) which come in
+    float64 stay in float64. Both splits have the same type.
+
+    Attributes:
+      name: as given to `load`; for `file.py:function` the name of the function.
+      train: states [N, d].
+      test: states [M, d], held out.
+      train_labels: class or mode index [N], int32.
+      test_labels: the same [M].
+      shape: (2,), (8, 8, 1), (28, 28, 1), ...
+      value_range: (-1, 1) for scaled images, None for unbounded data, in their own units.
+      source: origin, licence and citation in one line.
+      class_names: what the data call class 0, 1, ...; empty where they number them so themselves.
+    """
+
+    name: str
+    train: np.ndarray
+    test: np.ndarray
+    train_labels: np.ndarray | None
+    test_labels: np.ndarray | None
+    shape: tuple[int, ...]
+    value_range: tuple[float, float] | None
+    source: str
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def dim(self) -> int:
+        """Dimension d of a flat state."""
+        return math.prod(self.shape)
+
+    @property
+    def is_image(self) -> bool:
+        """Whether items have shape (height, width, channels)."""
+        return len(self.shape) == 3
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes; 0 when there are no labels.
+
+        Where classes have no names, one more than the largest label, so that it fits `bincount`.
+        """
+        labels = [a for a in (self.train_labels, self.test_labels) if a is not None]
+        return len(self.class_names) or 1 + max((int(a.max()) for a in labels), default=-1)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the shapes and bytes of train, test and their labels."""
+        sha = hashlib.sha256()
+        for array in (self.train, self.test, self.train_labels, self.test_labels):
+            sha.update(repr(None if array is None else array.shape).encode())
+            if array is not None:
+                sha.update(np.ascontiguousarray(array).data)
+        return sha.hexdigest()
+
+
+class Samples(NamedTuple):
+    """Items [N, ...] with optional labels [N]."""
+
+    x: np.ndarray
+    labels: np.ndarray | None = None
+
+    def take(self, indices: np.ndarray) -> Samples:
+        """The items (and labels) at `indices`."""
+        return Samples(self.x[indices], None if self.labels is None else self.labels[indices])
+
+
+class Raw(NamedTuple):
+    """What a loader returns: uint8 items, to be scaled, or floats; `load` splits if no `test`."""
+
+    train: Samples
+    test: Samples | None = None
+    source: str = ""
+    value_range: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `load`, checked; each loader uses those that concern it."""
+
+    dir: str
+    num_train: int
+    num_test: int
+    test_fraction: float
+    seed: int
+    channels: int
+    image_size: int
+
+    def __post_init__(self) -> None:
+        for option, count in (("num_train", self.num_train), ("num_test", self.num_test)):
+            if count != 0 and count < MIN_SAMPLES:
+                raise ValueError(f"data.{option}={count}: give 0 (all) or at least {MIN_SAMPLES}.")
+        if not 0.0 < self.test_fraction < 1.0:
+            raise ValueError(f"data.test_fraction={self.test_fraction}: must be inside (0, 1).")
+        if self.seed < 0:
+            raise ValueError(f"data.seed={self.seed}: must be 0 or more.")
+        if self.channels not in (1, 3):
+            raise ValueError(f"data.channels={self.channels}: must be 1 (grey) or 3 (RGB).")
+        if self.image_size < 0:
+            raise ValueError(
+                f"data.image_size={self.image_size}: give 0 (keep) or a side in pixels."
+            )
+
+
+def validate(samples: Samples, *, what: str) -> None:
+    """Check that items (and labels) can be trained on; constant columns or pixels are fine.
+
+    Args:
+      samples: items [N, d], [N, H, W] or [N, H, W, C], uint8 or float, and labels [N], integers of
+        any value or strings.
+      what: how to name the data in messages.
+
+    Raises:
+      ValueError: wrong rank or type, channels first, fewer than `MIN_SAMPLES` items, NaN or Inf,
+        values from `MAX_MAGNITUDE` on, all items equal, or labels that do not fit.
+    """
+    x, labels = samples
+    if x.ndim not in (2, 3, 4) or 0 in x.shape[1:]:
+        raise ValueError(
+            f"{what}: shape {x.shape} is not usable; expected [N, d], [N, H, W] or [N, H, W, C]."
+        )
+    if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] > 4:
+        raise ValueError(
+            f"{what}: shape {x.shape} has its channels first; transpose it to [N, H, W, C]."
+        )
+    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
+        raise ValueError(
+            f"{what}: type {x.dtype} has no known scale; give uint8 (0 to 255) or float values."
+        )
+    if len(x) < MIN_SAMPLES:
+        raise ValueError(f"{what}: {len(x)} samples; at least {MIN_SAMPLES} are needed.")
+    if x.dtype != np.uint8:
+        _check_values(x.reshape(len(x), -1), what)
+    if np.all(x == x[0]):
+        raise ValueError(f"{what}: constant, all {len(x)} samples are equal; nothing to learn.")
+    if labels is None:
+        return
+    if labels.ndim != 1 or not _is_class_type(labels.dtype):
+        raise ValueError(
+            f"{what}: labels must be integers or strings [N], not {labels.dtype} of shape "
+            f"{labels.shape}."
+        )
+    if len(labels) != len(x):
+        raise ValueError(f"{what}: {len(labels)} labels for {len(x)} samples.")
+
+
+def _check_values(rows: np.ndarray, what: str) -> None:
+    finite = np.isfinite(rows).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{what}: NaN or Inf in {np.sum(~finite)} of {len(rows)} rows, first in row "
+            f"{np.argmin(finite)}; remove or repair these rows."
+        )
+    if not _is_double(rows.dtype):  # cannot be so large
+        return
+    small = (np.abs(rows) < MAX_MAGNITUDE).all(axis=1)
+    if not small.all():
+        raise ValueError(
+            f"{what}: values of {MAX_MAGNITUDE:g} or more in {np.sum(~small)} of {len(rows)} rows, "
+            f"first in row {np.argmin(small)}; rescale the data, as their variance overflows."
+        )
+
+
+def _is_class_type(dtype: np.dtype) -> bool:
+    return np.issubdtype(dtype, np.integer) or dtype.kind in "UT"
+
+
+def stratified_order(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+    """A random order [N] of the items whose every prefix has the class fractions of the whole.
+
+    Item r (from 0) of a class of n items comes at (r + 1/2) / n, so prefixes are apportioned as by
+    Webster and Sainte-Laguë. Unlike scikit-learn's `StratifiedShuffleSplit` this takes classes of
+    one item and prefixes of any length, and shorter subsets lie in longer ones.
+    """
+    order = rng.permutation(len(labels))
+    _, classes, sizes = np.unique(labels[order], return_inverse=True, return_counts=True)
+    by_class = np.argsort(classes, kind="stable")
+    first = np.repeat(np.cumsum(sizes) - sizes, sizes)
+    rank = np.empty(len(labels), np.int64)
+    rank[by_class] = np.arange(len(labels)) - first
+    return order[np.argsort((rank + 0.5) / sizes[classes], kind="stable")]
+
+
+def split(samples: Samples, test_fraction: float, seed: int) -> tuple[Samples, Samples]:
+    """(train, test) at random, stratified when labelled; each has at least one item."""
+    order = _order(samples, np.random.default_rng([seed, SPLIT]))
+    num_test = min(max(round(test_fraction * len(order)), 1), len(order) - 1)
+    return samples.take(order[num_test:]), samples.take(order[:num_test])
+
+
+def subset(samples: Samples, count: int, rng: np.random.Generator, *, option: str) -> Samples:
+    """`count` of the items (0: all) at random, stratified when labelled.
+
+    Raises:
+      ValueError: there are fewer; the message names the `option` that asks for them.
+    """
+    available = len(samples.x)
+    if count > available:
+        raise ValueError(
+            f"{option}={count}: only {available} samples are available; use 0 for all."
+        )
+    if count in (0, available):
+        return samples
+    return samples.take(_order(samples, rng)[:count])
+
+
+def _order(samples: Samples, rng: np.random.Generator) -> np.ndarray:
+    if samples.labels is None:
+        return rng.permutation(len(samples.x))
+    return stratified_order(rng, samples.labels)
+
+
+def states(x: np.ndarray) -> np.ndarray:
+    """Items [N, ...] to flat states [N, d], a copy: float64 stays so, other types become float32.
+
+    uint8 is scaled from [0, 255] to [-1, 1].
+    """
+    rows = x.reshape(len(x), -1)
+    if x.dtype == np.uint8:
+        scaled = rows.astype(np.float32, order="C")
+        scaled /= 127.5
+        scaled -= 1.0
+        return scaled
+    return rows.astype(np.float64 if _is_double(x.dtype) else np.float32, order="C")
+
+
+def _is_double(dtype: np.dtype) -> bool:
+    return np.finfo(dtype).bits >= 64
+
+
+def number_classes(
+    train: Samples, test: Samples | None, *, what: str
+) -> tuple[Samples, Samples | None, tuple[str, ...]]:
+    """Labels of any integers or strings as classes 0, ..., C - 1 in sorted order, over both splits.
+
+    Returns: the splits with int32 labels, and the names of the classes, () if the labels were
+    0, ..., C - 1 to begin with.
+
+    Raises:
+      ValueError: numbers in one split and strings in the other.
+    """
+    given = [s.labels for s in (train, test) if s is not None and s.labels is not None]
+    if len({np.issubdtype(labels.dtype, np.integer) for labels in given}) == 2:
+        raise ValueError(
+            f"{what}: train labels are {given[0].dtype}, test labels {given[1].dtype}; "
+            "make them all integers or all strings."
+        )
+    # In Python's integers, as NumPy joins int64 and uint64 to float64.
+    values = sorted({value for labels in given for value in np.unique(labels).tolist()})
+    index = {value: k for k, value in enumerate(values)}
+
+    def numbered(samples: Samples) -> Samples:
+        if samples.labels is None:
+            return samples
+        found, inverse = np.unique(samples.labels, return_inverse=True)
+        classes = np.array([index[value] for value in found.tolist()], np.int32)
+        return Samples(samples.x, classes[inverse])
+
+    names = () if values == list(range(len(values))) else tuple(map(str, values))
+    return numbered(train), None if test is None else numbered(test), names
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`Did you mean 'x'? Known: x, y.` for a message about an unknown name."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(sorted(known))}."

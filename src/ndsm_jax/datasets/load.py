@@ -1,0 +1,131 @@
+"""Data sets by name: toys, torsion angles, digits, MNIST, and a user's own.
+
+`load(name, ...)` returns a `Dataset` of flat states, split into train and test. It reads local
+files only and never downloads. A loader in `DATASETS` returns raw items; checking, splitting,
+subsetting, scaling and flattening then happen once, in `load`, in the same way for every data set.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from ndsm_jax import plugins
+from ndsm_jax.datasets import dataset
+from ndsm_jax.datasets.dataset import Dataset, Options, Raw
+from ndsm_jax.datasets.digits import digits
+from ndsm_jax.datasets.files import array, folder
+from ndsm_jax.datasets.mnist import approx_c2_mnist, mnist, mnist_orientations
+from ndsm_jax.datasets.own import own
+from ndsm_jax.datasets.toys import TOYS, torsion, toy
+
+Loader = Callable[[Options], Raw]
+DATASETS: dict[str, Loader] = {
+    **{name: functools.partial(toy, name) for name in TOYS},
+    "torsion": torsion,
+    "digits": digits,
+    "mnist": mnist,
+    "approx_c2_mnist": approx_c2_mnist,
+    "mnist_orientations": mnist_orientations,
+    "array": array,
+    "folder": folder,
+}
+
+_IN_OWN_FILES = ("array", "folder")  # whose labels may be any integers or strings
+
+
+def load(
+    name: str,
+    *,
+    dir: str = "",
+    num_train: int = 0,
+    num_test: int = 0,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    channels: int = 1,
+    image_size: int = 0,
+    options: str = "",
+) -> Dataset:
+    """Load a data set by name. The result depends on the arguments and the files alone.
+
+    Args:
+      name: a key of `DATASETS`, or `path/to/file.py:function`, a function of the user's that
+        returns the data (see `own.own`).
+      dir: for `mnist` and the data made of it the folder with the IDX files, or the data folder of
+        tensorflow-datasets ("" for its default); for `array` a .npy or .npz file; for `folder` a
+        folder of images.
+      num_train: size of the training set; 0 means all (toys: 10,000). A smaller set is a seeded
+        subset, stratified when labelled; with one seed, smaller subsets lie in larger ones.
+      num_test: the same for the held-out set.
+      test_fraction: share held out where the source has no split; stratified when labelled.
+      seed: seeds the toys, the sizes of `approx_c2_mnist`, the split and the subsets; also given to
+        a user's function with a parameter of this name.
+      channels: 1 (grey) or 3 (RGB), for `folder`.
+      image_size: side in pixels to which `folder` centre-crops and resizes; 0 keeps the size.
+      options: keyword arguments of a user's function, such as `force=3.0,steps=10`.
+
+    Raises:
+      ValueError: unknown name, option out of range, unusable data (see `validate`), damaged file,
+        a user's function that fails or returns something else.
+      FileNotFoundError: `dir` is not set, or lacks what the loader needs; no file of that name.
+    """
+    settings = Options(
+        dir=dir,
+        num_train=num_train,
+        num_test=num_test,
+        test_fraction=test_fraction,
+        seed=seed,
+        channels=channels,
+        image_size=image_size,
+    )
+    if plugins.is_plugin(name):
+        raw = own(name, options, seed)
+    elif name not in DATASETS:
+        raise ValueError(
+            f"Unknown data.name={name!r}. {dataset.did_you_mean(name, DATASETS)} "
+            "For data of your own: path/to/file.py:function."
+        )
+    elif options.strip():
+        raise ValueError(
+            f"data.options={options!r}: data.name={name!r} takes none; they are for "
+            "path/to/file.py:function."
+        )
+    else:
+        raw = DATASETS[name](settings)
+
+    train, test = raw.train, raw.test
+    class_names: tuple[str, ...] = ()
+    dataset.validate(train, what=f"{name} data")
+    if test is not None:
+        dataset.validate(test, what=f"{name} test data")
+        if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
+            raise ValueError(
+                f"{name}: train items are {train.x.dtype}{list(train.x.shape[1:])}, test items "
+                f"{test.x.dtype}{list(test.x.shape[1:])}; make shape and type agree."
+            )
+    if plugins.is_plugin(name) or name in _IN_OWN_FILES:
+        train, test, class_names = dataset.number_classes(train, test, what=name)
+    if test is None:
+        train, test = dataset.split(train, test_fraction, seed)
+    rng_train, rng_test = (np.random.default_rng([seed, s]) for s in (dataset.TRAIN, dataset.TEST))
+    train = dataset.subset(train, num_train, rng_train, option="data.num_train")
+    test = dataset.subset(test, num_test, rng_test, option="data.num_test")
+
+    item_shape = train.x.shape[1:]
+    return Dataset(
+        name=name.rpartition(":")[2],
+        train=dataset.states(train.x),
+        test=dataset.states(test.x),
+        train_labels=_labels(train.labels),
+        test_labels=_labels(test.labels),
+        shape=(*item_shape, 1) if len(item_shape) == 2 else item_shape,
+        value_range=(-1.0, 1.0) if train.x.dtype == np.uint8 else raw.value_range,
+        source=raw.source,
+        class_names=class_names,
+    )
+
+
+def _labels(labels: np.ndarray | None) -> np.ndarray | None:
+    return None if labels is None else labels.astype(np.int32)

@@ -1,0 +1,207 @@
+"""MNIST, from its IDX files or from tensorflow-datasets, and the data sets made of it."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import math
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ndsm_jax.datasets.dataset import TEST_SIZE, TRAIN_SIZE, Options, Raw, Samples
+
+NUM_DIGITS = 10
+
+_MNIST_SOURCE = "MNIST (LeCun, Bottou, Bengio and Haffner 1998), CC BY-SA 3.0"
+
+# Of the decompressed files: a gzip header carries a time stamp, so its bytes vary.
+_MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+
+
+def parse_idx(content: bytes, *, name: str) -> np.ndarray:
+    """Decode an IDX file of unsigned bytes: 0, 0, 8, rank, big-endian uint32 sizes, values.
+
+    Args:
+      content: the decompressed file.
+      name: how to name the file in messages.
+
+    Returns: uint8 array of the shape in the header (read-only).
+
+    Raises:
+      ValueError: wrong magic number, truncated content, or bytes after the end.
+    """
+    rank = content[3] if len(content) >= 4 else 0
+    start = 4 + 4 * rank
+    if content[:3] != b"\x00\x00\x08" or rank == 0 or len(content) < start:
+        raise ValueError(
+            f"{name}: not an IDX file of unsigned bytes (header {content[:4].hex(' ')})."
+        )
+    shape = [int(size) for size in np.frombuffer(content, ">u4", count=rank, offset=4)]
+    missing = start + math.prod(shape) - len(content)
+    if missing:
+        problem = (
+            f"truncated: {missing} bytes missing" if missing > 0 else f"{-missing} bytes too long"
+        )
+        raise ValueError(f"{name}: {problem} for IDX shape {shape}; fetch the file again.")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _read_bytes(path: Path) -> bytes:
+    """The content of a file, decompressed if it is gzip (by its content: names are often wrong)."""
+    content = path.read_bytes()
+    if content[:2] != b"\x1f\x8b":
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: corrupted gzip ({error}); fetch the file again.") from error
+
+
+def mnist(options: Options) -> Raw:
+    root = Path(options.dir).expanduser()
+    if not options.dir or (root / "mnist").is_dir():
+        return _mnist_from_tfds(options.dir)
+    return _mnist_from_idx(root)
+
+
+def _find_idx(root: Path, stem: str) -> Path:
+    names = [s + suffix for s in (stem, stem.replace("-idx", ".idx")) for suffix in ("", ".gz")]
+    for name in names:
+        if (root / name).is_file():
+            return root / name
+    raise FileNotFoundError(
+        f"data.dir={str(root)!r} has no {' or '.join(names)}; "
+        "set data.dir to a folder with all four MNIST files."
+    )
+
+
+def _mnist_from_idx(root: Path) -> Raw:
+    arrays, altered = {}, []
+    for stem, sha256 in _MNIST_SHA256.items():
+        path = _find_idx(root, stem)
+        content = _read_bytes(path)
+        arrays[stem] = array = parse_idx(content, name=str(path))
+        if array.ndim != (3 if "images" in stem else 1):
+            raise ValueError(
+                f"{path}: IDX shape {array.shape} is not that of MNIST images or labels."
+            )
+        if hashlib.sha256(content).hexdigest() != sha256:
+            altered.append(path.name)
+    if altered:
+        message = f"Not the original MNIST (SHA-256 of the content differs): {', '.join(altered)}."
+        warnings.warn(message, stacklevel=4)  # the caller of `load`
+    return Raw(
+        train=Samples(arrays["train-images-idx3-ubyte"], arrays["train-labels-idx1-ubyte"]),
+        test=Samples(arrays["t10k-images-idx3-ubyte"], arrays["t10k-labels-idx1-ubyte"]),
+        source="IDX files other than the original MNIST" if altered else _MNIST_SOURCE,
+    )
+
+
+def _mnist_from_tfds(data_dir: str) -> Raw:
+    """MNIST as prepared by tensorflow-datasets, read without TensorFlow and without a download."""
+    try:
+        import tensorflow_datasets as tfds
+
+        train, test = tfds.data_source(
+            "mnist", split=["train", "test"], data_dir=data_dir or None, download=False
+        )
+    # What `data_source` raises for data that are absent, or prepared as TFRecord.
+    except (ImportError, KeyError, AssertionError, NotImplementedError) as error:
+        raise FileNotFoundError(
+            "MNIST not found. Set data.dir to a folder with its four IDX files (plain or gzip), or "
+            "prepare 'mnist' of tensorflow-datasets with file_format='array_record' and leave "
+            f"data.dir empty or set it to that data folder ({type(error).__name__} in "
+            "tensorflow_datasets)."
+        ) from error
+    return Raw(
+        train=_fetch(train), test=_fetch(test), source=f"{_MNIST_SOURCE}, by tensorflow-datasets"
+    )
+
+
+def _fetch(source: Any, block: int = 1000) -> Samples:
+    """All of a random-access data source, in blocks: item by item is about four times slower."""
+    records = [
+        record
+        for start in range(0, len(source), block)
+        for record in source.__getitems__(range(start, min(start + block, len(source))))
+    ]
+    images = np.stack([record["image"] for record in records])
+    return Samples(images, np.array([record["label"] for record in records]))
+
+
+def half_size(images: np.ndarray) -> np.ndarray:
+    """Images [N, H, W] uint8, H and W divisible by 4, at half their size in the middle of black.
+
+    Every pixel is the mean of a 2 x 2 block, rounded, halves up.
+    """
+    _, height, width = images.shape
+    rows = images[:, ::2].astype(np.uint16) + images[:, 1::2]
+    total = rows[:, :, ::2] + rows[:, :, 1::2]
+    margins = ((0, 0), (height // 4, height // 4), (width // 4, width // 4))
+    return np.pad(((total + 2) // 4).astype(np.uint8), margins)
+
+
+def upside_down(images: np.ndarray) -> np.ndarray:
+    """Images [N, H, W] turned by 180 degrees."""
+    return images[:, ::-1, ::-1]
+
+
+def approx_c2_mnist(options: Options) -> Raw:
+    """MNIST, each digit with probability 1/2 upside down at half size (2405.15625, Section 5).
+
+    Every combination occurs in the symmetrised law, but only large upright and small upside-down
+    digits in the data. Labels are digit + 10 small, so 0 to 9 are large and 10 to 19 small. With
+    one data.seed an image of a split has the same size in every subset.
+    """
+    raw = mnist(options)
+
+    def transform(split: str, x: np.ndarray, labels: np.ndarray) -> Samples:
+        stream = {"train": TRAIN_SIZE, "test": TEST_SIZE}[split]
+        small = np.random.default_rng([options.seed, stream]).random(len(x)) < 0.5
+        images = np.where(small[:, None, None], upside_down(half_size(x)), x)
+        return Samples(images, labels + NUM_DIGITS * small)
+
+    return _transformed(raw, transform, "half of it at half size and upside down")
+
+
+def mnist_orientations(options: Options) -> Raw:
+    """Every MNIST digit large and small, upright and upside down: four items of each.
+
+    Labels are digit + 10 small + 20 upside_down, so that those of `approx_c2_mnist` are 0 to 9 and
+    30 to 39. To train a classifier that tells them.
+    """
+
+    def transform(split: str, x: np.ndarray, labels: np.ndarray) -> Samples:
+        small = half_size(x)
+        images = np.concatenate([x, small, upside_down(x), upside_down(small)])
+        offsets = np.arange(4)[:, None] * NUM_DIGITS
+        return Samples(images, (labels + offsets).ravel())
+
+    return _transformed(mnist(options), transform, "at two sizes and two orientations")
+
+
+def _transformed(
+    raw: Raw, transform: Callable[[str, np.ndarray, np.ndarray], Samples], what: str
+) -> Raw:
+    """MNIST with both splits changed by transform(split, images [N, 28, 28], labels int32 [N])."""
+    splits = {}
+    for split, samples in (("train", raw.train), ("test", raw.test)):
+        if samples is None or samples.labels is None or samples.x.shape[1:3] != (28, 28):
+            raise ValueError(
+                f"The {split} split of MNIST is not of labelled 28 x 28 images; fetch it again."
+            )
+        images, labels = samples.x.reshape(-1, 28, 28), samples.labels.astype(np.int32)
+        if len(images) != len(labels):
+            raise ValueError(f"MNIST {split}: {len(labels)} labels for {len(images)} samples.")
+        splits[split] = transform(split, images, labels)
+    return Raw(train=splits["train"], test=splits["test"], source=f"{raw.source}; {what}")

@@ -1,0 +1,286 @@
+"""Frames: from data to the coordinates that the process lives in, and back.
+
+A frame has two ways in, `prepare` once for all data, on the host in float64, and `enter` at every
+visit of a data point, compiled and possibly random; and one way out, `leave`. What the data point
+and the state must share beyond the state itself, the component it noises in, say, is the
+`condition`, on which the score is conditional.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ndsm_jax.references.mixtures import GaussianMixture
+
+
+class Frame(Protocol):
+    """From data x [..., D] to states y [..., d], and back. A frozen dataclass and a pytree."""
+
+    @property
+    def random(self) -> bool:
+        """Whether `enter` uses its key."""
+
+    def prepare(self, x: np.ndarray) -> np.ndarray:
+        """Data [N, D] -> what `enter` takes, [N, m] float32: all that is the same at each visit."""
+
+    def enter(self, key: Array, x: Array) -> tuple[Array, Any]:
+        """Prepared data [B, m] -> states [B, d] and their condition, a pytree of [B, ...]."""
+
+    def leave(self, y: np.ndarray, condition: Any) -> np.ndarray:
+        """States [n, d], conditions [n, ...] -> data [n, D], in the precision of the data."""
+
+    def describe(self, condition: Any) -> Array | None:
+        """What a network is told of a condition, [..., e]; None: nothing."""
+
+    def log_det(self, x: np.ndarray, condition: Any) -> np.ndarray:
+        """log |det dy / dx| at data [n, D]: [n], so that log p(x) = log p(y) + log_det."""
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Identity:
+    """States are the data."""
+
+    random = False
+
+    def prepare(self, x: np.ndarray) -> np.ndarray:
+        """See `Frame`."""
+        return np.asarray(x, np.float32)
+
+    def enter(self, key: Array, x: Array) -> tuple[Array, Any]:
+        """See `Frame`."""
+        return x, None
+
+    def leave(self, y: np.ndarray, condition: Any = None) -> np.ndarray:
+        """See `Frame`."""
+        return np.asarray(y)
+
+    def describe(self, condition: Any) -> Array | None:
+        """See `Frame`."""
+        return None
+
+    def log_det(self, x: np.ndarray, condition: Any = None) -> np.ndarray:
+        """See `Frame`."""
+        return np.zeros(len(x))
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("shift", "scale"), meta_fields=())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Standardised(Identity):
+    """y = (x - shift) / scale, coordinate by coordinate. Build it with `standardised`.
+
+    Attributes:
+      shift, scale: [D] float64, NumPy: data may lie far from zero, on their scale.
+    """
+
+    shift: np.ndarray
+    scale: np.ndarray
+
+    def prepare(self, x: np.ndarray) -> np.ndarray:
+        """See `Frame`."""
+        return ((np.asarray(x, np.float64) - self.shift) / self.scale).astype(np.float32)
+
+    def leave(self, y: np.ndarray, condition: Any = None) -> np.ndarray:
+        """See `Frame`."""
+        return np.asarray(y, np.float64) * self.scale + self.shift
+
+    def log_det(self, x: np.ndarray, condition: Any = None) -> np.ndarray:
+        """See `Frame`."""
+        return np.full(len(x), -np.log(self.scale).sum())
+
+
+def standardised(x: np.ndarray, *, shared: bool = False) -> Standardised:
+    """The frame in which every feature of the data has mean 0 and variance 1.
+
+    Found in float64. Constant features are shifted only.
+
+    Args:
+      x: data [N, D], finite.
+      shared: one shift and one scale for all features, as the pixels of images have.
+    """
+    x = np.asarray(x, np.float64)
+    axis = None if shared else 0
+    shift = np.broadcast_to(x.mean(axis=axis), x.shape[1:])
+    scale = np.broadcast_to((x - shift).std(axis=axis), x.shape[1:])
+    # Rounding of the mean leaves a constant feature a tiny deviation.
+    constant = scale <= 1e-12 * np.abs(shift)
+    return Standardised(shift=shift.copy(), scale=np.where(constant, 1.0, scale))
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("period",))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Angles(Identity):
+    """Coordinates with a period: states run in the covering space, data in half a period about 0.
+
+    Drift and score are to be periodic; the score at a state is then that of the wrapped law.
+    """
+
+    period: float = 2 * np.pi
+
+    def prepare(self, x: np.ndarray) -> np.ndarray:
+        """See `Frame`."""
+        return self._wrapped(x).astype(np.float32)
+
+    def leave(self, y: np.ndarray, condition: Any = None) -> np.ndarray:
+        """See `Frame`."""
+        return self._wrapped(y)
+
+    def _wrapped(self, x: np.ndarray) -> np.ndarray:
+        half = 0.5 * self.period
+        return (np.asarray(x, np.float64) + half) % self.period - half
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("levels",))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pixels(Identity):
+    """Grey levels in [-1, 1], made continuous by uniform noise of one level at every visit.
+
+    Uniform dequantisation (Theis et al. 2016, 1511.01844): the density of y bounds the probability
+    of the levels. Samples leave rounded to a level.
+    """
+
+    levels: int = 256
+    random = True
+
+    def enter(self, key: Array, x: Array) -> tuple[Array, Any]:
+        """See `Frame`."""
+        step = 2 / (self.levels - 1)
+        return x + step * (jax.random.uniform(key, x.shape) - 0.5), None
+
+    def leave(self, y: np.ndarray, condition: Any = None) -> np.ndarray:
+        """See `Frame`."""
+        half = (self.levels - 1) / 2
+        return np.clip(np.round((np.asarray(y) + 1) * half), 0, self.levels - 1) / half - 1
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("mixture",), meta_fields=())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfComponent(Identity):
+    """The coordinates y = Sigma_c^{-1/2} (x - mu_c) of a component c of a mixture, N(0, I) there.
+
+    With `processes.ornstein_uhlenbeck` every component c noises linearly towards itself,
+    X_t | x ~ N(mu_c + e^-t (x - mu_c), (1 - e^-2t) Sigma_c), in relaxation times of its own: the
+    process of 2410.19149. With one component it whitens the data, or standardises them.
+
+    The component is drawn from its posterior P(c | x), anew at each visit. 2410.19149 fixes one
+    component for a data point; where the components are far apart that is the same. Where they
+    overlap, draws keep p(x | c) smooth, and at a maximum of the likelihood its mean, its variance
+    and the fraction of the data in c are those of the mixture, so that the reverse process starts
+    with the right weights.
+
+    The condition is the component, int32; a network is told its mean.
+    """
+
+    mixture: GaussianMixture
+    random = True
+
+    def enter(self, key: Array, x: Array) -> tuple[Array, Array]:
+        """See `Frame`."""
+        odds = jnp.log(self.mixture.responsibilities(x))
+        component = jax.random.categorical(key, odds).astype(jnp.int32)
+        return self.mixture.standardise(component, x), component
+
+    def leave(self, y: np.ndarray, condition: Any = None) -> np.ndarray:
+        """See `Frame`."""
+        return np.asarray(_leave_component(self.mixture, jnp.asarray(condition), jnp.asarray(y)))
+
+    def describe(self, condition: Array) -> Array:
+        """The component's mean, [..., d]."""
+        return self.mixture.means[condition]
+
+    def log_det(self, x: np.ndarray, condition: Any = None) -> np.ndarray:
+        """See `Frame`."""
+        log_dets = np.asarray(self.mixture.log_det_covariances())
+        return -0.5 * log_dets[np.asarray(condition)]
+
+
+@jax.jit
+def _leave_component(mixture: GaussianMixture, component: Array, y: Array) -> Array:
+    return mixture.sample_component(component, y)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("std",), meta_fields=())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Augmented(Identity):
+    """y = (x, v): data with velocities v ~ N(0, std^2 I), drawn anew at each visit.
+
+    For processes of positions and velocities, such as `processes.critically_damped` (2112.07068,
+    whose std is sqrt(0.04 M)). Samples leave without their velocities.
+    """
+
+    std: Array
+    random = True
+
+    def enter(self, key: Array, x: Array) -> tuple[Array, Any]:
+        """See `Frame`."""
+        return jnp.concatenate([x, self.std * jax.random.normal(key, x.shape)], axis=-1), None
+
+    def leave(self, y: np.ndarray, condition: Any = None) -> np.ndarray:
+        """See `Frame`."""
+        return np.asarray(y)[..., : np.shape(y)[-1] // 2]
+
+    def log_det(self, x: np.ndarray, condition: Any = None) -> np.ndarray:
+        """Not a change of variables. Raises ValueError."""
+        raise ValueError("velocities are marginalised out: samples have no density through them")
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("outer", "inner"), meta_fields=())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chained:
+    """`outer`, which does all it does once, on the host; then `inner`."""
+
+    outer: Frame
+    inner: Frame
+
+    @property
+    def random(self) -> bool:
+        """See `Frame`."""
+        return self.inner.random
+
+    def prepare(self, x: np.ndarray) -> np.ndarray:
+        """See `Frame`."""
+        return self.inner.prepare(self.outer.prepare(x))
+
+    def enter(self, key: Array, x: Array) -> tuple[Array, Any]:
+        """See `Frame`."""
+        return self.inner.enter(key, x)
+
+    def leave(self, y: np.ndarray, condition: Any) -> np.ndarray:
+        """See `Frame`."""
+        return self.outer.leave(self.inner.leave(y, condition), None)
+
+    def describe(self, condition: Any) -> Array | None:
+        """See `Frame`."""
+        return self.inner.describe(condition)
+
+    def log_det(self, x: np.ndarray, condition: Any) -> np.ndarray:
+        """See `Frame`."""
+        inner = self.inner.log_det(self.outer.prepare(x), condition)
+        return self.outer.log_det(x, None) + inner
+
+
+def chained(outer: Frame, inner: Frame) -> Frame:
+    """First `outer`, then `inner`. Raises ValueError where both draw: only the last may."""
+    if type(inner) is Identity:
+        return outer
+    if type(outer) is Identity:
+        return inner
+    if outer.random:
+        raise ValueError(
+            f"a frame that draws, {type(outer).__name__}, must be the last, and"
+            f" {type(inner).__name__} follows it"
+        )
+    return Chained(outer=outer, inner=inner)
+
+
+def component_mixture(frame: Frame) -> GaussianMixture | None:
+    """The mixture in whose components states live, or None."""
+    inner = frame.inner if isinstance(frame, Chained) else frame
+    return inner.mixture if isinstance(inner, OfComponent) else None

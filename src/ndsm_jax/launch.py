@@ -1,0 +1,335 @@
+"""From a config and data to a run in a folder, and back from the folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import pathlib
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ndsm_jax import __version__, datasets, plots
+from ndsm_jax.config import Config
+from ndsm_jax.config.assemble import Parts, build, fit, sources, stand_in
+from ndsm_jax.datasets import Dataset
+from ndsm_jax.experiment import Experiment
+from ndsm_jax.frames import Frame
+from ndsm_jax.runs import Checkpoints, Run, has_checkpoints, read_host
+from ndsm_jax.runs.checkpoints import shapes_as_saved
+from ndsm_jax.training import (
+    STREAM_PICTURE,
+    TrainState,
+    draw,
+    init_state,
+    noised,
+    saved_parts,
+    train,
+)
+
+logger = logging.getLogger(__name__)
+
+PICTURE_SAMPLES = 64
+"""Samples in an interim picture of images; four times as many points in the plane."""
+
+FREE = frozenset(
+    [
+        "versions",
+        "data.source",
+        "data.name",
+        "config.data.dir",
+        "config.sample",
+        "config.evaluate",
+        "config.train.steps",
+        "config.train.log_every",
+        "config.train.checkpoint_every",
+        "config.train.keep",
+        "config.train.picture_every",
+        "config.train.tensorboard",
+    ]
+)
+"""Facts that may differ from those of the run that is resumed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Restored:
+    """A run, read back from its folder.
+
+    Attributes:
+      config: of the run.
+      experiment, state: of its newest good checkpoint.
+      shape: of an item of the data.
+      host: the facts recorded with it.
+    """
+
+    config: Config
+    experiment: Experiment
+    state: TrainState
+    shape: tuple[int, ...]
+    host: dict[str, Any]
+
+
+def load_data(config: Config) -> Dataset:
+    """The data set of the config, checked (see `datasets.load` for the errors)."""
+    options = dataclasses.asdict(config.data)
+    del options["frame"]
+    return datasets.load(**options)
+
+
+def load_run_data(
+    config: Config, host: Mapping[str, Any], *, data_dir: str | None = None
+) -> Dataset:
+    """The data that a run was trained on, from `data_dir` in place of data.dir if given.
+
+    Args:
+      config: of the run.
+      host: what `restore` says of its checkpoint.
+      data_dir: where the data are now.
+
+    Raises:
+      FileNotFoundError: the data are not there.
+      ValueError: the data differ from those of the training.
+    """
+    if data_dir is not None:
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, dir=data_dir))
+    dataset = load_data(config)
+    if dataset.digest != host["data"]["digest"]:
+        raise ValueError(
+            "the data differ from those this run was trained on; give the right --data_dir"
+        )
+    return dataset
+
+
+def launch(
+    config: Config,
+    dataset: Dataset,
+    folder: str | pathlib.Path,
+    *,
+    frame: Frame | None = None,
+    allow_changed_source: bool = False,
+    progress: bool = True,
+) -> TrainState:
+    """Trains to train.steps, resuming from the newest good checkpoint in folder if there is one.
+
+    Writes checkpoints/, metrics.jsonl, tensorboard/, images/, config.json and, when a mixture is
+    fitted, mixture.txt. Ctrl-C and SIGTERM save a checkpoint before they take effect.
+
+    Args:
+      config: the experiment.
+      dataset: its data.
+      folder: of the run.
+      frame: see `config.assemble.fit`.
+      allow_changed_source: whether a run may go on with another content of a file of the user's
+        own (`process.name=path/to/file.py:function` and the like).
+      progress: whether to show progress bars.
+
+    Raises:
+      loop.NonFiniteError: a loss, a gradient or the state was not finite.
+      KeyboardInterrupt: after an interrupt, once the checkpoint is saved.
+      ValueError: batch larger than the data, or the folder belongs to another experiment.
+    """
+    folder, c = pathlib.Path(folder), config.train
+    if c.batch_size > len(dataset.train):
+        raise ValueError(
+            f"train.batch_size={c.batch_size} exceeds the {len(dataset.train)} training samples"
+        )
+    run = make_run(config, dataset, folder, allow_changed_source=allow_changed_source)
+    if has_checkpoints(folder):
+        run.check()
+        experiment, state, _ = _restore(config, dataset.shape, folder)
+        logger.info("resuming %s from step %d", folder, int(state.step))
+    else:
+        build(config, dataset.shape, stand_in(config, dataset.dim))  # contradictions show here
+        folder.mkdir(parents=True, exist_ok=True)
+        parts = fit(config, dataset, frame=frame)
+        experiment = build(config, dataset.shape, parts)
+        state = init_state(experiment, seed=c.seed)
+        if parts.report is not None:
+            logger.info("%s", parts.report)
+            (folder / "mixture.txt").write_text(f"{parts.report}\n")
+    if int(state.step) < c.steps:
+        (folder / "config.json").write_text(json.dumps(run.facts, indent=2) + "\n")
+    return train(
+        experiment,
+        dataset.train,
+        steps=c.steps,
+        batch_size=c.batch_size,
+        seed=c.seed,
+        state=state,
+        run=run,
+        picture=lambda state: _picture(config, experiment, state, dataset),
+        ahead_mb=config.noising.ahead_mb,
+        progress=progress,
+    )
+
+
+def make_run(
+    config: Config,
+    dataset: Dataset,
+    folder: pathlib.Path,
+    *,
+    allow_changed_source: bool = False,
+) -> Run:
+    """The run of a config in a folder: facts, what of them may change, how often to write."""
+    free = set(FREE)
+    if config.optimizer.schedule == "cosine":
+        free.discard("config.train.steps")  # the schedule depends on it
+    if allow_changed_source:
+        free.add("sources")
+    c = config.train
+    return Run(
+        folder=folder,
+        facts=facts(config, dataset),
+        free=frozenset(free),
+        upgrade=_upgraded,
+        log_every=c.log_every,
+        checkpoint_every=c.checkpoint_every,
+        keep=c.keep,
+        picture_every=c.picture_every,
+        tensorboard=c.tensorboard,
+    )
+
+
+def facts(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """What a checkpoint records beside arrays: config, sources, data, versions."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    versions |= {"ndsm_jax": __version__, "python": platform.python_version()}
+    data = {
+        "name": dataset.name,
+        "shape": list(dataset.shape),
+        "digest": dataset.digest,
+        "num_train": len(dataset.train),
+        "source": dataset.source,
+    }
+    return {
+        "config": config.to_dict(),
+        "sources": sources(config),
+        "data": data,
+        "versions": versions,
+    }
+
+
+def _upgraded(host: dict[str, Any]) -> dict[str, Any]:
+    # Settings that were added since have the values that the run had without them.
+    return host | {"config": Config.from_dict(host["config"]).to_dict()}
+
+
+def restore(
+    folder: str | pathlib.Path,
+    *,
+    sample: Mapping[str, Any] | None = None,
+    allow_changed_source: bool = False,
+) -> Restored:
+    """The experiment, newest good state and recorded facts of a run, without its data.
+
+    Args:
+      folder: of the run.
+      sample: keys of the config's sample section to replace.
+      allow_changed_source: as for `launch`.
+
+    Raises:
+      FileNotFoundError: no checkpoint in the folder, or a file of the user's own is gone.
+      ValueError: every checkpoint is damaged, or a file of the user's own has changed.
+    """
+    folder = pathlib.Path(folder)
+    host = read_host(folder / "checkpoints")
+    tree = host["config"] | {"sample": host["config"]["sample"] | dict(sample or {})}
+    config, shape = Config.from_dict(tree), tuple(host["data"]["shape"])
+    changed = [key for key, now in sources(config).items() if host["sources"].get(key) != now]
+    if changed and not allow_changed_source:
+        names = ", ".join(f"{key}={_named(config, key)!r}" for key in changed)
+        raise ValueError(
+            f"{names}: the file has changed since {folder} was trained; restore it, or allow it"
+            " with --allow_changed_source"
+        )
+    experiment, state, host = _restore(config, shape, folder)
+    return Restored(config=config, experiment=experiment, state=state, shape=shape, host=host)
+
+
+def _named(config: Config, dotted: str) -> str:
+    section, _, key = dotted.partition(".")
+    return getattr(getattr(config, section), key)
+
+
+def _restore(
+    config: Config, shape: tuple[int, ...], folder: pathlib.Path
+) -> tuple[Experiment, TrainState, dict[str, Any]]:
+    parts = stand_in(config, int(np.prod(shape)))
+    stand_in_for = build(config, shape, parts)
+    like = {
+        "train": jax.eval_shape(lambda: init_state(stand_in_for, seed=0)),
+        "parts": saved_parts(stand_in_for),
+    }
+    directory = folder / "checkpoints"
+    # What was fitted may have another size: a mixture's K, the draws of an energy.
+    like["parts"] = shapes_as_saved(directory, like, "parts")
+    with Checkpoints(directory) as checkpoints:
+        restored = checkpoints.restore(like)
+    kept = restored.state["parts"]
+    fitted = Parts(frame=kept["frame"], reference=kept["reference"])
+    return build(config, shape, fitted), restored.state["train"], restored.host
+
+
+def _picture(
+    config: Config, experiment: Experiment, state: TrainState, dataset: Dataset
+) -> np.ndarray:
+    num = PICTURE_SAMPLES if dataset.is_image else 16 * PICTURE_SAMPLES
+    x = draw(
+        experiment,
+        state,
+        num,
+        seed=config.sample.seed,
+        ema=config.sample.ema,
+        chunk=num,
+        stream=STREAM_PICTURE,
+        progress=False,
+    )
+    return plots.render(plots.samples_figure(x, dataset.shape, reference=dataset.test[:num]))
+
+
+def draw_as_configured(
+    config: Config,
+    experiment: Experiment,
+    state: TrainState,
+    num: int | None = None,
+    *,
+    components: np.ndarray | None = None,
+    progress: bool = True,
+) -> np.ndarray:
+    """`training.draw` of `num` samples, sample.num by default, as the section sample says."""
+    c = config.sample
+    return draw(
+        experiment,
+        state,
+        num or c.num,
+        seed=c.seed,
+        components=components,
+        ema=c.ema,
+        chunk=c.chunk,
+        progress=progress,
+    )
+
+
+def describe(config: Config, dataset: Dataset) -> str:
+    """What a dry run prints: data, network, first batch's shapes; nothing is fitted or trained."""
+    experiment = build(config, dataset.shape, stand_in(config, dataset.dim))
+    x0 = jax.ShapeDtypeStruct((config.train.batch_size, dataset.dim), np.float32)
+    batch = jax.eval_shape(lambda x0: noised(experiment, jax.random.key(0), x0), x0)
+    params = jax.eval_shape(experiment.model.init, jax.random.key(0))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    fields = {name: value for name, value in vars(batch).items() if hasattr(value, "shape")}
+    return "\n".join(
+        [
+            f"data {dataset.name}: {len(dataset.train)} training and {len(dataset.test)} held-out"
+            f" items of shape {dataset.shape} ({dataset.source})",
+            f"network {config.network.name}: {size:,} parameters",
+            f"first batch, from x0 {x0.shape}:",
+            *(f"  {name}: {value.dtype}{list(value.shape)}" for name, value in fields.items()),
+        ]
+    )

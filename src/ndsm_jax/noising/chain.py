@@ -1,0 +1,227 @@
+"""Simulation of a process, in the whole space or in a quotient, with path-space targets."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ndsm_jax.integrators import broadcast_time, forward_step, scan_grid, step_sizes, time_grid
+from ndsm_jax.noising.quotient import Quotient, TiedQuotient, quotient
+from ndsm_jax.processes.process import Process, pull_back
+from ndsm_jax.references.mixtures import GaussianMixture
+
+PATH_WEIGHTS = ("sinh", "ramp")
+
+Grid = np.ndarray | int
+"""Increasing times [n + 1] from 0 to T, or a number of steps of the process's clock."""
+
+
+def as_grid(process: Process, grid: Grid) -> np.ndarray:
+    """The times of a `Grid`: [n + 1] float32."""
+    return time_grid(process, grid) if isinstance(grid, int) else np.asarray(grid, np.float32)
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("process",), meta_fields=())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FullSpace:
+    """The chain as it is: the state of the simulation is the state of the process."""
+
+    process: Process
+
+    def local_variance(self, y: Array) -> Array:
+        """Variance of the mode about y, [..., d] -> [...]: that of the likeliest component."""
+        reference = self.process.reference
+        if isinstance(reference, GaussianMixture):
+            return reference.component_variances()[reference.most_likely(y)]
+        return jnp.broadcast_to(reference.typical_variance(), y.shape[:-1])
+
+    def start(self, x0: Array) -> Array:
+        """x0 [B, d] -> states [B, d]."""
+        return x0
+
+    def draws(self, key: Array, num_steps: int, shape: tuple[int, ...]) -> None:
+        """Nothing is drawn ahead: the normals of all steps would not fit into memory."""
+
+    def noise(self, key: Array, n: Array, drawn: None, shape: tuple[int, ...]) -> Array:
+        """Step n's normals, [*shape, r]."""
+        return jax.random.normal(jax.random.fold_in(key, n), (*shape, self.process.noise_dim))
+
+    def reframe(self, y: Array, target: Array) -> tuple[Array, Array]:
+        """Nothing turns."""
+        return y, target
+
+    def lift(
+        self, key: Array, x0: Array, index: Array, y: Array, target: Array, companion: Array
+    ) -> tuple[Array, Array, Array]:
+        """Nothing to do."""
+        return y, target, companion
+
+
+Chain = FullSpace | Quotient | TiedQuotient
+
+
+class Window(NamedTuple):
+    """Over which steps a path-space target is accumulated, and how.
+
+    Attributes:
+      start: grid index before the window's first step, [B, k]; None: the path's start.
+      stop: grid index after its last step, [B, k].
+      weights: one of `PATH_WEIGHTS`.
+      curvature: rate of the `sinh` weights, 1 / time; 0: of the component at the window's start.
+      companion: whether the window's noise-free path is run beside it.
+    """
+
+    start: Array | None
+    stop: Array
+    weights: str
+    curvature: Array
+    companion: bool
+
+
+class PathTarget(NamedTuple):
+    """The recursion: target [B, k, D], v and stationary variance [B, k], noise-free path."""
+
+    target: Array
+    v: Array
+    stationary: Array
+    companion: Array
+
+
+def path_step(
+    chain: Chain,
+    window: Window,
+    n: Array,
+    t: Array,
+    step: tuple[Array, Array],
+    z: Array,
+    y: Array,
+    path: PathTarget,
+) -> tuple[Array, PathTarget]:
+    """One step (eta, sigma) of the chain from y with normals z, and of the targets on their way.
+
+    Inside its window a target follows (docs/path_space.md, Eq. 5)
+
+        T <- rho T - ((1 - rho) z - eta rho J_b(y)^T z) / sigma,
+        rho = (1 - a eta) v / v',    v' = (1 - a eta)^2 v + sigma^2,
+
+    for the rate a of its weights, from T = 0 and v = 0.
+    """
+    eta, sigma = step
+    inside, stationary, companion = n < window.stop, path.stationary, path.companion
+    if window.start is not None:
+        inside = inside & (window.start <= n)
+        entering = window.start == n
+        stationary = jnp.where(entering, chain.local_variance(y), stationary)
+        companion = jnp.where(entering[..., None], y, companion)
+    drift, pulled = pull_back(chain.process, y, broadcast_time(t, y), z)
+    # Any weights are right, so that a rate too large for the step may be cut.
+    rate = _rate(window, chain.process.diffusion(t), stationary)
+    contraction = jnp.maximum(1 - eta * rate, 0)
+    v = contraction**2 * path.v + sigma**2
+    rho = (contraction * path.v / v)[..., None]
+    target = rho * path.target - ((1 - rho) * z - eta * rho * pulled) / sigma
+    y_next, target = chain.reframe(y + eta * drift + sigma * z, target)
+    if window.companion:
+        moved = companion + eta * chain.process.drift(companion, broadcast_time(t, companion))
+        companion = jnp.where(inside[..., None], moved, companion)
+    path = PathTarget(
+        target=jnp.where(inside[..., None], target, path.target),
+        v=jnp.where(inside, v, path.v),
+        stationary=stationary,
+        companion=companion,
+    )
+    return y_next, path
+
+
+def _rate(window: Window, g: Array, stationary: Array) -> Array:
+    """a [B, k] of the weights: 0 for a ramp, else given or that of a stationary variance."""
+    if window.weights == "ramp":
+        return jnp.zeros_like(stationary)
+    given = jnp.broadcast_to(window.curvature, stationary.shape)
+    return jnp.where(given > 0, given, g**2 / (2 * stationary))
+
+
+def walk(
+    key: Array,
+    chain: Chain,
+    x0: Array,
+    stop: Array,
+    grid: Array,
+    *,
+    integrator: str,
+    window: Window | None = None,
+) -> tuple[Array, PathTarget]:
+    """Runs the chain from x0 [B, d] over a grid [n + 1] and keeps its states at the indices stop.
+
+    Returns the states [B, k, d] for stop [B, k] and, with a `window`, their targets. No path is
+    stored.
+    """
+    key_draws, key_steps, key_lift = jax.random.split(key, 3)
+    # The target's frame differs from time to time, so that each time needs a path of its own.
+    own_paths = window is not None and isinstance(chain, Quotient)
+    y = jnp.repeat(chain.start(x0)[:, None], stop.shape[1] if own_paths else 1, axis=1)
+    drawn: Any = chain.draws(key_draws, grid.shape[0] - 1, y.shape[:2])
+    kept = jnp.broadcast_to(y, (*stop.shape, y.shape[-1]))
+
+    def step(
+        carry: tuple[Array, Array, PathTarget], n: Array, t: Array, t_next: Array
+    ) -> tuple[tuple[Array, Array, PathTarget], None]:
+        y, kept, path = carry
+        z = chain.noise(key_steps, n, drawn, y.shape[:2])
+        if window is None:
+            times = (broadcast_time(t, y), broadcast_time(t_next - t, y))
+            y = forward_step(chain.process, y, *times, z, integrator=integrator)
+            y, _ = chain.reframe(y, jnp.zeros_like(y))
+        else:
+            sizes = step_sizes(chain.process, t, t_next - t, integrator=integrator)
+            y, path = path_step(chain, window, n, t, sizes, z, y, path)
+        return (y, jnp.where((stop == n + 1)[..., None], y, kept), path), None
+
+    zero = jnp.zeros(stop.shape, x0.dtype)
+    stationary = zero
+    if window is not None and window.start is None:
+        stationary = jnp.broadcast_to(chain.local_variance(y), stop.shape)
+    path = PathTarget(target=jnp.zeros_like(kept), v=zero, stationary=stationary, companion=kept)
+    _, kept, path = scan_grid(step, (y, kept, path), grid)[0]
+    y, target, companion = chain.lift(key_lift, x0, stop, kept, path.target, path.companion)
+    return y, path._replace(target=target, companion=companion)
+
+
+SIMULATIONS = ("auto", "full", "quotient")
+
+
+def make_chain(
+    process: Process,
+    grid: np.ndarray,
+    *,
+    kind: str = "auto",
+    integrator: str = "euler",
+    paths: int = 1,
+) -> Chain:
+    """What is simulated: the process (`full`), its `quotient`, or whichever is smaller (`auto`).
+
+    Args:
+      process: the process.
+      grid: increasing times [n + 1].
+      kind: one of `SIMULATIONS`.
+      integrator: see `integrators.step_sizes`.
+      paths: how many paths a data point the quotient would need instead of one.
+
+    Raises:
+      ValueError: unknown kind, or a process that has no quotient.
+    """
+    if kind not in SIMULATIONS:
+        raise ValueError(f"noising.simulation={kind!r}: choose one of {', '.join(SIMULATIONS)}")
+    if kind == "full" or (kind == "auto" and process.known.quotient is None):
+        return FullSpace(process=process)
+    small = quotient(process, grid, integrator=integrator)
+    rows = paths if isinstance(small, Quotient) else 1
+    if kind == "auto" and 2 * rows * small.process.dim > process.dim:
+        return FullSpace(process=process)
+    return small

@@ -1,0 +1,251 @@
+"""Processes whose kernels are closed forms: OU, variance preserving and exploding, damped."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import Array
+from jax.tree_util import Partial
+
+from ndsm_jax.clock import Clock, relaxing
+from ndsm_jax.linear_maps import Blocks, Gaussian, isotropic
+from ndsm_jax.processes.langevin import RELAXATION_TIMES, sqrt_two
+from ndsm_jax.processes.process import Known, Process, checked_horizon
+from ndsm_jax.references.mixtures import mixture, standard_normal
+
+
+def _ou_drift(variance: Array, y: Array, t: Array) -> Array:
+    return -y / variance
+
+
+def _ou_kernel(variance: Array, t: Array) -> Gaussian:
+    x = 2 * t / variance
+    return isotropic(jnp.exp(-0.5 * x), jnp.sqrt(-variance * jnp.expm1(-x)))
+
+
+def _ou_vjp(variance: Array, y: Array, t: Array, v: Array) -> tuple[Array, Array]:
+    return -y / variance, -v / variance
+
+
+def ornstein_uhlenbeck(dim: int, *, variance: float = 1.0, horizon: float | None = None) -> Process:
+    """Langevin dynamics of N(0, variance I): b = -y / variance, g = sqrt(2), exact kernel
+
+    a(t) = exp(-t / variance), s(t)^2 = variance (1 - exp(-2 t / variance)).
+    """
+    v = jnp.float32(variance)
+    return Process(
+        name="ornstein_uhlenbeck",
+        drift=Partial(_ou_drift, v),
+        diffusion=Partial(sqrt_two),
+        reference=standard_normal(dim, variance),
+        clock=relaxing(v),
+        horizon=checked_horizon(horizon, RELAXATION_TIMES * variance),
+        known=Known(kernel=Partial(_ou_kernel, v), drift_vjp=Partial(_ou_vjp, v), stiffness=1 / v),
+    )
+
+
+def _vp_beta(beta_min: Array, beta_slope: Array, t: Array) -> Array:
+    return beta_min + beta_slope * t
+
+
+def _vp_decay(beta_min: Array, beta_slope: Array, t: Array) -> Array:
+    return beta_min * t + 0.5 * beta_slope * t**2
+
+
+def _vp_drift(beta_min: Array, beta_slope: Array, y: Array, t: Array) -> Array:
+    return -0.5 * _vp_beta(beta_min, beta_slope, t)[..., None] * y
+
+
+def _vp_vjp(
+    beta_min: Array, beta_slope: Array, y: Array, t: Array, v: Array
+) -> tuple[Array, Array]:
+    rate = -0.5 * _vp_beta(beta_min, beta_slope, t)[..., None]
+    return rate * y, rate * v
+
+
+def _vp_diffusion(beta_min: Array, beta_slope: Array, t: Array) -> Array:
+    return jnp.sqrt(_vp_beta(beta_min, beta_slope, t))
+
+
+def _vp_kernel(beta_min: Array, beta_slope: Array, t: Array) -> Gaussian:
+    x = _vp_decay(beta_min, beta_slope, t)
+    return isotropic(jnp.exp(-0.5 * x), jnp.sqrt(-jnp.expm1(-x)))
+
+
+def variance_preserving(
+    dim: int, *, beta_min: float = 0.1, beta_max: float = 20.0, horizon: float | None = None
+) -> Process:
+    """VP-SDE dY = -beta(t)/2 Y dt + sqrt(beta(t)) dW (2405.15625, Eq. 23; 2011.13456, Eq. 11).
+
+    beta is linear from beta_min at 0 to beta_max at the horizon (default 1). With
+    B(t) = int_0^t beta the kernel is a = exp(-B/2), s^2 = v = 1 - exp(-B).
+    """
+    end = checked_horizon(horizon, 1.0)
+    beta = (jnp.float32(beta_min), (beta_max - beta_min) / end)
+    return Process(
+        name="variance_preserving",
+        drift=Partial(_vp_drift, *beta),
+        diffusion=Partial(_vp_diffusion, *beta),
+        reference=standard_normal(dim),
+        clock=Clock(decay=Partial(_vp_decay, *beta), saturation=jnp.float32(1.0)),
+        horizon=end,
+        known=Known(
+            kernel=Partial(_vp_kernel, *beta),
+            drift_vjp=Partial(_vp_vjp, *beta),
+            stiffness=jnp.float32(0.5 * max(beta_min, beta_max)),
+        ),
+    )
+
+
+_UNBOUNDED = 2.0**20
+"""Saturation of a process that has none, over its largest variance: v(t) stays exact in float32."""
+
+
+def _ve_variance(sigma_min: Array, log_ratio: Array, t: Array) -> Array:
+    return sigma_min**2 * jnp.expm1(2 * log_ratio * t)
+
+
+def _ve_decay(sigma_min: Array, log_ratio: Array, saturation: Array, t: Array) -> Array:
+    return -jnp.log1p(-_ve_variance(sigma_min, log_ratio, t) / saturation)
+
+
+def _ve_drift(y: Array, t: Array) -> Array:
+    return jnp.zeros_like(y)
+
+
+def _ve_vjp(y: Array, t: Array, v: Array) -> tuple[Array, Array]:
+    return jnp.zeros_like(y), jnp.zeros_like(v)
+
+
+def _ve_diffusion(sigma_min: Array, log_ratio: Array, t: Array) -> Array:
+    return sigma_min * jnp.exp(log_ratio * t) * jnp.sqrt(2 * log_ratio)
+
+
+def _ve_kernel(sigma_min: Array, log_ratio: Array, t: Array) -> Gaussian:
+    return isotropic(jnp.ones_like(t), jnp.sqrt(_ve_variance(sigma_min, log_ratio, t)))
+
+
+def variance_exploding(
+    dim: int, *, sigma_min: float = 0.01, sigma_max: float = 50.0, horizon: float | None = None
+) -> Process:
+    """VE-SDE dY = sqrt(d sigma^2 / dt) dW (2011.13456, Eq. 9 and 30), the process of NCSN.
+
+    sigma(t) = sigma_min (sigma_max / sigma_min)^(t / T), T = 1 by default. Kernel a = 1 and
+    s^2 = sigma(t)^2 - sigma_min^2. The clock is log s^2: levels at equal steps of it are geometric.
+
+    Raises:
+      ValueError: sigma_max that is not larger than sigma_min.
+    """
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(
+            f"process.sigma_max={sigma_max} must be larger than process.sigma_min={sigma_min}"
+        )
+    end = checked_horizon(horizon, 1.0)
+    sigma = (jnp.float32(sigma_min), jnp.log(jnp.float32(sigma_max / sigma_min)) / end)
+    saturation = jnp.float32(_UNBOUNDED * sigma_max**2)
+    return Process(
+        name="variance_exploding",
+        drift=Partial(_ve_drift),
+        diffusion=Partial(_ve_diffusion, *sigma),
+        reference=standard_normal(dim, sigma_max**2),
+        clock=Clock(decay=Partial(_ve_decay, *sigma, saturation), saturation=saturation),
+        horizon=end,
+        known=Known(
+            kernel=Partial(_ve_kernel, *sigma),
+            drift_vjp=Partial(_ve_vjp),
+            stiffness=jnp.float32(0.0),
+        ),
+    )
+
+
+def _cld_drift(mass: Array, friction: Array, rate: Array, y: Array, t: Array) -> Array:
+    x, v = jnp.split(y, 2, axis=-1)
+    return rate * jnp.concatenate([v / mass, -x - friction * v / mass], axis=-1)
+
+
+def _cld_vjp(
+    mass: Array, friction: Array, rate: Array, y: Array, t: Array, w: Array
+) -> tuple[Array, Array]:
+    along, across = jnp.split(w, 2, axis=-1)
+    pulled = jnp.concatenate([-across, along / mass - friction * across / mass], axis=-1)
+    return _cld_drift(mass, friction, rate, y, t), rate * pulled
+
+
+def _cld_diffusion(friction: Array, rate: Array, t: Array) -> Array:
+    return jnp.full_like(t, 1.0) * jnp.sqrt(2 * friction * rate)
+
+
+def _cld_decay(root_mass: Array, rate: Array, t: Array) -> Array:
+    return 2 * rate * t / root_mass
+
+
+def _cld_kernel(mass: Array, rate: Array, t: Array) -> Gaussian:
+    root_mass = jnp.sqrt(mass)
+    s = rate * t / root_mass  # in units of the (double) relaxation time
+    decay = jnp.exp(-s)
+    rows = [
+        [decay * (1 + s), decay * s / root_mass],
+        [-decay * s * root_mass, decay * (1 - s)],
+    ]
+    scale = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+    # Covariance of x and v / sqrt(M) from a point. For short times var x = 4 s^3 / 3 - ... is the
+    # difference of numbers near 1, and float32 has seven digits: its series, to 1e-6.
+    e = jnp.exp(-2 * s)
+    terms = (4 / 3, -2.0, 8 / 5, -8 / 9, 8 / 21, -2 / 15, 16 / 405)
+    series = s**3 * jnp.polyval(jnp.asarray(terms[::-1], s.dtype), s)
+    var_x = jnp.where(s < 0.25, series, -jnp.expm1(-2 * s) - 2 * e * s * (1 + s))
+    var_v = -jnp.expm1(-2 * s) + 2 * e * s * (1 - s)
+    low = jnp.sqrt(var_v)
+    # v first: it is noisy at once, and x follows.
+    slope = 2 * e * s**2 / low
+    rest = jnp.sqrt(var_x - slope**2)
+    zero = jnp.zeros_like(low)
+    root = [
+        [rest, slope],
+        [zero, root_mass * low],
+    ]
+    return Gaussian(
+        scale=Blocks(matrix=scale),
+        root=Blocks(matrix=jnp.stack([jnp.stack(row, axis=-1) for row in root], axis=-2)),
+    )
+
+
+def critically_damped(
+    dim: int, *, mass: float = 0.25, rate: float = 4.0, horizon: float | None = None
+) -> Process:
+    """Critically damped Langevin dynamics of positions and velocities (2112.07068, Eq. 5).
+
+        dx = rate v / M dt,    dv = rate (-x - Gamma v / M) dt + sqrt(2 Gamma rate) dW,
+
+    with Gamma^2 = 4 M, noise on the velocities alone. y = (x, v) has 2 `dim` coordinates. The
+    kernel is exact, a 2 x 2 block times I, from a point (x_0, v_0); the law at the horizon is
+    N(0, I) x N(0, M I). Deviations of x and v decay as exp(-rate t / sqrt(M)): the clock has twice
+    that rate, and the default horizon is 8 of these times, where less than 0.4 % of a deviation is
+    left. `frames.Augmented` adds the velocities to data.
+
+    Args:
+      dim: of the positions.
+      mass: M (2112.07068 has 1/4).
+      rate: beta, 1 / time (4 there, on a horizon of 1).
+
+    Raises:
+      ValueError: a mass or a rate that is not positive.
+    """
+    if not (mass > 0 and rate > 0):
+        raise ValueError(f"critically_damped: mass={mass} and rate={rate} must be positive")
+    m, beta = jnp.float32(mass), jnp.float32(rate)
+    friction = 2 * jnp.sqrt(m)
+    variances = jnp.concatenate([jnp.ones(dim), jnp.full(dim, mass)])
+    return Process(
+        name="critically_damped",
+        drift=Partial(_cld_drift, m, friction, beta),
+        diffusion=Partial(_cld_diffusion, friction, beta),
+        reference=mixture([1.0], jnp.zeros((1, 2 * dim)), variances[None], covariance="diag"),
+        clock=Clock(decay=Partial(_cld_decay, jnp.sqrt(m), beta), saturation=jnp.float32(mass)),
+        horizon=checked_horizon(horizon, 8 * mass**0.5 / rate),
+        noisy=tuple(range(dim, 2 * dim)),
+        known=Known(
+            kernel=Partial(_cld_kernel, m, beta),
+            drift_vjp=Partial(_cld_vjp, m, friction, beta),
+            stiffness=beta / jnp.sqrt(m),
+        ),
+    )

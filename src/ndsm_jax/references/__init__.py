@@ -1,0 +1,77 @@
+"""Reference measures: laws to which a process noises, with their score.
+
+`Reference` is the contract; a Gaussian mixture fitted to the data is the one that most runs use.
+"""
+
+from ndsm_jax.references.energy import (
+    Energy,
+    energy,
+    largest_curvature,
+    nuts_samples,
+    rejection_samples,
+)
+from ndsm_jax.references.fitting import INITS, FitReport, fit, floored
+from ndsm_jax.references.mixtures import (
+    COVARIANCES,
+    GaussianMixture,
+    LowRank,
+    mixture,
+    reweighted,
+    standard_normal,
+)
+from ndsm_jax.references.others import (
+    Logistic,
+    StudentT,
+    UniformTorus,
+    fit_logistic,
+    fit_student_t,
+    logistic,
+    student_t,
+    uniform_torus,
+)
+from ndsm_jax.references.reference import Reference
+from ndsm_jax.references.tilted import (
+    Centres,
+    Partition,
+    Tilted,
+    TiltReport,
+    centres,
+    fit_tilt,
+    metastable_states,
+    tilted,
+)
+
+__all__ = [
+    "COVARIANCES",
+    "INITS",
+    "Centres",
+    "Energy",
+    "FitReport",
+    "GaussianMixture",
+    "Logistic",
+    "LowRank",
+    "Partition",
+    "Reference",
+    "StudentT",
+    "TiltReport",
+    "Tilted",
+    "UniformTorus",
+    "centres",
+    "energy",
+    "fit",
+    "fit_logistic",
+    "fit_student_t",
+    "fit_tilt",
+    "floored",
+    "largest_curvature",
+    "logistic",
+    "metastable_states",
+    "mixture",
+    "nuts_samples",
+    "rejection_samples",
+    "reweighted",
+    "standard_normal",
+    "student_t",
+    "tilted",
+    "uniform_torus",
+]

@@ -1,0 +1,315 @@
+"""Evaluation of a run: samples, metrics, pictures, and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import importlib.resources
+import json
+import logging
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ndsm_jax import evaluation, plots
+from ndsm_jax.config import Config
+from ndsm_jax.datasets import Dataset
+from ndsm_jax.experiment import Experiment
+from ndsm_jax.frames import Chained, Frame
+from ndsm_jax.launch import Restored, load_run_data, restore
+from ndsm_jax.reports.measure import Drawn, drawn, measure
+from ndsm_jax.runs import json_text, read_metrics
+from ndsm_jax.training import TrainState
+
+logger = logging.getLogger(__name__)
+
+AGREEMENT_COLUMNS = ("value", "se", "chance", "prior", "data")
+STARTED_ROWS = 10
+STARTED_COLUMNS = 12
+CURVES = ("loss", "grad_norm", "grad_variance", "eps_mean")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What `evaluate_run` made: the metrics, and where they and the report are.
+
+    `conditioning` is what `evaluation.agreement` returns, for priors of several components.
+    """
+
+    metrics: Mapping[str, Mapping[str, Any]]
+    conditioning: Mapping[str, Any] | None
+    metrics_path: pathlib.Path
+    report_path: pathlib.Path
+
+    def table(self) -> str:
+        """The metrics as aligned text, each beside its real-against-real floor and the prior's.
+
+        Below them the agreement of samples with where they started, if it was measured.
+        """
+        scores = metrics_table(self.metrics)
+        if self.conditioning is None:
+            return scores
+        shares = [(f"agreement: {self.conditioning['labels']} labels", *AGREEMENT_COLUMNS)]
+        shares += [
+            (name, *(_number(row[key]) for key in AGREEMENT_COLUMNS))
+            for name, row in self.conditioning["agreement"].items()
+        ]
+        return scores + "\n\n" + aligned(shares)
+
+
+def metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """The metrics of `evaluation.evaluate` as aligned text."""
+    rows = [("metric", "samples", "floor", "prior", "better")]
+    rows += [
+        (name, *(_number(m[key]) for key in ("value", "floor", "prior")), m["better"])
+        for name, m in metrics.items()
+    ]
+    return aligned(rows)
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns of text, numbers to the right, words to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    words = [all(cell.isalpha() for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 or word else cell.rjust(width)
+            for i, (cell, width, word) in enumerate(zip(row, widths, words, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def evaluate_run(
+    workdir: pathlib.Path,
+    *,
+    num: int | None = None,
+    data_dir: str | None = None,
+    allow_changed_source: bool = False,
+    progress: bool = True,
+) -> Evaluation:
+    """Samples the newest checkpoint of a run and evaluates it against its data.
+
+    Writes metrics.json, report.html and the pictures' folder evaluation/ into workdir.
+
+    Args:
+      workdir: folder of the run.
+      num: number of samples; the config's sample.num by default.
+      data_dir: replaces the config's data.dir.
+      allow_changed_source: whether files of the user's own may have changed since.
+      progress: whether to show progress bars.
+
+    Raises:
+      FileNotFoundError: no checkpoint, or the data are not there.
+      ValueError: damaged checkpoints, or data that differ from those of the training.
+    """
+    run = restore(workdir, allow_changed_source=allow_changed_source)
+    dataset = load_run_data(run.config, run.host, data_dir=data_dir)
+    return evaluate(run, dataset, workdir, num=num, progress=progress)
+
+
+def evaluate(
+    run: Restored,
+    dataset: Dataset,
+    workdir: pathlib.Path,
+    *,
+    num: int | None = None,
+    progress: bool = True,
+) -> Evaluation:
+    """Samples a run and measures them against its data; writes what `evaluate_run` says.
+
+    Args:
+      run: the run, of whatever folder.
+      dataset: its data.
+      workdir: gets the results.
+      num: number of samples; sample.num by default.
+      progress: whether to show progress bars.
+    """
+    config, experiment = run.config, run.experiment
+    made = drawn(run, num, progress=progress)
+    classifier = evaluation.evaluator_if_labelled(dataset, seed=config.evaluate.seed)
+    logger.info("measuring %d samples against the data ...", len(made.samples))
+    result = measure(
+        run,
+        made.samples,
+        made.prior,
+        dataset,
+        components=made.components,
+        classifier=classifier,
+    )
+    facts = {
+        "data": f"{dataset.name}: {len(dataset.train)} training, {len(dataset.test)} held-out"
+        f" items; {dataset.source}",
+        "process": f"{experiment.process.name}, horizon {float(experiment.process.horizon):.4g}, in"
+        f" {len(experiment.noising.times.grid) - 1} steps",
+        "reference": type(experiment.process.reference).__name__,
+        "frame": _frame_text(experiment.frame),
+        "objective": _objective_text(config),
+        "training": f"{int(run.state.step)} steps, seed {config.train.seed}",
+        "sampling": f"{len(made.samples)} samples, {config.sample.sampler},"
+        f" {len(experiment.sample_grid) - 1} steps, seed {config.sample.seed},"
+        f" {made.seconds:.1f} s",
+        "units of distances": result["units"],
+        "classifier": "none"
+        if classifier is None
+        else f"{classifier.name}, test accuracy {classifier.test_accuracy:.4f}",
+        "device": jax.devices()[0].device_kind,
+    }
+    pictures = _pictures(workdir, run, dataset, made, result)
+    metrics_path, report_path = workdir / "metrics.json", workdir / "report.html"
+    metrics_path.write_text(json_text({"facts": facts, **result}))
+    report_path.write_text(_page(workdir, run, facts, result, pictures), encoding="utf-8")
+    return Evaluation(
+        metrics=result["metrics"],
+        conditioning=result.get("conditioning"),
+        metrics_path=metrics_path,
+        report_path=report_path,
+    )
+
+
+def _objective_text(config: Config) -> str:
+    name = config.objective.name
+    return f"{name}, eps {config.control_variate.kind}" if name == "ndsm_cv" else name
+
+
+def _frame_text(frame: Frame) -> str:
+    """What a frame is, in a word or two."""
+    if isinstance(frame, Chained):
+        return f"{_frame_text(frame.outer)}, then {_frame_text(frame.inner)}"
+    return type(frame).__name__
+
+
+def _pictures(
+    workdir: pathlib.Path,
+    run: Restored,
+    dataset: Dataset,
+    made: Drawn,
+    result: Mapping[str, Any],
+) -> dict[str, bytes]:
+    """PNG pictures by name, also written to workdir/evaluation/."""
+    shown = 100 if dataset.is_image else 4000
+    # Held-out items may be sorted by class.
+    test = np.random.default_rng(run.config.evaluate.seed).permutation(dataset.test)
+    sets = {"data (held out)": test, "samples": made.samples, "prior": made.prior}
+    modes = result["modes"]
+    figures = {
+        "samples": plots.panels({k: x[:shown] for k, x in sets.items()}, dataset.shape),
+        "modes": plots.modes_figure(
+            modes["labels"], {k: modes[k] for k in ("data", "samples", "prior")}
+        ),
+        "curves": plots.curves_figure(read_metrics(workdir), CURVES),
+    }
+    if dataset.is_image:
+        first = made.samples[:12]
+        nearest = dataset.train[evaluation.nearest_distances(first, dataset.train)[1]]
+        figures["neighbours"] = plots.neighbours_figure(first, nearest, dataset.shape)
+    if made.components is not None and result.get("conditioning") is not None:
+        mixture = run.experiment.components
+        assert mixture is not None
+        weights = np.asarray(mixture.log_weights)
+        classes = result["conditioning"]["classes"]
+        rows = _started(weights, made.components, made.samples, classes)
+        figures["conditioning"] = plots.rows_figure(rows, dataset.shape, columns=STARTED_COLUMNS)
+    if run.experiment.objective.controlled:
+        figures["eps"] = plots.eps_figure({"eps": eps_curve(run.experiment, run.state)})
+    pictures = {name: plots.png(figure) for name, figure in figures.items()}
+    folder = workdir / "evaluation"
+    folder.mkdir(exist_ok=True)
+    for name, content in pictures.items():
+        (folder / f"{name}.png").write_bytes(content)
+    return pictures
+
+
+def eps_curve(experiment: Experiment, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
+    """Times from the last of sampling to the horizon, and eps(t) of the control variate: [200]."""
+    t = jnp.geomspace(experiment.sample_grid[1], experiment.process.horizon, 200)
+    return np.asarray(t), np.asarray(experiment.control.eps(state.control, t))
+
+
+def _started(
+    log_weights: np.ndarray,
+    components: np.ndarray,
+    samples: np.ndarray,
+    classes: Sequence[int] | None,
+) -> dict[str, np.ndarray]:
+    """Samples by the component that they started from: the heaviest components, by class."""
+    heaviest = np.argsort(-log_weights)[:STARTED_ROWS]
+    by_class = sorted(heaviest.tolist(), key=lambda k: (classes[k] if classes else 0, k))
+    return {
+        f"component {k}" + (f": class {classes[k]}" if classes else ""): samples[components == k]
+        for k in by_class
+    }
+
+
+def _page(
+    workdir: pathlib.Path,
+    run: Restored,
+    facts: Mapping[str, str],
+    result: Mapping[str, Any],
+    pictures: Mapping[str, bytes],
+) -> str:
+    import jinja2
+
+    config, host = run.config, run.host
+    source = (
+        importlib.resources.files("ndsm_jax.reports").joinpath("report.html").read_text("utf-8")
+    )
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        source
+    )
+    embedded = dict.fromkeys(("neighbours", "conditioning", "eps"))
+    embedded |= {
+        name: "data:image/png;base64," + base64.b64encode(content).decode()
+        for name, content in pictures.items()
+    }
+    rows = [
+        {"name": name, "better": m["better"], "what": m["what"]}
+        | {key: _number(m[key]) for key in ("value", "floor", "prior")}
+        for name, m in result["metrics"].items()
+    ]
+    mixture = workdir / "mixture.txt"
+    return template.render(
+        title=f"{config.data.name}: {config.process.name} + {config.objective.name}",
+        facts=facts,
+        metrics=rows,
+        conditioning=result.get("conditioning"),
+        agreement=[
+            {"name": name, "what": row["what"]}
+            | {key: _number(row[key]) for key in AGREEMENT_COLUMNS}
+            for name, row in (result.get("conditioning") or {"agreement": {}})["agreement"].items()
+        ],
+        counts=", ".join(f"{value} {name}" for name, value in result["counts"].items()),
+        pictures=embedded,
+        mixture=mixture.read_text() if mixture.exists() else "",
+        command=reproduce_command(config),
+        config=json.dumps({"config": host["config"], "versions": host["versions"]}, indent=2),
+    )
+
+
+def reproduce_command(config: Config) -> str:
+    """The commands that repeat a run: its config file's nearest relative, and every changed key."""
+    defaults = Config().to_dict()
+    changed = [
+        f"--config.{section}.{key}={_flag(value)}"
+        for section, values in config.to_dict().items()
+        for key, value in values.items()
+        if value != defaults[section][key]
+    ]
+    train = [
+        "python experiments/train.py --config=configs/default.py --workdir=runs/again",
+        *changed,
+    ]
+    return " \\\n    ".join(train) + "\npython experiments/evaluate.py --workdir=runs/again"
+
+
+def _flag(value: Any) -> str:
+    return f"'{value}'" if isinstance(value, tuple | str) else str(value)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.4g}"

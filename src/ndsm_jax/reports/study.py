@@ -1,0 +1,242 @@
+"""Several runs as one study: runs that resume; tables, figures and metrics in one folder.
+
+ROOT/runs/NAME/       a training: checkpoints, samples.npy, run.json, scores.json
+ROOT/parts/NAME.json  any other measurement that is kept
+ROOT/figures/*.png    ROOT/tables/*.md    ROOT/metrics.json
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import pathlib
+import platform
+import runpy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ndsm_jax import plots
+from ndsm_jax.config import Config
+from ndsm_jax.datasets import Dataset
+from ndsm_jax.launch import launch, restore
+from ndsm_jax.reports.measure import drawn, measure
+from ndsm_jax.runs import json_text, read_metrics, replace_file
+
+logger = logging.getLogger("ndsm_jax.studies")
+
+SCALES = ("smoke", "cpu", "full")
+
+Changes = Mapping[str, Mapping[str, Any]]
+Row = Mapping[str, Any]
+
+
+def load_config(file: str | pathlib.Path, variant: str, *changes: Changes) -> Config:
+    """The config file's variant with nested changes, later ones last.
+
+    Raises:
+      ValueError: an unknown key, or a value out of range.
+    """
+    tree = runpy.run_path(str(file))["get_config"](variant)
+    for change in changes:
+        tree.update(change)
+    return Config.from_dict(tree)
+
+
+def slug(name: str) -> str:
+    """A name as part of a path."""
+    return "".join(c if c.isalnum() else "_" for c in name.lower())
+
+
+def seeded(config: Config, seed: int) -> Config:
+    """The config with `seed` for mixture, training and samples; the data stay the same."""
+    return dataclasses.replace(
+        config,
+        mixture=dataclasses.replace(config.mixture, seed=seed),
+        train=dataclasses.replace(config.train, seed=seed),
+        sample=dataclasses.replace(config.sample, seed=seed),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A finished training.
+
+    Attributes:
+      folder: where it is kept.
+      samples: [n, d].
+      facts: steps, train_seconds (in the steps themselves, over all resumptions) and
+        sample_seconds.
+    """
+
+    folder: pathlib.Path
+    samples: np.ndarray
+    facts: Mapping[str, float]
+
+    def within(self, limit: float) -> np.ndarray:
+        """Whether every coordinate of a sample is finite and of magnitude less than limit, [n]."""
+        # A comparison with NaN is false.
+        return np.all(np.abs(self.samples) < limit, axis=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Study:
+    """One experiment at one scale, and the folder that it writes.
+
+    Attributes:
+      scale: one of `SCALES`.
+      root: the folder.
+      data_dir: folder of MNIST's IDX files, '' for that of tensorflow-datasets.
+      progress: whether to show progress bars.
+    """
+
+    scale: str
+    root: pathlib.Path
+    data_dir: str = ""
+    progress: bool = True
+
+    def run(self, name: str, config: Config, dataset: Dataset) -> Run:
+        """Trains and draws `sample.num` samples, or goes on where an earlier call stopped.
+
+        Raises:
+          ValueError: the folder of that name holds a run of other settings or other data.
+        """
+        folder = self.root / "runs" / name
+        done = folder / "run.json"
+        samples = folder / "samples.npy"
+        if done.exists():
+            read = json.loads(done.read_text())
+            same = Config.from_dict(read["config"]) == config
+            if not same or read["digest"] != dataset.digest:
+                raise ValueError(
+                    f"{folder} holds a run of other settings; delete it or choose another --workdir"
+                )
+            return Run(folder=folder, samples=np.load(samples), facts=read["facts"])
+        logger.info("run %s", name)
+        launch(config, dataset, folder, progress=self.progress)
+        # A finished training is resumed whatever its sample section was.
+        made = drawn(
+            restore(folder, sample=dataclasses.asdict(config.sample)), progress=self.progress
+        )
+        np.save(samples, made.samples)
+        np.save(folder / "prior.npy", made.prior)
+        numbers = {
+            "steps": config.train.steps,
+            "train_seconds": train_seconds(folder),
+            "sample_seconds": made.seconds,
+        }
+        facts = {"config": config.to_dict(), "digest": dataset.digest, "facts": numbers}
+        _write(done, facts)
+        return Run(folder=folder, samples=made.samples, facts=numbers)
+
+    def scores(
+        self, run: Run, dataset: Dataset, *, classifier: Any = None, max_points: int = 5000
+    ) -> dict[str, dict[str, float]]:
+        """`measure` of a run: name -> {value, floor, prior}, kept in scores.json."""
+        path = run.folder / "scores.json"
+        key = [None if classifier is None else classifier.digest, max_points]
+        if path.exists():
+            kept = json.loads(path.read_text())
+            if kept["of"] == key:
+                return kept["metrics"]
+        result = measure(
+            restore(run.folder),
+            run.samples,
+            np.load(run.folder / "prior.npy"),
+            dataset,
+            classifier=classifier,
+            max_points=max_points,
+        )
+        _write(path, {"of": key} | result)
+        return result["metrics"]
+
+    def part(
+        self, name: str, of: Mapping[str, Any], measure: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """What `measure` returned, kept in parts/NAME.json with what it is `of`.
+
+        Raises:
+          ValueError: the file there is of something else.
+        """
+        path = self.root / "parts" / f"{name}.json"
+        facts = json.loads(json.dumps(dict(of)))
+        if path.exists():
+            read = json.loads(path.read_text())
+            if read["of"] != facts:
+                raise ValueError(
+                    f"{path} is of other settings; delete it or choose another --workdir"
+                )
+            return read["values"]
+        values = measure()
+        _write(path, {"of": facts, "values": values})
+        return values
+
+    def figure(self, name: str, figure: Any) -> None:
+        """Writes figures/NAME.png."""
+        path = self.root / "figures" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(plots.png(figure))
+
+    def table(self, name: str, rows: Sequence[Row], *, title: str) -> None:
+        """Writes rows as tables/NAME.md, columns by the keys of the first."""
+        path = self.root / "tables" / f"{name}.md"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = f"{title}\n\n{markdown(rows)}\n"
+        path.write_text(text)
+        print(f"\n{text}")
+
+    def metrics(self, values: Mapping[str, Any]) -> None:
+        """Writes metrics.json: the values, with the device and versions they were measured on.
+
+        null stands for what could not be measured, as the samples had diverged.
+        """
+        facts = {
+            "scale": self.scale,
+            "device": jax.devices()[0].device_kind,
+            "jax": jax.__version__,
+            "python": platform.python_version(),
+        }
+        text = json_text(facts | dict(values))
+        replace_file(self.root / "metrics.json", text.encode())
+
+
+def _write(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
+    """For this module to read again: NaN stays NaN."""
+    replace_file(path, f"{json.dumps(tree, indent=2)}\n".encode())
+
+
+def train_seconds(folder: pathlib.Path) -> float:
+    """Seconds in training steps, over all resumptions, from the run's metrics.jsonl."""
+    rows = read_metrics(folder)
+    steps = np.diff([0, *(row["step"] for row in rows)])
+    return float(sum(n / row["steps_per_second"] for n, row in zip(steps, rows, strict=True)))
+
+
+def over_seeds(results: Sequence[Row]) -> dict[str, str]:
+    """Mean of each number over runs, and its standard error where there are several."""
+    return {key: mean_and_error([result[key] for result in results]) for key in results[0]}
+
+
+def mean_and_error(values: Sequence[float]) -> str:
+    """'mean ± standard error' in four digits, or the one value; nan: not measurable."""
+    x = np.asarray([np.nan if value is None else value for value in values], np.float64)
+    if len(x) == 1:
+        return f"{x[0]:.4g}"
+    return f"{x.mean():.4g} ± {x.std(ddof=1) / len(x) ** 0.5:.2g}"
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Rows as a Markdown table."""
+    columns = list(rows[0])
+    lines = [columns, ["---"] * len(columns)]
+    lines += [[_cell(row.get(column)) for column in columns] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

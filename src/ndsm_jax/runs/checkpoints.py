@@ -1,0 +1,435 @@
+"""Checkpoints that are verified when read: the only module that imports orbax.
+
+Orbax writes a step asynchronously and atomically, but keeps no checksum of the array data, casts a
+wrong dtype silently and raises many kinds of exception for a damaged step. So every step carries a
+*manifest* beside the state, a JSON item with
+
+    host          the caller's JSON-able facts (config, package versions, data-set facts)
+    leaves        {leaf path: "dtype[shape]"} of the state
+    keys          {leaf path: generator} of the typed keys, which are stored as their uint32 data
+    state_crc32   CRC32 over path, dtype, shape and bytes of every leaf
+    crc32         CRC32 of the entries above, as canonical JSON
+
+Orbax is given NumPy arrays only. The manifest is read first. It separates the two ways a step can
+fail to load: a *damaged* step is skipped for an older one, a state of *another shape* (a different
+config) is an error at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import zlib
+from types import TracebackType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from orbax.checkpoint import checkpoint_managers
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Restored:
+    """A verified checkpoint.
+
+    Attributes:
+      step: the step it was saved at.
+      state: the state, in the structure and on the devices of `like`.
+      host: the JSON facts saved with it.
+      skipped: newer steps that were damaged, newest first, each with the reason.
+    """
+
+    step: int
+    state: PyTree
+    host: dict[str, Any]
+    skipped: list[tuple[int, str]]
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `directory/<step>`. A context manager that closes on leaving.
+
+    Nothing is created, cleaned or deleted before the first `save`, so a run that is still training
+    can be opened for reading.
+
+    Args:
+      directory: folder of the run's checkpoints.
+      keep: how many of the last saved steps to keep.
+
+    Raises:
+      ValueError: if `keep` is less than 1.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, keep: int = 3) -> None:
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
+        self.directory = pathlib.Path(directory).absolute()
+        self._keep = keep
+        self._manager: ocp.CheckpointManager | None = None
+
+    def save(self, step: int, state: PyTree, host: dict[str, Any]) -> None:
+        """Saves `state` and `host` at `step`; the files are written in the background.
+
+        The state's bytes are copied before the call returns, so its buffers may be donated
+        afterwards. An error of the background write is raised by the next `save`, `wait` or
+        `close`. A damaged checkpoint of the same step is replaced; a good one of the same state is
+        kept as it is.
+
+        Args:
+          step: the training step.
+          state: a pytree of arrays and typed keys. A Python scalar is stored as JAX would trace it
+            (int32, float32).
+          host: a dict that JSON can hold. It comes back as JSON gives it: tuples as lists, keys as
+            strings.
+
+        Raises:
+          ValueError: if `host` is not JSON, a leaf is not an array, or `step` already holds a good
+            checkpoint of another state.
+        """
+        self.wait()
+        specs = _leaf_specs(state)
+        # On a CPU these are views, not copies: orbax copies them once, before its `save` returns.
+        arrays = jax.tree.map(_to_numpy, jax.device_get(state))
+        manifest = _make_manifest(
+            host=host,
+            leaves=specs,
+            keys=_key_generators(state),
+            state_crc32=_crc32(specs, arrays),
+        )
+        manager = self._open_for_writing()
+        if step in self.steps():
+            if _holds_same_state(self.directory / str(step), manifest, arrays):
+                logging.info("step %d is already saved in %s", step, self.directory)
+                return
+            logging.warning("replacing the damaged step %d in %s", step, self.directory)
+            manager.delete(step)
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays),
+            manifest=ocp.args.JsonSave(manifest),
+        )
+        # force: orbax otherwise refuses a step older than its newest one, without an exception.
+        # That is the case after resuming from behind a damaged step.
+        manager.save(step, args=items, force=True)
+
+    def restore(self, like: PyTree, step: int | None = None) -> Restored:
+        """Reads the newest good checkpoint, or that of `step`, into the structure of `like`.
+
+        Every byte is checked against the CRC32 taken when it was saved. Damaged steps are skipped
+        with a warning. Nothing is skipped when `step` is given.
+
+        Args:
+          like: the state's structure: concrete, or abstract (`jax.eval_shape`). Arrays come back
+            with the sharding of their counterpart, on the default device where it has none; NumPy
+            arrays and Python scalars come back as such.
+          step: the step to read; the newest good one by default.
+
+        Raises:
+          FileNotFoundError: if there is no checkpoint, or none of `step`.
+          ValueError: if every candidate is damaged, or if the newest undamaged one holds a state
+            of another structure, shape or dtype than `like`.
+        """
+        self.wait()
+        specs, template = _leaf_specs(like), jax.tree.map(_empty_numpy, like)
+        skipped: list[tuple[int, str]] = []
+        for candidate in _candidates(self.directory, step):
+            path = self.directory / str(candidate)
+            try:
+                manifest = _read_manifest(path)
+                _check_same_leaves(path, manifest["leaves"], specs)
+                arrays = _read_arrays(path, manifest, template)
+            except _DamagedError as error:
+                logging.warning("checkpoint step %d skipped: %s", candidate, error)
+                skipped.append((candidate, str(error)))
+                continue
+            placed = [
+                _place_like(leaf, array, manifest["keys"].get(name))
+                for name, leaf, array in zip(
+                    specs, jax.tree.leaves(like), jax.tree.leaves(arrays), strict=True
+                )
+            ]
+            state = jax.tree.unflatten(jax.tree.structure(like), placed)
+            return Restored(step=candidate, state=state, host=manifest["host"], skipped=skipped)
+        raise _all_damaged(self.directory, skipped)
+
+    def steps(self) -> list[int]:
+        """The steps on disk in increasing order, damaged ones included."""
+        return _steps(self.directory)
+
+    def wait(self) -> None:
+        """Blocks until the save in progress is on disk. Raises its error if it failed."""
+        if self._manager is not None:
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the save in progress and releases orbax's threads."""
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open_for_writing(self) -> ocp.CheckpointManager:
+        if self._manager is None:
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.LatestN(n=self._keep),
+                cleanup_tmp_directories=True,
+                # Reading every step's metadata at start would fail on a damaged one.
+                lightweight_initialize=True,
+            )
+            self._manager = ocp.CheckpointManager(self.directory, options=options)
+        return self._manager
+
+
+def read_host(directory: str | os.PathLike[str], step: int | None = None) -> dict[str, Any]:
+    """Reads the `host` facts of the newest readable step, or of `step`, without reading any array.
+
+    With them the shapes can be known before `like` is built.
+
+    Raises:
+      FileNotFoundError: if there is no checkpoint, or none of `step`.
+      ValueError: if every candidate is damaged.
+    """
+    directory = pathlib.Path(directory).absolute()
+    skipped: list[tuple[int, str]] = []
+    for candidate in _candidates(directory, step):
+        try:
+            return _read_manifest(directory / str(candidate))["host"]
+        except _DamagedError as error:
+            skipped.append((candidate, str(error)))
+    raise _all_damaged(directory, skipped)
+
+
+def shapes_as_saved(directory: str | os.PathLike[str], like: PyTree, part: str) -> PyTree:
+    """like[part] with the shapes of the newest readable checkpoint, where it has leaves of its names.
+
+    For parts whose structure is known and whose sizes are not. NumPy leaves stay NumPy.
+    """
+    directory = pathlib.Path(directory).absolute()
+    saved: dict[str, str] = {}
+    for candidate in _candidates(directory, None):
+        try:
+            saved = _read_manifest(directory / str(candidate))["leaves"]
+            break
+        except _DamagedError:
+            continue
+
+    def sized(path: Any, leaf: Any) -> Any:
+        spec = saved.get(f"{jax.tree_util.keystr(path)}")
+        if spec is None or _is_python_scalar(leaf):
+            return leaf
+        dtype, _, text = spec.partition("[")
+        shape = tuple(json.loads(f"[{text}"))
+        if isinstance(leaf, np.ndarray):
+            return np.zeros(shape, dtype)
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    return jax.tree_util.tree_map_with_path(sized, {part: like[part]})[part]
+
+
+class _DamagedError(Exception):
+    """A step that cannot be read back as it was written."""
+
+
+def _steps(directory: pathlib.Path) -> list[int]:
+    # Orbax writes to "<step>.orbax-checkpoint-tmp..." and renames when done.
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+
+
+def _candidates(directory: pathlib.Path, step: int | None) -> list[int]:
+    """The steps to try, in order of preference."""
+    steps = _steps(directory)
+    if not steps:
+        raise FileNotFoundError(f"no checkpoint in {directory}: train first, or correct the path")
+    if step is None:
+        return steps[::-1]
+    if step not in steps:
+        raise FileNotFoundError(f"no checkpoint of step {step} in {directory}: it has {steps}")
+    return [step]
+
+
+def _all_damaged(directory: pathlib.Path, skipped: list[tuple[int, str]]) -> ValueError:
+    reasons = "".join(f"\n  step {step}: {reason}" for step, reason in skipped)
+    return ValueError(
+        f"no usable checkpoint in {directory}: restore it from a copy or start in a new directory."
+        f"{reasons}"
+    )
+
+
+# --- the state as named leaves ---
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
+
+
+def _is_python_scalar(leaf: Any) -> bool:
+    return type(leaf) in (bool, int, float)  # not isinstance: np.float64 is a float
+
+
+def _leaf_specs(state: PyTree) -> dict[str, str]:
+    """{leaf path: "dtype[shape]"}, for concrete and abstract leaves alike."""
+    specs = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        array = jnp.asarray(leaf) if _is_python_scalar(leaf) else leaf
+        name = jax.tree_util.keystr(path)
+        if not hasattr(array, "dtype"):
+            raise ValueError(
+                f"state{name} is a {type(leaf).__name__}, not an array: put it into host, or mark "
+                "the field as static"
+            )
+        specs[name] = f"{array.dtype}{list(array.shape)}"
+    return specs
+
+
+def _key_generators(state: PyTree) -> dict[str, str]:
+    """{leaf path: generator} of the typed keys, such as "threefry2x32"."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(p): str(jax.random.key_impl(k)) for p, k in leaves if _is_key(k)}
+
+
+def _to_numpy(leaf: Any) -> np.ndarray:
+    if _is_key(leaf):
+        return np.asarray(jax.random.key_data(leaf))
+    return np.asarray(jnp.asarray(leaf) if _is_python_scalar(leaf) else leaf)
+
+
+def _empty_numpy(leaf: Any) -> np.ndarray:
+    """An uninitialised array of the dtype and shape that `_to_numpy(leaf)` has."""
+    like = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    like = jnp.asarray(like) if _is_python_scalar(like) else like
+    return np.empty(like.shape, like.dtype)
+
+
+def _place_like(like: Any, array: np.ndarray, generator: str | None) -> Any:
+    """A stored array as the kind of leaf that `like` is; a typed key if it has a `generator`."""
+    if _is_python_scalar(like):
+        return type(like)(array.item())
+    if isinstance(like, np.ndarray | np.generic):
+        return array
+    leaf: Any = array
+    if generator is not None:
+        leaf = jax.random.wrap_key_data(jnp.asarray(array), impl=generator)
+    default = jax.device_put(np.zeros((), np.int32)).sharding
+    return jax.device_put(leaf, getattr(like, "sharding", None) or default)
+
+
+def _crc32(specs: dict[str, str], arrays: PyTree) -> int:
+    """CRC32 over path, dtype and shape, then the bytes, of every leaf."""
+    crc = zlib.crc32(_canonical_json(specs))
+    for array in jax.tree.leaves(arrays):
+        # As uint8 because bfloat16 has no buffer protocol.
+        crc = zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data, crc)
+    return crc
+
+
+# --- the manifest ---
+
+
+def _canonical_json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True).encode()
+
+
+def _make_manifest(
+    *,
+    host: dict[str, Any],
+    leaves: dict[str, str],
+    keys: dict[str, str],
+    state_crc32: int,
+) -> dict[str, Any]:
+    try:
+        host = json.loads(json.dumps(host))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"host must hold only what JSON can: {error}") from error
+    manifest = {
+        "host": host,
+        "leaves": leaves,
+        "keys": keys,
+        "state_crc32": state_crc32,
+    }
+    return {**manifest, "crc32": zlib.crc32(_canonical_json(manifest))}
+
+
+def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
+    """The manifest of the step in `path`, verified. Raises _DamagedError."""
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+            manifest = checkpointer.restore(path / "manifest")
+        expected = manifest.pop("crc32")
+    except Exception as error:  # orbax and json raise many kinds, bare Exception among them
+        raise _DamagedError(f"manifest unreadable ({_summary(error)})") from error
+    if zlib.crc32(_canonical_json(manifest)) != expected:
+        raise _DamagedError("manifest does not match its CRC32")
+    return manifest
+
+
+def _summary(error: Exception) -> str:
+    first_line = (str(error).splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first_line[:200]}"
+
+
+# --- the state ---
+
+
+def _check_same_leaves(path: pathlib.Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
+    """Raises ValueError, naming up to eight leaves, if two states differ in structure."""
+    if saved == wanted:
+        return
+    names = [name for name in {**saved, **wanted} if saved.get(name) != wanted.get(name)]
+    lines = [
+        f"\n  {name}: {saved.get(name, 'absent')} in the checkpoint, "
+        f"{wanted.get(name, 'absent')} now"
+        for name in names[:8]
+    ]
+    more = f"\n  and {len(names) - 8} more" if len(names) > 8 else ""
+    raise ValueError(
+        f"the config differs from the one the checkpoint {path} was made with: use that config "
+        f"(it is saved with the checkpoint) or a new directory.{''.join(lines)}{more}"
+    )
+
+
+def _read_arrays(path: pathlib.Path, manifest: dict[str, Any], template: PyTree) -> PyTree:
+    """The arrays of the step in `path`, verified. Raises _DamagedError."""
+    try:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            arrays = checkpointer.restore(path / "state", args=ocp.args.StandardRestore(template))
+    except Exception as error:  # orbax raises many kinds, bare Exception among them
+        raise _DamagedError(f"state unreadable ({_summary(error)})") from error
+    if _crc32(manifest["leaves"], arrays) != manifest["state_crc32"]:
+        raise _DamagedError("state does not match its CRC32")
+    return arrays
+
+
+def _holds_same_state(path: pathlib.Path, manifest: dict[str, Any], arrays: PyTree) -> bool:
+    """Whether the step in `path` is good and holds the state of `manifest`; False if damaged.
+
+    Raises ValueError if it is good and holds another state.
+    """
+    try:
+        existing = _read_manifest(path)
+        _check_same_leaves(path, existing["leaves"], manifest["leaves"])
+        _read_arrays(path, existing, template=arrays)
+    except _DamagedError:
+        return False
+    if existing["state_crc32"] != manifest["state_crc32"]:
+        raise ValueError(
+            f"{path} already holds a checkpoint of another state: resume from it, or save to a new "
+            "directory"
+        )
+    return True

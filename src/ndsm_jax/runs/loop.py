@@ -1,0 +1,229 @@
+"""The loop around training steps of any kind: metrics, checkpoints, pictures, interrupts."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from ndsm_jax.runs.run import Run
+
+logger = logging.getLogger(__name__)
+
+Advance = Callable[[int, Any, int], tuple[Any, dict[str, np.ndarray]]]
+"""(step, state, most) -> (state, metrics [num]) after some num of steps, 1 <= num <= most."""
+
+
+def one_by_one(step: Callable[[int, Any], tuple[Any, Mapping[str, Any]]]) -> Advance:
+    """`Advance` of a function (step, state) -> (state, metrics) that runs a single step.
+
+    For steps long enough not to mind the host between them.
+    """
+
+    def advance(first: int, state: Any, most: int) -> tuple[Any, dict[str, np.ndarray]]:
+        done = []
+        for now in range(first, first + most):
+            state, metrics = step(now, state)
+            done.append(metrics)
+        return state, {name: np.asarray(jnp.stack([m[name] for m in done])) for name in done[0]}
+
+    return advance
+
+
+class NonFiniteError(FloatingPointError):
+    """Training produced a NaN or an infinity; the message names the step and the remedy."""
+
+
+def run(
+    state: Any,
+    advance: Advance,
+    run: Run | None,
+    *,
+    first: int,
+    last: int,
+    remedy: str,
+    pack: Callable[[Any], Any] = lambda state: state,
+    picture: Callable[[Any], np.ndarray] | None = None,
+    name: str = "training",
+    progress: bool = True,
+) -> Any:
+    """Advances `state` from step `first` to step `last`, and returns it.
+
+    Writes checkpoints, metrics.jsonl, tensorboard/ and images/ into the run's folder as the run
+    says; without one it just trains. Ctrl-C and SIGTERM save a checkpoint before they take effect.
+
+    Args:
+      state: a pytree; `advance` may donate it.
+      advance: runs as many steps as it likes, up to a number; its metrics include "loss".
+      run: where and how often to write, or None.
+      first, last: steps; nothing is done when first >= last.
+      remedy: what to change when a loss is not finite, a sentence.
+      pack: what of the state a checkpoint holds.
+      picture: of a state, [height, width, 3] uint8; None for no pictures.
+      name: of the progress bar.
+      progress: whether to show it.
+
+    Raises:
+      NonFiniteError: a loss, a gradient or the state was not finite; the last good checkpoint is
+        kept.
+      KeyboardInterrupt: after an interrupt, once the checkpoint is saved.
+    """
+    if first >= last:
+        return state
+    step = first
+    window: list[Mapping[str, np.ndarray]] = []
+    clock = Clock()
+    log_every = 0 if run is None else run.log_every
+    checkpoint_every = 0 if run is None else run.checkpoint_every
+    picture_every = 0 if run is None or picture is None else run.picture_every
+
+    def due(every: int) -> bool:
+        return every > 0 and (step % every == 0 or step == last or interrupt.requested)
+
+    def fail(at: int) -> NonFiniteError:
+        kept = "" if run is None else "; the last good checkpoint is kept"
+        return NonFiniteError(
+            f"{name}: loss, gradient or state is not finite at step {at}{kept}. {remedy}"
+        )
+
+    def save() -> None:
+        if not _is_finite(state):
+            raise fail(step)
+        if run is not None:
+            checkpoints.save(step, pack(state), run.facts)
+
+    def log() -> None:
+        if window and run is not None:
+            writer.write(step, _means(window) | {"steps_per_second": clock.window_rate()})
+        window.clear()
+
+    with contextlib.ExitStack() as stack:
+        if run is not None:
+            checkpoints = stack.enter_context(run.checkpoints())
+            writer = stack.enter_context(run.writer())
+            writer.truncate(step)
+        bar = stack.enter_context(
+            tqdm(total=last, initial=step, desc=name, unit=" steps", disable=not progress)
+        )
+        interrupt = stack.enter_context(_DeferredInterrupt())
+        if step == 0:
+            save()
+        while step < last:
+            most = min(clock.steps(), last - step)
+            for every in (log_every, checkpoint_every, picture_every):
+                most = min(most, _until(step, every))
+            clock.start()
+            state, metrics = advance(step, state, most)
+            num = len(metrics["loss"])
+            clock.stop(num)
+            window.append(metrics)
+            if (bad := _first_not_finite(metrics)) is not None:
+                log()
+                raise fail(step + bad + 1)
+            step += num
+            bar.update(num)
+            bar.set_postfix(loss=f"{metrics['loss'].mean():.4g}", refresh=False)
+            if due(log_every):
+                log()
+            if due(checkpoint_every):
+                save()
+            if interrupt.requested:
+                if run is not None:
+                    checkpoints.wait()
+                    logger.warning("interrupted: step %d is saved; the same command resumes", step)
+                raise KeyboardInterrupt
+            if picture is not None and due(picture_every):
+                writer.image(step, "samples", picture(state))
+    return state
+
+
+class _DeferredInterrupt:
+    """Turns the first SIGINT or SIGTERM into a flag: in the midst of a dispatch the old state has
+    been donated and the new one is not there yet, so nothing could be saved. A second one acts at
+    once. Outside the main thread, where Python allows no handlers, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> _DeferredInterrupt:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
+
+    def _request(self, number: int, frame: object) -> None:
+        self.requested = True
+        signal.signal(number, self._previous[number])
+
+
+class Clock:
+    """Times calls of `advance`, and chooses how many steps one runs, to take about `target`."""
+
+    def __init__(self, target: float = 0.5) -> None:
+        self._target = target
+        self._num = 1
+        self._steps, self._seconds = 0, 0.0
+
+    def steps(self) -> int:
+        """How many steps to run."""
+        return self._num
+
+    def start(self) -> None:
+        """Before them."""
+        self._started = time.perf_counter()
+
+    def stop(self, num: int) -> None:
+        """After `num` of them."""
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        self._steps, self._seconds = self._steps + num, self._seconds + seconds
+        # Grows at most fourfold a call: the first ones include compilation.
+        self._num = max(1, min(4 * num, round(self._target * num / seconds)))
+
+    def window_rate(self) -> float:
+        """Steps a second since the last call, in steps alone."""
+        rate = self._steps / max(self._seconds, 1e-9)
+        self._steps, self._seconds = 0, 0.0
+        return rate
+
+
+def _until(step: int, every: int) -> int:
+    """Steps until the next multiple of `every` (0: never)."""
+    return every - step % every if every else 2**31 - 1
+
+
+def _means(window: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """Means over the window's steps; a metric that was never measured in it is left out."""
+    joined = {name: np.concatenate([w[name] for w in window]) for name in window[0]}
+    joined = {name: x[~np.isnan(x)] for name, x in joined.items()}
+    return {name: float(x.mean()) for name, x in joined.items() if x.size}
+
+
+def _first_not_finite(metrics: Mapping[str, np.ndarray]) -> int | None:
+    """Index of the first step whose loss or gradient is not finite."""
+    watched = [metrics[name] for name in ("loss", "grad_norm") if name in metrics]
+    bad = ~np.all(np.isfinite(watched), axis=0)
+    return int(np.argmax(bad)) if bad.any() else None
+
+
+def _is_finite(state: Any) -> bool:
+    return all(
+        bool(jnp.all(jnp.isfinite(leaf)))
+        for leaf in jax.tree.leaves(state)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    )

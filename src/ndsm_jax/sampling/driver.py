@@ -1,0 +1,344 @@
+"""From the reference back to data: the one loop that drives every sampler, and samples by it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.tree_util import Partial
+
+from ndsm_jax.integrators import scan_grid, time_grid
+from ndsm_jax.processes.process import Process, ScoreFn
+from ndsm_jax.references.mixtures import GaussianMixture
+from ndsm_jax.sampling.flow import AdaptiveFlow, HeunFlow, MultistepFlow
+from ndsm_jax.sampling.kernel import denoise
+from ndsm_jax.sampling.langevin import AnnealedLangevin
+from ndsm_jax.sampling.reverse import MultistepSDE, ReverseSDE, ancestral
+from ndsm_jax.sampling.sampler import Hook, Sampler, Step, hook_keys
+from ndsm_jax.sampling.start import sample_keys, start_states
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    "reverse_sde": ReverseSDE,
+    "multistep_sde": MultistepSDE,
+    "ancestral": ancestral,
+    "annealed_langevin": AnnealedLangevin,
+    "heun_flow": HeunFlow,
+    "multistep_flow": MultistepFlow,
+    "adaptive_flow": AdaptiveFlow,
+}
+
+
+def make_sampler(name: str, **options: Any) -> Sampler:
+    """A sampler of `SAMPLERS` by name, with those of the options that it takes.
+
+    Options are the keys of a config's section `sample`: churn, rtol, atol, langevin_steps. One that
+    the sampler does not take must have its default.
+
+    Raises:
+      ValueError: unknown sampler, an option that it does not take, or a value out of range.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"sample.sampler={name!r}: choose one of {', '.join(SAMPLERS)}")
+    taken = {n: inspect.signature(make).parameters for n, make in SAMPLERS.items()}
+    for key, value in options.items():
+        if key in taken[name]:
+            continue
+        others = {
+            n: parameters[key].default for n, parameters in taken.items() if key in parameters
+        }
+        if not others:
+            raise ValueError(f"sample.{key}={value}: no sampler has it")
+        default = next(iter(others.values()))
+        if value != default:
+            raise ValueError(
+                f"sample.{key}={value}: {name} has none; set it to {default}, or choose"
+                f" sample.sampler from {', '.join(others)}"
+            )
+    return SAMPLERS[name](**{key: options[key] for key in options if key in taken[name]})
+
+
+class Reversal(NamedTuple):
+    """What `reverse` returns.
+
+    Attributes:
+      x: states [B, d] at the grid's first positive time.
+      evaluations: of the score for a sample, an integer or one a row [B].
+      outputs: of the hook, stacked along a leading axis of steps; None without.
+    """
+
+    x: Array
+    evaluations: Array | int
+    outputs: Any
+
+
+def reverse(
+    keys: Array,
+    score: Callable[..., Array],
+    process: Process,
+    x: Array,
+    grid: Array,
+    sampler: Sampler,
+    *,
+    condition: Any = None,
+    hook: Hook | None = None,
+) -> Reversal:
+    """Runs the process backwards from x [B, d] at the grid's last time to its first positive one.
+
+    What is left, the step to 0, is `denoise`. Traceable by JAX; the one loop of all samplers.
+
+    Args:
+      keys: typed keys [B]; row i is driven by keys[i] alone.
+      score: u(y [B, d], t [B]) -> [B, r], or u(y, t, condition) where a condition is given.
+      process: the noising process.
+      x: the start.
+      grid: increasing times [n + 1] from 0.
+      sampler: one that serves the process, see `Sampler.check`.
+      condition: a pytree of arrays with leading axis B, aligned with the rows of x.
+      hook: called after every step, see `Hook`.
+
+    Raises:
+      ValueError: a sampler that needs to be planned outside of compiled code, see `Sampler.plan`.
+    """
+    grid = jnp.asarray(grid)
+    sampler, times = sampler.plan(process, jnp.flip(grid[1:]))
+
+    def step(state: Any, n: Array, t: Array, t_next: Array) -> tuple[Any, Any]:
+        state = _advance(sampler, process, score, condition, keys, state, n, t, t_next)
+        if hook is None:
+            return state, None
+        x, output = hook(state.x, Step(n, t_next, hook_keys(keys, n), condition))
+        return state._replace(x=x), output
+
+    state, outputs = scan_grid(step, sampler.init(process, x, times[0]), times)
+    count = sampler.evaluations(grid.shape[0] - 1)
+    return Reversal(state.x, state.evaluations if count is None else count - 1, outputs)
+
+
+def _bound(score: Callable[..., Array], condition: Any) -> ScoreFn:
+    return score if condition is None else lambda y, t: score(y, t, condition)
+
+
+def _advance(
+    sampler: Sampler,
+    process: Process,
+    score: Callable[..., Array],
+    condition: Any,
+    keys: Array,
+    state: Any,
+    *step: Array,
+) -> Any:
+    """One step of all rows together, or row by row where they choose their own."""
+    if not sampler.by_row:
+        return sampler.step(process, _bound(score, condition), keys, state, *step)
+
+    def row(one: Any) -> Any:
+        keys, state, condition = jax.tree.map(lambda a: a[None], one)
+        state = sampler.step(process, _bound(score, condition), keys, state, *step)
+        return jax.tree.map(lambda a: a[0], state)
+
+    return jax.vmap(row)((keys, state, condition))
+
+
+class Draws(NamedTuple):
+    """A chunk of samples.
+
+    Attributes:
+      x: the samples [B, d].
+      evaluations: of the score for a sample, denoising included, in the mean (a scalar).
+      start: the states [B, d] at the horizon from which they come.
+      outputs: of the hook, as `Reversal`.
+    """
+
+    x: Array
+    evaluations: Array
+    start: Array
+    outputs: Any
+
+
+@jax.jit
+def sample_chunk(
+    root: Array,
+    index: Array,
+    start: Array | None,
+    score: Callable[..., Array],
+    process: Process,
+    grid: Array,
+    sampler: Sampler,
+    condition: Any = None,
+    hook: Hook | None = None,
+) -> Draws:
+    """Samples number `index` [B] of the stream `root`, on an increasing grid [n + 1] from 0.
+
+    From the reference at T (the components `start` [B] of a mixture, see `start_states`) to the
+    first positive time of the grid by the sampler, then one `denoise` step to 0.
+
+    `score` and `hook` are `jax.tree_util.Partial`s, and the sampler is planned; otherwise as
+    `reverse`. `sample` sees to all this.
+    """
+    paths = jax.vmap(partial(sample_keys, root))(index)[2]
+    x = start_states(root, index, process.reference, start)
+    run = reverse(paths, score, process, x, grid, sampler, condition=condition, hook=hook)
+    count = 1 + jnp.mean(jnp.asarray(run.evaluations, jnp.float32))
+    return Draws(denoise(_bound(score, condition), process, run.x, grid[1]), count, x, run.outputs)
+
+
+def sample(
+    key: Array,
+    score: Callable[..., Array],
+    process: Process,
+    num: int,
+    *,
+    grid: int | np.ndarray | Array,
+    sampler: Sampler | None = None,
+    components: np.ndarray | None = None,
+    condition: Any = None,
+    chunk: int = 500,
+    hook: Hook | None = None,
+    on_chunk: Callable[[int, float], None] | None = None,
+) -> np.ndarray:
+    """Draws `num` samples, `chunk` at a time in bounded memory: [num, d] float32.
+
+    Sample i depends on `key`, i, its component and its condition alone, not on `num` or `chunk` (up
+    to rounding).
+
+    Args:
+      key: typed PRNG key.
+      score: u(y [B, d], t [B]) -> [B, r], an approximation of E^T grad log p_t (the score, where
+        noise drives every coordinate); a `ScoreModel.bind(params)`, or any function. Where a
+        condition is given, u(y, t, condition) with the rows of the condition beside those of y.
+        `jax.tree_util.Partial`s over their arrays are not compiled anew for other values.
+      process: the noising process.
+      num: number of samples.
+      grid: increasing times [n + 1] from 0, see `integrators.time_grid`; or n, the number of steps
+        of the default one.
+      sampler: `ReverseSDE()` if None.
+      components: components of a mixture reference to start from, integers [num]; drawn by their
+        weights if None. Their choice conditions the samples, see docs/conditioning.md.
+      condition: a pytree of arrays with leading axis num.
+      chunk: samples in memory at a time.
+      hook: called after every step, see `sampler.Hook`; its outputs are dropped here.
+      on_chunk: called with the number of samples done so far and the mean number of evaluations of
+        the score for a sample of the last chunk.
+
+    Raises:
+      ValueError: num or chunk less than 1, a sampler that does not serve the process, components
+        that do not exist, or a condition of another length.
+    """
+    done: list[np.ndarray] = []
+    for draws, size in _chunks(
+        key, score, process, num, grid, sampler, components, condition, chunk, hook
+    ):
+        done.append(np.asarray(draws.x)[:size])
+        if on_chunk is not None:
+            on_chunk(sum(map(len, done)), float(draws.evaluations))
+    return np.concatenate(done)
+
+
+def trajectories(
+    key: Array,
+    score: Callable[..., Array],
+    process: Process,
+    num: int,
+    *,
+    grid: int | np.ndarray | Array,
+    sampler: Sampler | None = None,
+    components: np.ndarray | None = None,
+    condition: Any = None,
+    chunk: int = 500,
+) -> np.ndarray:
+    """Samples with the states that they went through: [num, n + 1, d], arguments as of `sample`.
+
+    In the order of the run: from the reference, at every time of the grid downwards, to the sample
+    at 0, which is that of `sample`. (`AdaptiveFlow` has the ends of its one solve only, and
+    `AnnealedLangevin` one state more, its start being at the first level too.)
+    """
+    paths: list[np.ndarray] = []
+    for draws, size in _chunks(
+        key, score, process, num, grid, sampler, components, condition, chunk, _record
+    ):
+        path = jnp.concatenate([draws.start[None], draws.outputs, draws.x[None]])
+        paths.append(np.asarray(jnp.swapaxes(path, 0, 1))[:size])
+    return np.concatenate(paths)
+
+
+def _record(x: Array, step: Step) -> tuple[Array, Array]:
+    return x, x
+
+
+def _chunks(
+    key: Array,
+    score: Callable[..., Array],
+    process: Process,
+    num: int,
+    grid: int | np.ndarray | Array,
+    sampler: Sampler | None,
+    components: np.ndarray | None,
+    condition: Any,
+    chunk: int,
+    hook: Hook | None,
+) -> Iterator[tuple[Draws, int]]:
+    """Chunks of equal size, the last one padded, each with how many of its rows count."""
+    if num < 1 or chunk < 1:
+        raise ValueError(f"sample: num and chunk must be at least 1, got {num} and {chunk}")
+    sampler = ReverseSDE() if sampler is None else sampler
+    sampler.check(process)
+    times = jnp.asarray(time_grid(process, int(grid)) if np.ndim(grid) == 0 else grid)
+    sampler, _ = sampler.plan(process, jnp.flip(times[1:]))
+    if components is not None:
+        _check_components(components, num, process)
+        components = np.asarray(components, np.int32)
+    for leaf in jax.tree.leaves(condition):
+        if len(leaf) != num:
+            raise ValueError(f"condition: {len(leaf)} rows for {num} samples")
+    chunk = min(chunk, num)
+    for first in range(0, num, chunk):
+        size = min(chunk, num - first)
+
+        def rows(a: Any, first: int = first, size: int = size) -> Array:
+            part = np.asarray(a[first : first + size])
+            ends = [(0, chunk - size)] + [(0, 0)] * (part.ndim - 1)
+            return jnp.asarray(np.pad(part, ends, mode="edge"))
+
+        draws = sample_chunk(
+            key,
+            jnp.arange(first, first + chunk, dtype=jnp.uint32),
+            None if components is None else rows(components),
+            _partial(score),
+            process,
+            times,
+            sampler,
+            jax.tree.map(rows, condition),
+            None if hook is None else _partial(hook),
+        )
+        yield draws, size
+
+
+def _partial(function: Callable[..., Any]) -> Partial:
+    return function if isinstance(function, Partial) else Partial(function)
+
+
+def _check_components(components: np.ndarray, num: int, process: Process) -> None:
+    reference = process.reference
+    if not isinstance(reference, GaussianMixture):
+        raise ValueError(
+            f"components: the reference of {process.name!r} is a {type(reference).__name__}, which"
+            " has none; leave them out"
+        )
+    components = np.asarray(components)
+    if components.shape != (num,) or not np.issubdtype(components.dtype, np.integer):
+        raise ValueError(
+            f"components of shape {components.shape} and type {components.dtype}: one integer for"
+            f" each of the {num} samples is needed"
+        )
+    wrong = components[(components < 0) | (components >= reference.num_components)]
+    if wrong.size:
+        raise ValueError(
+            f"component {wrong[0]}: the reference has {reference.num_components} components,"
+            f" numbered from 0 to {reference.num_components - 1}"
+        )

@@ -1,0 +1,94 @@
+"""Langevin dynamics at every level of noise, the sampler of NCSN."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ndsm_jax.integrators import broadcast_time
+from ndsm_jax.processes.process import Process, ScoreFn
+from ndsm_jax.sampling.noise_levels import langevin_step
+from ndsm_jax.sampling.sampler import Sampler, State, check_full_noise, normals
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AnnealedLangevin(Sampler):
+    """Annealed Langevin dynamics of NCSN (1907.05600, Algorithm 1, with 2006.09011's step):
+
+        x <- x + alpha s(x, t) + sqrt(2 alpha) z,    alpha = length v(t),
+
+    `langevin_steps` times at every time of the grid, the last included. The time is a level of
+    noise only, so that any process whose noise drives all coordinates will do; `variance_exploding`
+    is that of NCSN.
+
+    Attributes:
+      langevin_steps: steps at each level.
+      length: epsilon / sigma_L^2; None: `noise_levels.langevin_step` for the mean ratio of the
+        grid's levels.
+    """
+
+    langevin_steps: int = 5
+    length: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.langevin_steps < 1:
+            raise ValueError(f"sample.langevin_steps={self.langevin_steps} must be at least 1")
+        if self.length is not None and not self.length > 0:
+            raise ValueError(f"AnnealedLangevin: length={self.length} must be positive")
+
+    def check(self, process: Process) -> None:
+        """Refuses degenerate noise: a Langevin step needs the whole score."""
+        check_full_noise("annealed_langevin", process)
+
+    def plan(self, process: Process, times: Array) -> tuple[Sampler, Array]:
+        """The length of the steps, and the times with the last one twice: one interval for each.
+
+        Raises:
+          ValueError: no length is given and the times are traced by JAX.
+        """
+        levels = jnp.append(times, times[-1])
+        if self.length is not None:
+            return self, levels
+        ends = process.clock.std(jnp.stack([times[-1], times[0]]))
+        if isinstance(ends, jax.core.Tracer):
+            raise ValueError(
+                "AnnealedLangevin: the length of its steps is found by SciPy, outside of compiled"
+                " code; give `length`, or what `plan` returns"
+            )
+        low, high = np.asarray(ends, np.float64)
+        ratio = (high / low) ** (1 / max(1, len(times) - 1))
+        length = langevin_step(float(ratio), self.langevin_steps)
+        return dataclasses.replace(self, length=length), levels
+
+    def init(self, process: Process, x: Array, t: Array) -> State:
+        """See `Sampler`."""
+        return State(x)
+
+    def step(
+        self,
+        process: Process,
+        score: ScoreFn,
+        keys: Array,
+        state: State,
+        n: Array,
+        t: Array,
+        t_next: Array,
+    ) -> State:
+        """See `Sampler`. Stays at t."""
+        assert self.length is not None, "see `plan`"
+        alpha = self.length * process.clock.variance(t)
+
+        def move(i: Array, x: Array) -> Array:
+            z = normals(keys, n * self.langevin_steps + i, process.dim)
+            return x + alpha * score(x, broadcast_time(t, x)) + jnp.sqrt(2 * alpha) * z
+
+        return State(jax.lax.fori_loop(0, self.langevin_steps, move, state.x))
+
+    def evaluations(self, num_steps: int) -> int:
+        """`langevin_steps` a level, and one to denoise."""
+        return self.langevin_steps * num_steps + 1

@@ -1,0 +1,152 @@
+"""Samplers that solve the reverse SDE. Derivations and measurements: docs/samplers.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from ndsm_jax.clock import Clock
+from ndsm_jax.integrators import broadcast_time
+from ndsm_jax.processes.process import Process, ScoreFn, reverse_drift
+from ndsm_jax.sampling.kernel import diffusion_ratio, relaxation_kernel
+from ndsm_jax.sampling.sampler import Sampler, State, check_full_noise, extrapolation, normals
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReverseSDE(Sampler):
+    """Reverse Euler-Maruyama (2405.15625, Alg. 3): x <- x + (-b + g^2 E u) h + g sqrt(h) E z.
+
+    One evaluation a step, for any process; explicit, so steps must be shorter than the reference's
+    variances.
+    """
+
+    def init(self, process: Process, x: Array, t: Array) -> State:
+        """See `Sampler`."""
+        return State(x)
+
+    def step(
+        self,
+        process: Process,
+        score: ScoreFn,
+        keys: Array,
+        state: State,
+        n: Array,
+        t: Array,
+        t_next: Array,
+    ) -> State:
+        """See `Sampler`."""
+        x = state.x
+        times = broadcast_time(t, x)
+        h = times - t_next
+        scale = process.diffusion(times) * jnp.sqrt(h)
+        noise = process.spread(scale[:, None] * normals(keys, n, process.noise_dim))
+        return State(x + h[:, None] * reverse_drift(process, score)(x, times) + noise)
+
+    def evaluations(self, num_steps: int) -> int:
+        """One a step."""
+        return num_steps
+
+    def explicit_step(self, longest: float, clock: Clock) -> float:
+        """The step itself."""
+        return longest
+
+
+class Multistep(NamedTuple):
+    """x [B, d], the last denoised state [B, d] and the log a / s at which it was found."""
+
+    x: Array
+    last: Array
+    last_log: Array
+
+
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultistepSDE(Sampler):
+    """Exponential integrator of the reverse SDE, multistep, one evaluation a step.
+
+    With the local kernel (m, a, s), lambda = log(a / s), h its increase over the step and the
+    denoised state D = m + (x - m + s^2 score) / a,
+
+        x <- m + (s' / s) e^-h (x - m) + a' (1 - e^-2h) (D~ - m) + s' sqrt(1 - e^-2h) z,
+        D~ = D + h / (2 h_last) (D - D_last).
+
+    For processes with a scalar kernel this is SDE-DPM-Solver++(2M) (2211.01095, App. B); for others
+    the part of the drift that is linear near x is integrated exactly. Where the diffusion is not
+    that of the clock, saturation decay' = g^2, score and noise are rescaled to it. Of order 1 D~ is
+    D, see `ancestral`.
+
+    Attributes:
+      order: 2, or 1.
+    """
+
+    order: int = 2
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2):
+            raise ValueError(f"MultistepSDE: order={self.order} must be 1 or 2")
+
+    def check(self, process: Process) -> None:
+        """Refuses degenerate noise: its posterior given D is not isotropic."""
+        check_full_noise("multistep_sde" if self.order == 2 else "ancestral", process)
+
+    def init(self, process: Process, x: Array, t: Array) -> Multistep:
+        """See `Sampler`."""
+        _, scale, std = relaxation_kernel(process, x, t)
+        return Multistep(x, jnp.zeros_like(x), jnp.log(scale / std))
+
+    def step(
+        self,
+        process: Process,
+        score: ScoreFn,
+        keys: Array,
+        state: Multistep,
+        n: Array,
+        t: Array,
+        t_next: Array,
+    ) -> Multistep:
+        """See `Sampler`."""
+        x, last, last_log = state
+        centre, scale, std = relaxation_kernel(process, x, t)
+        _, scale_next, std_next = relaxation_kernel(process, x, t_next)
+        ratio = diffusion_ratio(process, t)
+        log = jnp.log(scale / std)
+        h = jnp.log(scale_next / std_next) - log
+        difference = x - centre
+        new = centre + (difference + ratio * std**2 * score(x, broadcast_time(t, x))) / scale
+        weight = extrapolation(h, log - last_log) if self.order == 2 else jnp.zeros_like(h)
+        denoised = new + weight * (new - last)
+        gain = -jnp.expm1(-2 * h)
+        x = centre + std_next / std * jnp.exp(-h) * difference
+        x = x + scale_next * gain * (denoised - centre)
+        x = x + std_next * jnp.sqrt(ratio * gain) * normals(keys, n, process.dim)
+        return Multistep(x, new, log)
+
+    def evaluations(self, num_steps: int) -> int:
+        """One a step."""
+        return num_steps
+
+    def explicit_step(self, longest: float, clock: Clock) -> float:
+        """In which the typical mode's own relaxation gets as far: v (1 - exp(-longest / v)).
+
+        For a scalar kernel there is no limit: all of the drift is integrated exactly.
+        """
+        saturation = float(clock.saturation)
+        return -saturation * math.expm1(-longest / saturation)
+
+
+def ancestral() -> MultistepSDE:
+    """Ancestral sampling of DDPM (2006.11239, Algorithm 2), for any grid: one evaluation a step.
+
+    Draws from the posterior of the state at t' given x at t and the denoised state D,
+
+        N( (r s'^2 / s^2) x + (a' q / s^2) D,  q s'^2 / s^2 I ),    r = a / a',  q = s^2 - r^2 s'^2,
+
+    its Eq. 6 and 7 for kernels (a, s) and (a', s'). That is `MultistepSDE` of order 1.
+    """
+    return MultistepSDE(order=1)

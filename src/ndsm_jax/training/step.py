@@ -1,0 +1,184 @@
+"""Training steps: one, and compiled dispatches of many."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+from ndsm_jax.experiment import Experiment
+from ndsm_jax.noising import NoisedBatch
+from ndsm_jax.optimisation import averaged, descend
+from ndsm_jax.training.state import STREAM_NOISE, STREAM_PROBES, STREAM_STEPS, TrainState
+
+
+def train_step(
+    experiment: Experiment, state: TrainState, key: Array, batch: NoisedBatch
+) -> tuple[TrainState, dict[str, Array]]:
+    """One step of 2405.15625, Algorithm 1, for any objective: (state, metrics) from noised data.
+
+    The theta-update uses eps(t) of the state. For an objective with a control variate, the products
+    of per-sample gradients, at the updated theta as in the paper, update it every
+    `Estimator.period` steps, and give an estimate of one sample's gradient variance (NaN
+    otherwise).
+    """
+    model, control = experiment.model, experiment.control
+    eps = control.eps(state.control, batch.t)
+
+    def terms(params: Any, batch: NoisedBatch) -> tuple[Array, Array]:
+        loss, control = experiment.objective.terms(model.bind(params, batch.condition), batch)
+        return loss, jnp.zeros_like(loss) if control is None else control
+
+    def mean_loss(params: Any) -> Array:
+        loss, control = terms(params, batch)
+        return jnp.mean(loss + eps * control)
+
+    optimiser = experiment.optimiser
+    done = descend(mean_loss, state.params, state.opt_state, optimiser.transform)
+    ema = averaged(state.ema, done.params, optimiser.ema_decay, state.step)
+
+    def update_control(_: None) -> tuple[Any, Array]:
+        products = experiment.estimator.products(key, terms, done.params, batch)
+        return control.update(state.control, batch.t, products), products.gradient_variance(eps)
+
+    control_state, variance = state.control, jnp.float32(jnp.nan)
+    if experiment.objective.controlled:
+        control_state, variance = jax.lax.cond(
+            (state.step + 1) % experiment.estimator.period == 0,
+            update_control,
+            lambda _: (control_state, variance),
+            None,
+        )
+    metrics = {
+        "loss": done.loss,
+        "grad_norm": optax.global_norm(done.gradient),
+        "grad_variance": variance,
+        "eps_mean": jnp.mean(eps),
+        "eps_max": jnp.max(jnp.abs(eps)),
+    }
+    state = TrainState(
+        step=state.step + 1,
+        params=done.params,
+        ema=ema,
+        opt_state=done.moments,
+        control=control_state,
+    )
+    return state, metrics
+
+
+METRICS = ("loss", "grad_norm", "grad_variance", "eps_mean", "eps_max")
+"""What `train_step` measures, one scalar each."""
+
+MAX_AHEAD = 64
+"""Minibatches noised in one dispatch at most: beyond, there is no latency left to save."""
+
+
+def noised(experiment: Experiment, key: Array, x: Array) -> NoisedBatch:
+    """Prepared data [B, m], entered into their frame and noised: `NoisedBatch`, [B, k] states."""
+    # A frame that draws nothing leaves the key to the noise.
+    frame_key, key = jax.random.split(key) if experiment.frame.random else (key, key)
+    y, condition = experiment.frame.enter(frame_key, x)
+    batch = experiment.noising(key, y)
+    k = batch.t.shape[1]
+    return dataclasses.replace(
+        batch, condition=jax.tree.map(lambda c: jnp.repeat(c[:, None], k, axis=1), condition)
+    )
+
+
+def minibatches_ahead(experiment: Experiment, x: np.ndarray, batch_size: int, mb: float) -> int:
+    """How many minibatches of prepared data x [N, m] are noised in one dispatch: what `mb` hold."""
+    x0 = jax.ShapeDtypeStruct((batch_size, x.shape[1]), np.float32)
+    batch = jax.eval_shape(lambda x0: noised(experiment, jax.random.key(0), x0), x0)
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
+    return int(np.clip(mb * 1e6 / size, 1, MAX_AHEAD))
+
+
+NoiseFn = Callable[[Experiment, Array, np.ndarray, int], NoisedBatch]
+
+
+def make_noise(seed: int) -> NoiseFn:
+    """Compiles (experiment, data [N, m], rows [A, B], step) -> NoisedBatch of fields [A, ...].
+
+    Noising does not depend on theta, so that the minibatches of A steps, from `step` on, are noised
+    at once: on a GPU, and for small states, its cost is latency. Each has the key of its own step.
+    """
+    root = _steps_root(seed)
+
+    def noise(experiment: Experiment, data: Array, rows: Array, step: Array) -> NoisedBatch:
+        steps = step + jnp.arange(rows.shape[0])
+        keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(root, n), STREAM_NOISE))
+        return jax.vmap(lambda key, x: noised(experiment, key, x))(keys(steps), data[rows])
+
+    return jax.jit(noise)
+
+
+DispatchFn = Callable[
+    [TrainState, Experiment, NoisedBatch, int, int], tuple[TrainState, dict[str, Any]]
+]
+
+
+def make_dispatch(seed: int, *, on_host: bool = False) -> DispatchFn:
+    """Compiles (state, experiment, noised [A, ...], first, num) -> (state, metrics [A]).
+
+    Runs `num` training steps on the minibatches from `first` on, without returning to the host.
+    Both are arguments of the loop, so any number of steps runs the same code: one trace, and
+    results that do not depend on how a run was cut into dispatches. The state is donated. The
+    experiment's arrays are arguments, not constants of the program.
+
+    With `on_host` the steps are called from the host, one by one: see `steps_on_host`.
+    """
+    root = _steps_root(seed)
+
+    def step(state: TrainState, experiment: Experiment, ahead: NoisedBatch, index: Array) -> Any:
+        batch = jax.tree.map(lambda x: x[index], ahead)
+        key = jax.random.fold_in(jax.random.fold_in(root, state.step), STREAM_PROBES)
+        return train_step(experiment, state, key, batch)
+
+    def run(
+        state: TrainState, experiment: Experiment, ahead: NoisedBatch, first: Array, num: Array
+    ) -> Any:
+        def body(i: Array, carry: Any) -> Any:
+            state, metrics = carry
+            state, now = step(state, experiment, ahead, first + i)
+            return state, {name: metrics[name].at[i].set(now[name]) for name in METRICS}
+
+        capacity = ahead.t.shape[0]
+        metrics = {name: jnp.full(capacity, jnp.nan, jnp.float32) for name in METRICS}
+        return jax.lax.fori_loop(0, num, body, (state, metrics))
+
+    if not on_host:
+        return jax.jit(run, donate_argnums=0)
+
+    compiled = jax.jit(step, donate_argnums=0)
+
+    def one_by_one(
+        state: TrainState, experiment: Experiment, ahead: NoisedBatch, first: int, num: int
+    ) -> Any:
+        done = []
+        for index in range(first, first + num):
+            state, now = compiled(state, experiment, ahead, index)
+            done.append(now)
+        return state, {name: jnp.stack([now[name] for now in done]) for name in METRICS}
+
+    return one_by_one
+
+
+def steps_on_host(network: Any) -> bool:
+    """Whether a network's training steps are best called from the host.
+
+    Convolutional networks on the CPU: XLA compiles the weight gradient of a convolution some thirty
+    times slower inside a loop (jax issue 12868), and their steps are long enough not to mind. For
+    the same reason their control variate wants the estimator probes, not exact. A network says so
+    by an attribute `convolutional`.
+    """
+    return getattr(network, "convolutional", False) and jax.default_backend() == "cpu"
+
+
+def _steps_root(seed: int) -> Array:
+    return jax.random.fold_in(jax.random.key(seed), STREAM_STEPS)

@@ -1,0 +1,160 @@
+"""The training of an experiment's score, resumed bitwise."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ndsm_jax.datasets import batch_indices
+from ndsm_jax.experiment import Experiment
+from ndsm_jax.runs import Run, fingerprint, loop
+from ndsm_jax.training.state import TrainState, init_state
+from ndsm_jax.training.step import make_dispatch, make_noise, minibatches_ahead, steps_on_host
+
+logger = logging.getLogger(__name__)
+
+REMEDY = (
+    "Lower the learning rate (optimizer.learning_rate), clip the gradient (optimizer.clip_norm), or"
+    " raise the first time (noising.smallest_variance)"
+)
+
+
+def train(
+    experiment: Experiment,
+    data: np.ndarray,
+    *,
+    steps: int,
+    batch_size: int = 64,
+    seed: int = 0,
+    state: TrainState | None = None,
+    run: Run | pathlib.Path | str | None = None,
+    picture: Callable[[TrainState], np.ndarray] | None = None,
+    ahead_mb: float = 4.0,
+    progress: bool = True,
+) -> TrainState:
+    """Trains to `steps` on data [N, D], 2405.15625, Algorithm 1, and returns the state.
+
+    With a run, its folder gets checkpoints/, metrics.jsonl, tensorboard/ and images/, and training
+    goes on from its newest good checkpoint if there is one: the state is then bitwise that of a
+    training that was not interrupted. Ctrl-C and SIGTERM save a checkpoint before they take effect.
+    Without one nothing is written.
+
+    Args:
+      experiment: its parts.
+      data: in their own coordinates; the frame takes them to the process's.
+      steps: to train to, from step 0.
+      batch_size: data points a step; each is noised at several times.
+      seed: of initialisation, batches and noise.
+      state: to go on from, of this experiment; by default the run's newest, or a fresh one.
+      run: a `runs.Run`, or a folder for a run with its defaults.
+      picture: of a state, [height, width, 3] uint8, for the run's images.
+      ahead_mb: memory for minibatches noised ahead, MB.
+      progress: whether to show a progress bar.
+
+    Raises:
+      loop.NonFiniteError: a loss, a gradient or the state was not finite.
+      KeyboardInterrupt: after an interrupt, once the checkpoint is saved.
+      ValueError: a batch larger than the data, data that are not finite, or a folder that belongs
+        to another experiment, other data or another seed.
+    """
+    x = _checked(experiment, data)
+    if not 1 <= batch_size <= len(x):
+        raise ValueError(f"train.batch_size={batch_size}: from 1 to the {len(x)} training samples")
+    if run is not None and not isinstance(run, Run):
+        run = default_run(experiment, x, run, batch_size=batch_size, seed=seed)
+    parts = saved_parts(experiment)
+    if state is None:
+        state = init_state(experiment, seed=seed)
+        if run is not None:
+            like = {"train": jax.eval_shape(lambda: state), "parts": parts}
+            restored = run.resume(like)
+            state = state if restored is None else restored.state["train"]
+    step = int(state.step)
+    if step >= steps:
+        logger.info("nothing to do: step %d of %d is done", step, steps)
+        return state
+
+    noise = make_noise(seed)
+    dispatch = make_dispatch(seed, on_host=steps_on_host(experiment.model.network))
+    rows_of = jnp.asarray(x)
+    # A block of minibatches starts at a multiple of its size, wherever the run was resumed.
+    block = minibatches_ahead(experiment, x, batch_size, ahead_mb)
+    ahead = None
+
+    def advance(step: int, state: TrainState, most: int) -> tuple[TrainState, dict[str, Any]]:
+        nonlocal ahead
+        first = step % block
+        num = min(most, block - first)
+        if ahead is None or first == 0:
+            numbers = range(step - first, step - first + block)
+            rows = [batch_indices(seed, n, len(x), batch_size) for n in numbers]
+            ahead = noise(experiment, rows_of, np.stack(rows), step - first)
+        state, metrics = dispatch(state, experiment, ahead, first, num)
+        return state, {name: np.asarray(a)[:num] for name, a in metrics.items()}
+
+    return loop.run(
+        state,
+        advance,
+        run,
+        first=step,
+        last=steps,
+        remedy=REMEDY,
+        pack=lambda state: {"train": state, "parts": parts},
+        picture=picture,
+        progress=progress,
+    )
+
+
+def saved_parts(experiment: Experiment) -> dict[str, Any]:
+    """The arrays that a checkpoint keeps beside the state: what was fitted to the data."""
+    return {"reference": experiment.process.reference, "frame": experiment.frame}
+
+
+def default_run(
+    experiment: Experiment,
+    prepared: np.ndarray,
+    folder: pathlib.Path | str,
+    *,
+    batch_size: int,
+    seed: int,
+) -> Run:
+    """A run whose checkpoints are resumed by the same experiment, data, batch size and seed alone.
+
+    Sampler and sampling grid are free.
+    """
+    own = {name: getattr(experiment, name) for name in ("process", "frame", "noising", "model")}
+    facts = {
+        "experiment": {name: fingerprint(part) for name, part in own.items()},
+        "data": fingerprint(prepared),
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    return Run(folder=pathlib.Path(folder), facts=facts)
+
+
+def _checked(experiment: Experiment, data: np.ndarray) -> np.ndarray:
+    """The prepared data [N, m]. Raises ValueError where they are of no use."""
+    data = np.asarray(data)
+    if data.ndim != 2 or not len(data):
+        raise ValueError(f"train: data of shape {data.shape}; [N, D] is needed")
+    x = experiment.frame.prepare(data)
+    finite = np.isfinite(x).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"train: {np.sum(~finite)} of {len(x)} rows are not finite, first row"
+            f" {np.argmin(finite)}; remove or repair them"
+        )
+    key, row = jax.random.key(0), jax.ShapeDtypeStruct((1, x.shape[1]), np.float32)
+    dim = jax.eval_shape(experiment.frame.enter, key, row)[0].shape[1]
+    if dim != experiment.process.dim:
+        raise ValueError(
+            f"train: the data have {dim} coordinates in their frame, and process"
+            f" {experiment.process.name!r} has {experiment.process.dim}"
+        )
+    return x
