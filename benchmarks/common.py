@@ -21,16 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from ndsm_jax.config import Config
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.noising import NoisedBatch
-from ndsm_jax.report import aligned
+from ndsm_jax.reports.report import aligned
 from ndsm_jax.training import (
     TrainState,
-    device_arrays,
     init_state,
     make_dispatch,
     make_noise,
     minibatches_ahead,
+    steps_on_host,
 )
 
 QUICK = flags.DEFINE_bool("quick", False, "A small form that takes less than a minute.")
@@ -86,22 +87,29 @@ class Timed:
 
     Args:
       experiment: what is timed.
-      data: at least a minibatch of items [N, d].
-      ahead: most minibatches that are noised at once; the experiment's own number by default.
+      data: at least a minibatch of items [N, D].
+      config: says how large a minibatch is, how many are noised at once, and the seed.
+      ahead: most minibatches that are noised at once; as many as the config allows by default.
     """
 
-    def __init__(self, experiment: Experiment, data: Any, *, ahead: int | None = None) -> None:
-        own = minibatches_ahead(experiment)
+    def __init__(
+        self, experiment: Experiment, data: Any, config: Config, *, ahead: int | None = None
+    ) -> None:
+        c = config.train
+        x = experiment.frame.prepare(np.asarray(data))
+        own = minibatches_ahead(experiment, x, c.batch_size, config.noising.ahead_mb)
         self.experiment = experiment
         self.ahead = own if ahead is None else min(ahead, own)
-        self.arrays = device_arrays(experiment)
-        self._data = jnp.asarray(data)
-        self._rows = np.tile(np.arange(experiment.config.train.batch_size), (self.ahead, 1))
-        self._noise, self._dispatch = make_noise(experiment), make_dispatch(experiment)
+        self._seed = c.seed
+        self._data = jnp.asarray(x)
+        self._rows = np.tile(np.arange(c.batch_size), (self.ahead, 1))
+        self._noise = make_noise(c.seed)
+        on_host = steps_on_host(experiment.model.network)
+        self._dispatch = make_dispatch(c.seed, on_host=on_host)
 
     def noise(self) -> NoisedBatch:
         """Noises `ahead` minibatches."""
-        return self._noise(self.arrays, self._data, self._rows, 0)
+        return self._noise(self.experiment, self._data, self._rows, 0)
 
     @functools.cached_property
     def noised(self) -> NoisedBatch:
@@ -111,12 +119,12 @@ class Timed:
     @functools.cached_property
     def state(self) -> TrainState:
         """Of the training; `gradient` moves it on."""
-        return init_state(self.experiment)
+        return init_state(self.experiment, seed=self._seed)
 
     def gradient(self, num: int, *, step: int = 0) -> Any:
         """Runs `num` <= `ahead` training steps as if from step number `step`."""
         state = dataclasses.replace(self.state, step=jnp.int32(step))
-        self.state, metrics = self._dispatch(state, self.arrays, self.noised, 0, num)
+        self.state, metrics = self._dispatch(state, self.experiment, self.noised, 0, num)
         return metrics
 
 

@@ -17,13 +17,15 @@ import common
 import jax.numpy as jnp
 import numpy as np
 
-from ndsm_jax import app, gmm, sde
+from ndsm_jax import app, processes, references
 from ndsm_jax.integrators import INTEGRATORS, step_sizes, time_grid, uniform_grid
 
 HORIZON, START, FINE = 0.8, 0.3, 1e-3
 
 
-def moments(process: sde.SDE, grid: np.ndarray, integrator: str, points: int) -> np.ndarray:
+def moments(
+    process: processes.Process, grid: np.ndarray, integrator: str, points: int
+) -> np.ndarray:
     """Mean, second moment and P(Y > 0) of the chain at the horizon, from START, by quadrature."""
     axis = np.linspace(-4, 4, points)
     at, mass = np.array([START]), np.ones(1)
@@ -42,8 +44,8 @@ def main(argv: Sequence[str]) -> None:
     quick = common.QUICK.value
     # A spacing of a few of the smallest sigmas would alias; the finest step has sigma 0.045.
     points = 400 if quick else 1000
-    prior = gmm.mixture([0.3, 0.7], [[-1.0], [1.0]], [0.15, 0.25])
-    process = sde.mixture_langevin(prior, horizon=HORIZON)
+    prior = references.mixture([0.3, 0.7], [[-1.0], [1.0]], [0.15, 0.25])
+    process = processes.langevin(prior, horizon=HORIZON)
     reference = moments(process, uniform_grid(HORIZON, round(HORIZON / FINE)), "euler", points)
     rows = []
     for steps in (20, 40, 80, 150):

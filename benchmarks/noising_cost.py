@@ -16,9 +16,10 @@ import common
 import jax
 import numpy as np
 
-from ndsm_jax import app, gmm
+from ndsm_jax import app, references
 from ndsm_jax.config import Config
-from ndsm_jax.experiment import build
+from ndsm_jax.config.assemble import Parts, build
+from ndsm_jax.frames import Identity
 
 COMPONENTS, BATCH = 10, 64
 DIMS = (64, 784, 3072, 12288)
@@ -42,7 +43,7 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def synthetic_prior(dim: int, covariance: str, rank: int) -> gmm.GaussianMixture:
+def synthetic_mixture(dim: int, covariance: str, rank: int) -> references.GaussianMixture:
     """Ten components whose distances and variances are like those of images."""
     rng = np.random.default_rng(0)
     means = rng.normal(size=(COMPONENTS, dim)) * 5 / dim**0.5
@@ -51,8 +52,8 @@ def synthetic_prior(dim: int, covariance: str, rank: int) -> gmm.GaussianMixture
         variances = 0.2
     if covariance == "low_rank":
         directions = np.linalg.qr(rng.normal(size=(COMPONENTS, dim, rank)))[0]
-        variances = gmm.LowRank(variances, directions, np.full((COMPONENTS, rank), 0.6))
-    return gmm.mixture(np.ones(COMPONENTS), means, variances, covariance=covariance)
+        variances = references.LowRank(variances, directions, np.full((COMPONENTS, rank), 0.6))
+    return references.mixture(np.ones(COMPONENTS), means, variances, covariance=covariance)
 
 
 def timed(dim: int, changes: dict[str, dict[str, Any]], ahead: int) -> common.Timed:
@@ -61,12 +62,13 @@ def timed(dim: int, changes: dict[str, dict[str, Any]], ahead: int) -> common.Ti
     tree["noising"] = {"k": 1} | tree.get("noising", {})
     tree["train"] = {"batch_size": BATCH}
     config = Config.from_dict(tree)
-    if config.process.name == "mixture_langevin":
-        prior = synthetic_prior(dim, config.mixture.covariance, config.mixture.rank)
+    if config.process.name == "langevin":
+        reference = synthetic_mixture(dim, config.mixture.covariance, config.mixture.rank)
     else:
-        prior = gmm.standard_normal(dim)
-    experiment = build(config, (dim,), prior)
-    return common.Timed(experiment, prior.sample(jax.random.key(0), (BATCH,)), ahead=ahead)
+        reference = references.standard_normal(dim)
+    experiment = build(config, (dim,), Parts(frame=Identity(), reference=reference))
+    data = reference.sample(jax.random.key(0), (BATCH,))
+    return common.Timed(experiment, data, config, ahead=ahead)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -25,9 +25,10 @@ from ml_collections import config_flags
 
 from ndsm_jax import app, evaluation, plots
 from ndsm_jax.config import Config
+from ndsm_jax.config.assemble import build, fit
 from ndsm_jax.datasets import Dataset
-from ndsm_jax.experiment import build, fit_prior, load_data
-from ndsm_jax.study import Run, Study
+from ndsm_jax.launch import load_data
+from ndsm_jax.reports.study import Run, Study
 
 CONFIG = config_flags.DEFINE_config_file("config", "configs/gm2d.py", "Experiment.")
 OBJECTIVES = flags.DEFINE_list("objectives", ["ndsm_cv", "path_dsm"], "Objectives; first: base.")
@@ -70,12 +71,12 @@ def configured(objective: str, seed: int, steps: int) -> Config:
 
 def seconds_per_step(configs: dict[str, Config], dataset: Dataset, rounds: int) -> dict[str, float]:
     """Median seconds of a training step of each, noising included, timed in turn."""
-    prior, _ = fit_prior(next(iter(configs.values())), dataset)  # the objectives share it
+    parts = fit(next(iter(configs.values())), dataset)  # the objectives share it
     timed: dict[str, common.Timed] = {}
     steps: dict[str, int] = {}
     calls: dict[str, Callable[[], Any]] = {}
     for name, config in configs.items():
-        one = common.Timed(build(config, dataset.shape, prior), dataset.train)
+        one = common.Timed(build(config, dataset.shape, parts), dataset.train, config)
         timed[name] = one
         steps[name] = min(2, one.ahead) if config.network.name == "unet" else one.ahead
         calls |= {

@@ -15,28 +15,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from common import QUICK, SEED, report
 
 from ndsm_jax import app, evaluation
-from ndsm_jax.checkpointing import Checkpoints
 from ndsm_jax.config import Config
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.evaluation.distances import energy_distance
 from ndsm_jax.evaluation.features import frechet_distance
-from ndsm_jax.experiment import Experiment, load_data
+from ndsm_jax.frames import component_mixture
 from ndsm_jax.integrators import time_grid
-from ndsm_jax.sampling import (
-    EVALUATIONS_PER_STEP,
-    evaluations,
-    sample,
-    sample_chunk,
-    start_components,
-)
-from ndsm_jax.sde import SDE, ScoreFn
-from ndsm_jax.training import TrainState, restore, train
+from ndsm_jax.launch import Restored, launch, load_data, restore
+from ndsm_jax.runs import has_checkpoints
+from ndsm_jax.sampling import Sampler, make_sampler, sample
+from ndsm_jax.training import draw_components
 
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the model; default: runs/benchmarks/samplers, or samplers_quick."
@@ -49,6 +42,8 @@ BUDGETS = flags.DEFINE_list(
 )
 
 CHURN = 0.5
+COMPARED = ("reverse_sde", "multistep_sde", "ancestral", "heun_flow", "multistep_flow")
+"""Samplers whose evaluations their grid says; `annealed_langevin` is for levels of its own."""
 
 QUIET = {"picture_every": 0, "tensorboard": False}
 MODEL: dict[str, dict[str, Any]] = {
@@ -67,36 +62,27 @@ QUICK_MODEL: dict[str, dict[str, Any]] = {
 }
 
 
-def model(workdir: pathlib.Path) -> tuple[Experiment, TrainState, Dataset]:
-    """The newest checkpoint of `workdir`, after training it where there is none."""
-    if not Checkpoints(workdir / "checkpoints").steps():
+def model(workdir: pathlib.Path) -> tuple[Restored, Dataset]:
+    """The newest checkpoint of `workdir`, after training it where there is none, and its data."""
+    if not has_checkpoints(workdir):
         config = Config.from_dict(QUICK_MODEL if QUICK.value else MODEL)
         changed = dataclasses.replace(config.train, steps=TRAIN_STEPS.value)
         config = config if QUICK.value else dataclasses.replace(config, train=changed)
-        train(config, load_data(config), workdir)
-    experiment, state, _ = restore(workdir)
-    return experiment, state, load_data(experiment.config)
+        launch(config, load_data(config), workdir)
+    run = restore(workdir)
+    return run, load_data(run.config)
 
 
-def steps_of(sampler: str, budget: int) -> int:
+def steps_of(sampler: Sampler, budget: int) -> int:
     """Most grid steps whose evaluations, the denoising one included, are within the budget."""
-    return (budget - 1) // EVALUATIONS_PER_STEP[sampler] + 1
-
-
-def mean_evaluations(score: ScoreFn, sde: SDE, grid: np.ndarray, rtol: float, chunk: int) -> float:
-    """Evaluations of `adaptive_flow` for a sample, over the first `chunk`."""
-    options = {"rtol": rtol, "atol": rtol}
-    key, index = jax.random.key(SEED.value), jnp.arange(chunk, dtype=jnp.uint32)
-    started = start_components(key, index, sde.prior.log_weights)
-    arguments = (key, index, started, score, sde, jnp.asarray(grid), options)
-    return float(sample_chunk(*arguments, sampler="adaptive_flow")[1])
+    return max(n for n in range(1, budget + 1) if (sampler.evaluations(n) or 0) <= budget)
 
 
 def main(argv: Sequence[str]) -> None:
     quick = QUICK.value
     folder = "runs/benchmarks/samplers" + ("_quick" if quick else "")
-    experiment, state, dataset = model(pathlib.Path(WORKDIR.value or folder))
-    score, sde = experiment.model.bind(state.ema), experiment.sde
+    run, dataset = model(pathlib.Path(WORKDIR.value or folder))
+    score, process = run.experiment.model.bind(run.state.ema), run.experiment.process
     num = 400 if quick else NUM.value
     features: Callable[[np.ndarray], np.ndarray] = lambda x: x  # noqa: E731
     if not quick and dataset.is_image and dataset.num_classes:
@@ -104,23 +90,28 @@ def main(argv: Sequence[str]) -> None:
     held_out = features(dataset.test)
     chunk = min(num, 1000)
 
-    def grid(steps: int) -> np.ndarray:
-        smallest = experiment.config.sample.smallest_variance
-        return time_grid(sde, steps, kind=GRID.value, smallest_variance=smallest)
+    frame, components = run.experiment.frame, None
+    if component_mixture(frame) is not None:
+        components = draw_components(run.experiment, num, seed=SEED.value)
 
-    def measure(name: str, sampler: str, steps: int, **options: Any) -> dict[str, Any]:
-        x = sample(
+    def measure(name: str, sampler: Sampler, steps: int) -> dict[str, Any]:
+        counts: list[float] = []
+        smallest = run.config.sample.smallest_variance
+        y = sample(
             jax.random.key(SEED.value),
             score,
-            sde,
+            process,
             num,
-            grid=grid(steps),
+            grid=time_grid(process, steps, kind=GRID.value, smallest_variance=smallest),
             sampler=sampler,
+            condition=components,
             chunk=chunk,
-            **options,
+            on_chunk=lambda done, evaluations: counts.append(evaluations),
         )
+        x = frame.leave(y, components)
         x = x[np.isfinite(x).all(1)]
-        row = {"name": name, "evaluations": evaluations(sampler, steps), "finite": len(x) / num}
+        count = sampler.evaluations(steps) or float(np.mean(counts))
+        row = {"name": name, "evaluations": count, "finite": len(x) / num}
         if len(x) < num / 2:
             return row
         row["frechet"] = frechet_distance(features(x), held_out)
@@ -130,16 +121,15 @@ def main(argv: Sequence[str]) -> None:
 
     budgets = (40,) if quick else tuple(int(budget) for budget in BUDGETS.value)
     reference_steps = 200 if quick else 2000
-    rows = [measure(f"reverse_sde_{reference_steps}", "reverse_sde", reference_steps)]
-    for sampler in EVALUATIONS_PER_STEP:
+    rows = [measure(f"reverse_sde_{reference_steps}", make_sampler("reverse_sde"), reference_steps)]
+    alternatives = {name: make_sampler(name) for name in COMPARED}
+    alternatives["multistep_flow_churn"] = make_sampler("multistep_flow", churn=CHURN)
+    for name, sampler in alternatives.items():
         for budget in budgets:
-            rows.append(measure(f"{sampler}_{budget}", sampler, steps_of(sampler, budget)))
-    for budget in budgets:
-        name = f"multistep_flow_churn_{budget}"
-        rows.append(measure(name, "multistep_flow", budget, churn=CHURN))
+            rows.append(measure(f"{name}_{budget}", sampler, steps_of(sampler, budget)))
     for rtol in (1e-2,) if quick else (1e-2, 1e-3):
-        row = measure(f"adaptive_flow_{rtol:g}", "adaptive_flow", 20, rtol=rtol, atol=rtol)
-        rows.append(row | {"evaluations": mean_evaluations(score, sde, grid(20), rtol, chunk)})
+        adaptive = make_sampler("adaptive_flow", rtol=rtol, atol=rtol)
+        rows.append(measure(f"adaptive_flow_{rtol:g}", adaptive, 20))
     for row in rows:
         if "frechet" in row:
             row["ratio"] = row["frechet"] / rows[0]["frechet"]

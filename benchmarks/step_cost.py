@@ -18,12 +18,14 @@ from typing import Any
 
 import common
 import jax
-from noising_cost import synthetic_prior
+from noising_cost import synthetic_mixture
 
-from ndsm_jax import app, gmm
+from ndsm_jax import app, references
 from ndsm_jax.config import PAPER, Config
+from ndsm_jax.config.assemble import Parts, build
 from ndsm_jax.control_variates import exact_products
-from ndsm_jax.experiment import Experiment, build
+from ndsm_jax.experiment import Experiment
+from ndsm_jax.frames import Identity
 from ndsm_jax.noising import NoisedBatch
 from ndsm_jax.objectives import ndsm_terms
 
@@ -42,8 +44,8 @@ EXPERIMENTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def experiment(changes: dict[str, dict[str, Any]]) -> Experiment:
-    """An experiment of MNIST's shapes on a synthetic mixture: time does not depend on the data."""
+def configured(changes: dict[str, dict[str, Any]]) -> Config:
+    """Of MNIST's shapes."""
     tree = {name: dict(section) for name, section in changes.items()}
     tree["noising"] = {"k": 1} | tree.get("noising", {})
     # Compilation is most of the quick form's time, and the coarse levels are most of that.
@@ -51,16 +53,21 @@ def experiment(changes: dict[str, dict[str, Any]]) -> Experiment:
     tree["network"] = {"name": "unet", "widths": widths, "time_features": 128}
     tree["control_variate"] = {"period": PERIOD}
     tree["train"] = {"batch_size": BATCH}
-    config = Config.from_dict(tree)
-    if config.process.name == "mixture_langevin":
-        return build(config, SHAPE, synthetic_prior(784, "spherical", 0))
-    return build(config, SHAPE, gmm.standard_normal(784))
+    return Config.from_dict(tree)
 
 
 def timed(changes: dict[str, dict[str, Any]]) -> common.Timed:
-    """The functions that are timed, compiled as far as noising goes."""
-    built = experiment(changes)
-    one = common.Timed(built, built.sde.prior.sample(jax.random.key(0), (BATCH,)), ahead=8)
+    """The functions that are timed, compiled as far as noising goes.
+
+    On a synthetic mixture: time does not depend on the data.
+    """
+    config = configured(changes)
+    reference = references.standard_normal(784)
+    if config.process.name == "langevin":
+        reference = synthetic_mixture(784, "spherical", 0)
+    built = build(config, SHAPE, Parts(frame=Identity(), reference=reference))
+    data = reference.sample(jax.random.key(0), (BATCH,))
+    one = common.Timed(built, data, config, ahead=8)
     jax.block_until_ready(one.noised)
     return one
 
@@ -70,12 +77,11 @@ def per_sample_gradients(one: common.Timed, samples: int) -> Callable[[], Any]:
     batch = jax.tree.map(lambda a: a[0, :samples], one.noised)
 
     @jax.jit
-    def products(arrays: Any, params: Any, batch: NoisedBatch) -> Any:
-        model = arrays[2]
-        terms = lambda p, b: ndsm_terms(partial(model, p), b)  # noqa: E731
+    def products(experiment: Experiment, params: Any, batch: NoisedBatch) -> Any:
+        terms = lambda p, b: ndsm_terms(experiment.model.bind(p), b)  # noqa: E731
         return exact_products(terms, params, batch, chunk=samples)
 
-    return lambda: products(one.arrays, one.state.params, batch)
+    return lambda: products(one.experiment, one.state.params, batch)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -31,14 +31,15 @@ from jax import Array
 
 from ndsm_jax import app, control_variates
 from ndsm_jax.config import Config
+from ndsm_jax.config.assemble import Parts, build
 from ndsm_jax.control_variates import Products, exact_products
 from ndsm_jax.datasets import Dataset
-from ndsm_jax.experiment import Experiment, build, load_data
+from ndsm_jax.experiment import Experiment
+from ndsm_jax.launch import launch, load_data, restore
 from ndsm_jax.networks import ScoreModel
 from ndsm_jax.noising import ExactKernel, NoisedBatch, NoisingFn, TimeLaw, loss_steps
 from ndsm_jax.objectives import OBJECTIVES
-from ndsm_jax.sde import ScoreFn
-from ndsm_jax.training import restore, train
+from ndsm_jax.processes import ScoreFn
 
 MNIST_DIR = flags.DEFINE_string(
     "mnist_dir", None, "Folder of MNIST's IDX files; without it, a synthetic mixture."
@@ -111,19 +112,6 @@ class Estimate(NamedTuple):
     cost: float
 
 
-def implicit(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, None]:
-    """Implicit score matching (Hyvarinen 2005), weight (1/2 |s|^2 + div s), exactly: [B, k].
-
-    One forward-mode derivative a dimension.
-    """
-    score = lambda y: score_fn(y, batch.t)  # noqa: E731
-    divergence = jnp.zeros_like(batch.t)
-    for axis, unit in enumerate(jnp.eye(batch.y.shape[-1])):
-        s, slope = jax.jvp(score, (batch.y,), (jnp.broadcast_to(unit, batch.y.shape),))
-        divergence = divergence + slope[..., axis]
-    return batch.weight * (0.5 * jnp.sum(s**2, axis=-1) + divergence), None
-
-
 def estimators(sigma_squared: float, dim: int) -> list[Estimator]:
     """All that run on Langevin dynamics of a mixture whose typical variance is `sigma_squared`."""
     dsm, ndsm = OBJECTIVES["path_dsm"].terms, OBJECTIVES["ndsm_cv"].terms
@@ -157,7 +145,8 @@ def estimators(sigma_squared: float, dim: int) -> list[Estimator]:
     if QUICK.value:
         found = [e for e in found if e.name in QUICK_ESTIMATORS]
     if dim <= 3:
-        found.append(Estimator("implicit", path("path_dsm", "sinh", 0), implicit, 1 + dim))
+        ism = OBJECTIVES["ism"].terms  # its divergence is exact, one derivative a dimension
+        found.append(Estimator("implicit", path("path_dsm", "sinh", 0), ism, 1 + dim))
     return found
 
 
@@ -169,9 +158,9 @@ def merge(tree: Tree, changes: Tree) -> Tree:
 def trained(tree: Tree, dataset: Dataset) -> tuple[Experiment, Any]:
     """The experiment after its short training, and its averaged parameters."""
     with tempfile.TemporaryDirectory() as workdir:
-        train(Config.from_dict(tree), dataset, workdir, progress=False)
-        experiment, state, _ = restore(workdir)
-    return experiment, state.ema
+        launch(Config.from_dict(tree), dataset, workdir, progress=False)
+        run = restore(workdir)
+    return run.experiment, run.state.ema
 
 
 def staircase(grid: np.ndarray, intervals: np.ndarray) -> TimeLaw:
@@ -204,7 +193,7 @@ def at_times(noising: Any, intervals: np.ndarray, *, published: bool) -> Noising
         left = t - np.float32(PUBLISHED_STEP)
         grid = np.union1d(grid, left)
         intervals = np.searchsorted(grid, left)
-        starts, lengths = loss_steps(noising.sde, grid, fixed=PUBLISHED_STEP)
+        starts, lengths = loss_steps(noising.process.clock, grid, fixed=PUBLISHED_STEP)
         changes |= {"starts": starts, "lengths": lengths}
     return dataclasses.replace(noising, times=staircase(grid, intervals), **changes)
 
@@ -293,8 +282,8 @@ def measure(
 
 
 def closed_form(products: Products) -> np.ndarray:
-    """The eps that minimises the variance at each time, by `control_variates.optimal`: [n]."""
-    control = control_variates.optimal(jnp.zeros_like)
+    """The eps that minimises the variance at each time, by `control_variates.Optimal`: [n]."""
+    control = control_variates.Optimal(coordinate=jnp.zeros_like)
     found = []
     for at in map(Products._make, zip(*products, strict=True)):
         t = jnp.zeros(len(at.loss))
@@ -353,6 +342,7 @@ class Process(NamedTuple):
 
     Attributes:
       experiment, params: as trained.
+      shape: of an item.
       data: [N, d].
       intervals: of the grid, at whose right ends: [n].
       times: these right ends [n].
@@ -360,6 +350,7 @@ class Process(NamedTuple):
 
     experiment: Experiment
     params: Any
+    shape: tuple[int, ...]
     data: np.ndarray
     intervals: np.ndarray
     times: np.ndarray
@@ -387,7 +378,7 @@ def row(
         "cost": float(one.cost),
         "z": None if unbiased is None or one is unbiased else disagreement(one, unbiased),
         "t": on.times.tolist(),
-        "relaxations": (on.times / float(on.experiment.sde.saturation)).tolist(),
+        "relaxations": (on.times / float(on.experiment.process.clock.saturation)).tolist(),
         "variance_at": everywhere(one.variance),
         "error_at": everywhere(one.error),
         "eps_at": everywhere(one.eps),
@@ -399,17 +390,18 @@ def process(tree: Tree, dataset: Dataset, num: int) -> Process:
     experiment, params = trained(tree, dataset)
     grid = np.asarray(experiment.noising.times.grid)
     wanted = QUICK_RELAXATIONS if QUICK.value else RELAXATIONS
-    intervals = fixed_times(grid, float(experiment.sde.saturation), wanted)
+    intervals = fixed_times(grid, float(experiment.process.clock.saturation), wanted)
     rows = np.random.default_rng(SEED.value).permutation(len(dataset.train))
     data = dataset.train[np.resize(rows, num)]
-    return Process(experiment, params, data, intervals, grid[intervals + 1])
+    return Process(experiment, params, dataset.shape, data, intervals, grid[intervals + 1])
 
 
 def run(key: Array, on: Process, tree: Tree, estimator: Estimator) -> tuple[list[Estimate], Calls]:
     """The estimates of one estimator, and what is timed for it."""
-    experiment, model, terms = on.experiment, on.experiment.model, estimator.terms
+    model, terms = on.experiment.model, estimator.terms
     config = Config.from_dict(merge(tree, estimator.tree))
-    built = build(config, experiment.shape, experiment.sde.prior)
+    fitted = Parts(frame=on.experiment.frame, reference=on.experiment.process.reference)
+    built = build(config, on.shape, fitted)
     present = on.times > (PUBLISHED_STEP if estimator.published else 0)
     noising = at_times(built.noising, on.intervals[present], published=estimator.published)
     key = jax.random.fold_in(key, zlib.crc32(estimator.name.encode()))
@@ -526,7 +518,7 @@ def compare(prefix: str, tree: Tree, dataset: Dataset, num: int) -> list[dict[st
     """The rows of one problem: mixture Langevin dynamics, then OU, each with its own network."""
     key = jax.random.key(SEED.value)
     mixture = process(tree, dataset, num)
-    sigma_squared = float(mixture.experiment.sde.saturation)
+    sigma_squared = float(mixture.experiment.process.clock.saturation)
     found: dict[str, Estimate] = {}
     calls: dict[str, Calls] = {}
     for estimator in estimators(sigma_squared, dataset.dim):

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from ndsm_jax import app
-from ndsm_jax.study import SCALES, Study
+from ndsm_jax.reports.study import SCALES, Study
 
 STUDIES = sorted(
     path.stem

@@ -5,9 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ndsm_jax import config, training
+from ndsm_jax import config
 from ndsm_jax.config import Config
 from ndsm_jax.datasets import load
+from ndsm_jax.launch import draw_as_configured, launch, restore
 
 TINY: dict[str, dict[str, Any]] = {
     "data": {"name": "gaussians", "num_train": 200, "num_test": 50},
@@ -28,12 +29,13 @@ def test_a_tiny_run_gives_samples(name, tmp_path):
         tree.objective.name = "ism"
     c = Config.from_dict(tree)
     data = load("gaussians", num_train=200, num_test=50)
-    training.train(c, data, tmp_path, progress=False)
-    made, state, _ = training.restore(tmp_path)
-    x = training.draw(made, state, 16, progress=False)
+    launch(c, data, tmp_path, progress=False)
+    made = restore(tmp_path)
+    x = draw_as_configured(made.config, made.experiment, made.state, 16, progress=False)
     assert x.shape == (16, 2)
     assert np.all(np.isfinite(x))
     if name == "ncsn":  # sigma(T) is the largest distance between two items, by NumPy
         distances = np.linalg.norm(data.train[:, None] - data.train[None], axis=-1)
-        variance = made.sde.variance(made.sde.horizon)
+        process = made.experiment.process
+        variance = process.clock.variance(process.horizon)
         np.testing.assert_allclose(variance, distances.max() ** 2, rtol=1e-3)

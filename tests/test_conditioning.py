@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from conftest import assert_mean
 
-from ndsm_jax import conditioning, gmm, sampling, sde
+from ndsm_jax import conditioning, processes, references, sampling
 from ndsm_jax.integrators import time_grid
 
 WEIGHTS = np.array([0.25, 0.75])
 MEANS = np.array([[-4.0, 0.0], [4.0, 1.0]])
 VARIANCE = 0.2
-PRIOR = gmm.mixture(WEIGHTS, MEANS, np.full(2, VARIANCE))
-PROCESS = sde.mixture_langevin(PRIOR)
+PRIOR = references.mixture(WEIGHTS, MEANS, np.full(2, VARIANCE))
+PROCESS = processes.langevin(PRIOR)
 GRID = time_grid(PROCESS, 150, smallest_variance=1e-3)
 
 DATA_MEANS = MEANS + np.array([[0.3, -0.2], [-0.2, 0.4]])
@@ -38,7 +38,9 @@ def data_score(y, t):
     return -(y - mean) / variance
 
 
-@pytest.mark.parametrize("sampler", ["reverse_sde", "heun_flow"])
+@pytest.mark.parametrize(
+    "sampler", [sampling.ReverseSDE(), sampling.HeunFlow()], ids=lambda s: type(s).__name__
+)
 def test_samples_have_the_law_of_the_component_asked_for(sampler):
     """4,000 samples a component against the closed form N(m_k, s_k^2 I).
 
@@ -71,7 +73,11 @@ def test_stationary_samples_stay_in_their_component():
 
 
 def draw(num, **options):
-    options = {"grid": time_grid(PROCESS, 20), "sampler": "heun_flow", "chunk": 64} | options
+    options = {
+        "grid": time_grid(PROCESS, 20),
+        "sampler": sampling.HeunFlow(),
+        "chunk": 64,
+    } | options
     return sampling.sample(jax.random.key(3), data_score, PROCESS, num, **options)
 
 
@@ -99,7 +105,7 @@ def test_a_sample_depends_on_its_index_and_component_alone():
 @pytest.mark.parametrize(
     ("components", "message"),
     [
-        (np.array([0, 2, 1]), "component 2: the prior has 2 components"),
+        (np.array([0, 2, 1]), "component 2: the reference has 2 components"),
         (np.array([0, -1, 1]), "component -1"),
         (np.array([0, 1]), r"shape \(2,\)"),
         (np.array([0.0, 1.0, 1.0]), "float64"),
@@ -133,7 +139,7 @@ def test_class_table_shares_an_item_between_overlapping_components(rng):
     """Against the sum in NumPy, with responsibilities from SciPy's densities."""
     from scipy.stats import multivariate_normal
 
-    prior = gmm.mixture(WEIGHTS, 0.2 * MEANS, np.array([0.3, 0.6]))
+    prior = references.mixture(WEIGHTS, 0.2 * MEANS, np.array([0.3, 0.6]))
     x, labels = rng.normal(size=(30, 2)), rng.integers(0, 3, 30)
     joint = np.stack(
         [

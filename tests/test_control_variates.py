@@ -130,7 +130,7 @@ def test_optimal_eps_minimises_equation_22_in_every_bin(num_bins, scale, exact):
     them below -1.
     """
     exact = exact._replace(cross=scale * exact.cross)
-    control = control_variates.optimal(coordinate, num_bins=num_bins)
+    control = control_variates.Optimal(coordinate=coordinate, num_bins=num_bins)
     state = control.update(control.init(jax.random.key(0)), BATCH.t, exact)
     eps = np.asarray(control.eps(state, BATCH.t))
     bins = np.minimum((np.asarray(BATCH.t) * num_bins).astype(int), num_bins - 1)
@@ -145,7 +145,7 @@ def test_optimal_eps_minimises_equation_22_in_every_bin(num_bins, scale, exact):
 
 
 def test_optimal_starts_at_zero_and_averages_with_decay():
-    control = control_variates.optimal(coordinate, decay=0.5)
+    control = control_variates.Optimal(coordinate=coordinate, decay=0.5)
     state = control.init(jax.random.key(0))
     np.testing.assert_array_equal(control.eps(state, BATCH.t), 0)
     ones = jnp.ones_like(BATCH.t)
@@ -157,13 +157,15 @@ def test_optimal_starts_at_zero_and_averages_with_decay():
 
 
 def test_constant():
-    control = control_variates.constant(0.25)
+    control = control_variates.Constant(value=0.25)
     np.testing.assert_array_equal(control.eps(control.init(jax.random.key(0)), BATCH.t), 0.25)
 
 
 def test_learned_eps_starts_at_zero_and_finds_the_optimum():
     """A target eps*(t) = 0.5 t: products with cross = -eps* and |B|^2 = 1 are minimised by it."""
-    control = control_variates.learned(EpsNet(), coordinate, optax.adam(1e-2))
+    control = control_variates.Learned(
+        network=EpsNet(), coordinate=coordinate, optimizer=optax.adam(1e-2)
+    )
     state = control.init(jax.random.key(0))
     t = jnp.linspace(0, 1, 64)[:, None]
     np.testing.assert_array_equal(control.eps(state, t), 0)

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ndsm_jax import gmm, integrators, sde
+from ndsm_jax import integrators, processes, references
 
 
 def langevin():
-    return sde.mixture_langevin(gmm.mixture([0.4, 0.6], [[-1.0], [1.0]], [0.3, 0.4]))
+    return processes.langevin(references.mixture([0.4, 0.6], [[-1.0], [1.0]], [0.3, 0.4]))
 
 
 def test_clock_grid_is_geometric_early_and_uniform_late():
@@ -18,14 +18,14 @@ def test_clock_grid_is_geometric_early_and_uniform_late():
     assert grid[0] == 0
     assert grid[-1] == np.float32(process.horizon)
     assert (np.diff(grid) > 0).all()
-    v = np.asarray(process.variance(jnp.asarray(grid)))
+    v = np.asarray(process.clock.variance(jnp.asarray(grid)))
     assert v[1] / v[-1] == pytest.approx(1e-3, rel=1e-3)
     ratio = grid[2:10] / grid[1:9]
     np.testing.assert_allclose(ratio, ratio[0], rtol=2e-2)
     late = np.diff(grid)[-10:]
     np.testing.assert_allclose(late, late[0], rtol=2e-2)
     # Exact for this clock: t = sigma^2 / 2 log(1 + exp(clock)), clocks equally spaced.
-    s = float(process.saturation)
+    s = float(process.clock.saturation)
     clock = np.linspace(*np.log(np.expm1(2 * grid[[1, -1]] / s)), 100)
     np.testing.assert_allclose(grid[1:], s / 2 * np.log1p(np.exp(clock)), rtol=2e-3)
 
@@ -41,7 +41,7 @@ def test_uniform_grid_and_errors():
 
 def test_edm_grid_of_vp_is_that_of_edm():
     """2206.00364, Eq. 5 with rho = 7, in its sigma = s / a and the kernel written out again."""
-    process = sde.variance_preserving(2)
+    process = processes.variance_preserving(2)
     grid = integrators.time_grid(process, 40, kind="edm", smallest_variance=1e-3)
     t = grid[1:].astype(np.float64)
     sigma = np.sqrt(np.expm1(0.1 * t + 0.5 * 19.9 * t**2))
@@ -53,7 +53,7 @@ def test_edm_grid_of_vp_is_that_of_edm():
 
 def test_clock_grid_of_a_long_horizon():
     """T of 57 relaxation times, where v has long saturated: still increasing, late steps equal."""
-    process = sde.mixture_langevin(langevin().prior, horizon=20.0)
+    process = processes.langevin(langevin().reference, horizon=20.0)
     grid = integrators.clock_grid(process, 200, smallest_variance=1e-3)
     assert (np.diff(grid) > 0).all()
     np.testing.assert_allclose(np.diff(grid)[-50:], np.diff(grid)[-1], rtol=1e-2)
@@ -68,7 +68,7 @@ def test_euler_maruyama_has_strong_order_one_for_additive_noise():
     fine = 1024
     h = 1.0 / fine
     z = jax.random.normal(jax.random.key(0), (fine, 2000, 1))
-    y0 = process.prior.sample(jax.random.key(1), (2000,))
+    y0 = process.reference.sample(jax.random.key(1), (2000,))
 
     def run(stride: int) -> jax.Array:
         increments = z.reshape(fine // stride, stride, 2000, 1).sum(1) / stride**0.5
@@ -107,7 +107,7 @@ def test_heun_has_order_two():
 
 def test_simulate_is_the_recursion_with_its_keys():
     """The path rebuilt in NumPy from the same keys."""
-    process = sde.ornstein_uhlenbeck(2, variance=0.5, horizon=1.0)
+    process = processes.ornstein_uhlenbeck(2, variance=0.5, horizon=1.0)
     grid = np.array([0, 0.1, 0.3, 0.35], np.float32)
     key, y0 = jax.random.key(3), np.ones((4, 2), np.float32)
     path = integrators.simulate(key, process, jnp.asarray(y0), grid)

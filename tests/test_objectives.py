@@ -10,8 +10,10 @@ import pytest
 from conftest import assert_mean
 from jax.flatten_util import ravel_pytree
 
-from ndsm_jax import control_variates, experiment, gmm, noising, objectives, sde
+from ndsm_jax import control_variates, noising, objectives, processes, references
+from ndsm_jax.clock import loss_weight, time_coordinate
 from ndsm_jax.config import Config
+from ndsm_jax.config.assemble import build, stand_in
 from ndsm_jax.integrators import time_grid
 from ndsm_jax.networks import EpsNet
 
@@ -69,23 +71,17 @@ def test_eps_one_is_dsm_with_the_local_target():
 
 
 def simulate(process, num_steps, x0, *, weight="variance", **loss_step) -> noising.NoisedBatch:
-    """Paths from x0 [B, d], one state each; loss_step as in `noising.loss_steps`."""
-    grid = time_grid(process, num_steps)
-    starts, lengths = noising.loss_steps(process, grid, **loss_step)
-    noise = noising.LocalSteps(
-        chain=noising.FullSpace(sde=process),
-        sde=process,
-        times=noising.time_law(process, grid),
-        starts=starts,
-        lengths=lengths,
-        weight=weight,
+    """Paths from x0 [B, d], one state each; loss_step as in `noising.local_steps`."""
+    weight = loss_weight(process.clock, weight)
+    noise = noising.local_steps(
+        process, num_steps, k=1, simulation="full", weight=weight, **loss_step
     )
     return jax.jit(lambda n, key, x: n(key, x))(noise, jax.random.key(0), x0)
 
 
-LANGEVIN = sde.mixture_langevin(gmm.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4]))
+LANGEVIN = processes.langevin(references.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4]))
 LOSS_STEP = 0.05
-COORDINATE = sde.time_coordinate(LANGEVIN, "clock", first=LOSS_STEP)
+COORDINATE = time_coordinate(LANGEVIN.clock, LANGEVIN.horizon, "clock", first=LOSS_STEP)
 
 
 def constant_eps(t):
@@ -99,13 +95,15 @@ def sign_changing_eps(t):
 def binned_eps(t):
     """A closed-form optimum in four bins, of these values."""
     values = jnp.array([0.9, -0.4, 0.1, -0.8])
-    control = control_variates.optimal(COORDINATE, num_bins=4)
+    control = control_variates.Optimal(coordinate=COORDINATE, num_bins=4)
     return control.eps((-values, jnp.ones(4)), t)
 
 
 def learned_eps(t):
     """A network whose last layer, which starts at zero, has moved; so have the others."""
-    control = control_variates.learned(EpsNet(), COORDINATE, optax.adam(1e-3))
+    control = control_variates.Learned(
+        network=EpsNet(), coordinate=COORDINATE, optimizer=optax.adam(1e-3)
+    )
     phi, opt_state = control.init(jax.random.key(2))
     flat, unravel = ravel_pytree(phi)
     moved = flat + 0.5 * jax.random.normal(jax.random.key(3), flat.shape)
@@ -118,8 +116,8 @@ def langevin_control():
 
     The loss step is long: W has mean zero for any length, and its standard deviation is 1 / sigma.
     """
-    x0 = LANGEVIN.prior.sample(jax.random.key(1), (4000,))
-    batch = simulate(LANGEVIN, 40, x0, fixed=LOSS_STEP)
+    x0 = LANGEVIN.reference.sample(jax.random.key(1), (4000,))
+    batch = simulate(LANGEVIN, 40, x0, loss_step=LOSS_STEP)
 
     def control(theta):
         return objectives.ndsm_terms(lambda y, t: toy_score(theta, y, t), batch)[1][:, 0]
@@ -148,11 +146,12 @@ def test_ndsm_has_the_gradient_of_dsm_for_a_linear_drift(eps):
     relaxation time: below 1 % of a gradient of order 1); means over 20,000 paths, difference within
     4.5 standard errors plus 0.02.
     """
-    process = sde.ornstein_uhlenbeck(2, variance=0.5)
+    process = processes.ornstein_uhlenbeck(2, variance=0.5)
     x0 = jnp.where(jax.random.bernoulli(jax.random.key(9), 0.3, (20_000, 2)), 1.0, -0.5)
-    batch = simulate(process, 200, x0, fraction=0.1)
+    batch = simulate(process, 200, x0, loss_fraction=0.1)
     # The exact kernel at the very times of the paths, so that only the noise differs.
-    scale, std = process.kernel(batch.t)
+    kernel = process.kernel(batch.t)
+    scale, std = kernel.scale.value, kernel.root.value
     z = jax.random.normal(jax.random.key(1), batch.y.shape)
     mu = scale[..., None] * x0[:, None]
     exact = noising.NoisedBatch(
@@ -174,9 +173,9 @@ def test_ndsm_is_minimised_by_the_true_score():
     The loss is quadratic in c, so its minimiser is a ratio of two means; its standard error by
     the delta method over 20,000 paths is about 0.01.
     """
-    prior = LANGEVIN.prior
+    prior = LANGEVIN.reference
     x0 = prior.sample(jax.random.key(1), (20_000,))
-    batch = simulate(LANGEVIN, 100, x0, fixed=1e-3, weight="unit")
+    batch = simulate(LANGEVIN, 100, x0, loss_step=1e-3, weight="unit")
     loss = lambda c: objectives.ndsm(lambda y, t: c * prior.score(y), batch)[:, 0]  # noqa: E731
     slope = jax.jit(jax.jacfwd(loss))(0.0)
     curvature = jax.jit(jax.jacfwd(jax.jacfwd(loss)))(0.0)
@@ -207,9 +206,9 @@ def test_states_that_share_one_mu_share_its_evaluation():
 
 
 def test_dsm_needs_a_process_with_a_kernel():
-    objectives.check_process("dsm", sde.ornstein_uhlenbeck(2))
+    objectives.check_process("dsm", processes.ornstein_uhlenbeck(2))
     objectives.check_process("path_dsm", LANGEVIN)
-    with pytest.raises(ValueError, match=r"name='dsm' needs .*'mixture_langevin'.*path_dsm"):
+    with pytest.raises(ValueError, match=r"name='dsm' needs .*'langevin'.*path_dsm"):
         objectives.check_process("dsm", LANGEVIN)
 
 
@@ -238,11 +237,9 @@ def test_a_probe_estimates_the_divergence():
 
 def test_ism_and_dsm_have_the_same_gradient_in_expectation():
     """Linear score of noised Gaussian data: paired differences of 20,000 gradients have mean 0."""
-    process = sde.ornstein_uhlenbeck(2)
+    process = processes.ornstein_uhlenbeck(2)
     grid = time_grid(process, 50, smallest_variance=0.02)
-    noise = noising.ExactKernel(
-        sde=process, times=noising.time_law(process, grid), first=jnp.float32(grid[1])
-    )
+    noise = noising.exact_kernel(process, grid, k=1)
     x0 = 0.5 * jax.random.normal(jax.random.key(0), (20_000, 2)) + 0.3
     batch = noise(jax.random.key(1), x0)
 
@@ -256,6 +253,6 @@ def test_ism_and_dsm_have_the_same_gradient_in_expectation():
 def test_ism_takes_probes_in_many_dimensions_only():
     for dim, probed in ((16, False), (17, True)):
         config = Config.from_dict({"objective": {"name": "ism"}})
-        built = experiment.build(config, (dim,), experiment.abstract_prior(config, dim))
+        built = build(config, (dim,), stand_in(config, dim))
         batch = jax.eval_shape(built.noising, jax.random.key(0), jnp.zeros((4, dim)))
         assert (batch.probe is not None) == probed

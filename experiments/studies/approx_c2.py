@@ -20,12 +20,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from ndsm_jax import config, datasets, evaluation, plots
-from ndsm_jax.checkpointing import Checkpoints
 from ndsm_jax.datasets import MIN_SAMPLES, NUM_DIGITS
 from ndsm_jax.evaluation import ImageClassifier
 from ndsm_jax.evaluation.suite import expected_total_variation
-from ndsm_jax.experiment import load_data
-from ndsm_jax.study import Changes, Run, Study, load_config
+from ndsm_jax.launch import load_data
+from ndsm_jax.reports.study import Changes, Run, Study, load_config
 from studies import CONFIGS
 
 EDM_C2: Changes = config.EDM | {"network": config.EDM["network"] | {"symmetry": "c2"}}
@@ -236,10 +235,12 @@ def train_orientation_classifier(study: Study, scale: Scale) -> ImageClassifier:
         num_train=scale.classifier_train,
         num_test=scale.classifier_test,
     )
-    with Checkpoints(study.root / "classifier", keep=2) as checkpoints:
-        return evaluation.train_classifier(
-            data, epochs=scale.classifier_epochs, checkpoints=checkpoints, progress=study.progress
-        )
+    return evaluation.train_classifier(
+        data,
+        epochs=scale.classifier_epochs,
+        folder=study.root / "classifier",
+        progress=study.progress,
+    )
 
 
 def not_diverged(run: Run) -> np.ndarray:

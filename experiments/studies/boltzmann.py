@@ -19,10 +19,18 @@ import numpy as np
 
 from ndsm_jax import config as config_module
 from ndsm_jax import plots
-from ndsm_jax.boltzmann import TorsionModel, angle_counts
+from ndsm_jax.datasets.boltzmann import TorsionModel, angle_counts
 from ndsm_jax.evaluation.boltzmann import BOLTZMANN_METRICS, torsion_scores
-from ndsm_jax.experiment import load_data
-from ndsm_jax.study import Changes, Study, load_config, mean_and_error, over_seeds, seeded, slug
+from ndsm_jax.launch import load_data
+from ndsm_jax.reports.study import (
+    Changes,
+    Study,
+    load_config,
+    mean_and_error,
+    over_seeds,
+    seeded,
+    slug,
+)
 from studies import CONFIGS
 
 METHODS: dict[str, tuple[str, Changes]] = {

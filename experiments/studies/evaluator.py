@@ -16,7 +16,7 @@ from scipy import ndimage
 
 from ndsm_jax import datasets, evaluation, plots
 from ndsm_jax.evaluation.reference import subset
-from ndsm_jax.study import Study
+from ndsm_jax.reports.study import Study
 
 Array = np.ndarray
 Spoil = Callable[["Images", float], Array]

@@ -22,10 +22,18 @@ from ndsm_jax import evaluation, latent, plots
 from ndsm_jax.config import Config
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.evaluation import ImageClassifier
-from ndsm_jax.experiment import load_data
-from ndsm_jax.sampling import evaluations
-from ndsm_jax.study import Changes, Run, Study, load_config, over_seeds, seeded, slug, train_seconds
-from ndsm_jax.training import draw, restore
+from ndsm_jax.launch import draw_as_configured, load_data, restore
+from ndsm_jax.reports.study import (
+    Changes,
+    Run,
+    Study,
+    load_config,
+    over_seeds,
+    seeded,
+    slug,
+    train_seconds,
+)
+from ndsm_jax.runs import fingerprint
 from studies import CONFIGS
 
 METHODS: Mapping[str, tuple[str, Changes]] = {
@@ -89,7 +97,6 @@ def reproduce(study: Study) -> None:
     images = load_data(config)
     methods = {"vae": scale["methods"]} | ({"ae": scale["plain"]} if scale["plain"] else {})
     codecs = {kind: _codec(study, config, images, kind) for kind in methods}
-    spaces = {kind: latent.encode_dataset(c, images, seed=0) for kind, c in codecs.items()}
     samples: dict[str, list[np.ndarray]] = {}
     facts: dict[str, list[dict[str, float]]] = {}
 
@@ -100,13 +107,13 @@ def reproduce(study: Study) -> None:
     for seed in range(scale["seeds"]):  # seed by seed, so that a cut study has some of all
         for kind in methods if seed == 0 else ("vae",):
             for method in methods[kind]:
-                run = _run(study, spaces[kind], kind, method, seed)
+                run = _run(study, images, codecs[kind], kind, method, seed)
                 title = method if kind == "vae" else f"{method}, plain autoencoder"
-                keep(title, latent.decode(codecs[kind], run.samples), _cost(study, method, run))
+                keep(title, run.samples, _cost(study, method, run))
         if seed == 0:
-            keep(JOINT, *_joint(study, config, images, spaces["vae"], codecs["vae"]))
-            run = _run(study, spaces["vae"], "vae", START, 0)
-            prior = latent.decode(codecs["vae"], np.load(run.folder / "prior.npy"))
+            start = _run(study, images, codecs["vae"], "vae", START, 0)
+            keep(JOINT, *_joint(study, config, images, start))
+            prior = np.load(start.folder / "prior.npy")
     floors = {
         "held-out images": images.test,
         "mixture prior, decoded": prior,
@@ -127,49 +134,58 @@ def _config(study: Study, method: str, *changes: Changes) -> Config:
     return load_config(CONFIGS / "latent.py", variant, own, place, common, *changes, published)
 
 
-def _codec(study: Study, config: Config, images: Dataset, kind: str) -> latent.Codec:
-    section = dataclasses.replace(config.autoencoder, kind=kind)
-    config = dataclasses.replace(
+def _with_kind(config: Config, kind: str) -> Config:
+    """With that kind of autoencoder, which is not trained further."""
+    return dataclasses.replace(
         config,
-        autoencoder=section,
+        autoencoder=dataclasses.replace(config.autoencoder, kind=kind),
         joint=dataclasses.replace(config.joint, steps=0),
     )
+
+
+def _codec(study: Study, config: Config, images: Dataset, kind: str) -> latent.Codec:
     folder = study.root / "autoencoders" / kind
+    config = _with_kind(config, kind)
     return latent.train_autoencoder(config, images, folder, progress=study.progress)
 
 
-def _run(study: Study, latents: Dataset, kind: str, method: str, seed: int) -> Run:
-    config = seeded(_config(study, method, SCALES[study.scale]["changes"]), seed)
-    config = latent.score_config(config, study.root / "autoencoders" / kind)
-    return study.run(f"{kind}_{slug(method)}_{seed}", config, latents)
+def _run(
+    study: Study, images: Dataset, codec: latent.Codec, kind: str, method: str, seed: int
+) -> Run:
+    config = _with_kind(_config(study, method, SCALES[study.scale]["changes"]), kind)
+    config = seeded(latent.score_config(config), seed)
+    frame = latent.frame_of(config, codec)
+    return study.run(f"{kind}_{slug(method)}_{seed}", config, images, frame=frame)
 
 
 def _cost(study: Study, method: str, run: Run) -> dict[str, float]:
     c = _config(study, method, SCALES[study.scale]["changes"]).sample
+    experiment = restore(run.folder, sample=dataclasses.asdict(c)).experiment
+    evaluations = experiment.sampler.evaluations(len(experiment.sample_grid) - 1)
     return {
         "train s": run.facts["train_seconds"],
         "sample s": run.facts["sample_seconds"],
-        "evaluations": float(evaluations(c.sampler, c.steps) or 0),
+        "evaluations": float(evaluations or 0),
     }
 
 
 def _joint(
-    study: Study, config: Config, images: Dataset, latents: Dataset, codec: latent.Codec
+    study: Study, config: Config, images: Dataset, start: Run
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Decoded samples of the jointly trained model, and what it cost."""
-    run = _run(study, latents, "vae", START, 0)
-    experiment, state, _ = restore(run.folder)
-    start = latent.LatentModel(codec=codec, experiment=experiment, state=state)
+    """Samples of the jointly trained model, and what it cost."""
     folder = study.root / "joint"
-    model = latent.train_joint(config, images, start, folder, progress=study.progress)
+    model = latent.train_joint(
+        config, images, restore(start.folder), folder, progress=study.progress
+    )
     path = folder / "samples.npz"
     if not path.exists():
         begin = time.perf_counter()
-        z = draw(model.experiment, model.state, config.sample.num, progress=study.progress)
-        x = latent.decode(model.codec, z)
+        x = draw_as_configured(
+            model.config, model.experiment, model.state, config.sample.num, progress=study.progress
+        )
         np.savez(path, x=x, seconds=time.perf_counter() - begin)
     kept = np.load(path)
-    cost = _cost(study, START, run)
+    cost = _cost(study, START, start)
     cost["train s"] += train_seconds(folder)
     return kept["x"], cost | {"sample s": float(kept["seconds"])}
 
@@ -202,7 +218,7 @@ def _measure(
             "nearest training image": float(nearest.mean()),
         }
 
-    of = {"images": latent.fingerprint(x), "evaluator": classifier.digest, "pairs": pairs}
+    of = {"images": fingerprint(x), "evaluator": classifier.digest, "pairs": pairs}
     return study.part(f"{slug(name)}_{seed}", of, measured)
 
 

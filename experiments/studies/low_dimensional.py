@@ -16,10 +16,9 @@ import numpy as np
 from ndsm_jax import plots
 from ndsm_jax.config import Config
 from ndsm_jax.datasets import Dataset
-from ndsm_jax.experiment import load_data
-from ndsm_jax.report import eps_curve
-from ndsm_jax.study import Changes, Run, Study, load_config, over_seeds, seeded, slug
-from ndsm_jax.training import restore
+from ndsm_jax.launch import load_data, restore
+from ndsm_jax.reports.report import eps_curve
+from ndsm_jax.reports.study import Changes, Run, Study, load_config, over_seeds, seeded, slug
 from studies import CONFIGS
 
 METHODS: Mapping[str, tuple[str, Changes]] = {
@@ -170,5 +169,5 @@ def _sweep(study: Study, scale: Mapping[str, Any]) -> dict[str, list[dict[str, f
 
 def _eps(run: Run) -> tuple[np.ndarray, np.ndarray]:
     """eps(t) after training."""
-    experiment, state, _ = restore(run.folder)
-    return eps_curve(experiment, state)
+    restored = restore(run.folder)
+    return eps_curve(restored.experiment, restored.state)

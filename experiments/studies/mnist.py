@@ -24,7 +24,7 @@ from ndsm_jax import plots
 from ndsm_jax.config import EDM, SMOKE, Config, DataConfig
 from ndsm_jax.datasets import Dataset, load
 from ndsm_jax.evaluation import ImageClassifier, evaluator, fid_report
-from ndsm_jax.study import Changes, Run, Study, load_config, over_seeds, seeded
+from ndsm_jax.reports.study import Changes, Run, Study, load_config, over_seeds, seeded
 from studies import CONFIGS
 
 TWICE: Changes = {"train": {"steps": 3000}, "sample": {"num": 10_000}}

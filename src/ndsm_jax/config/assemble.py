@@ -16,7 +16,7 @@ import optax
 from ndsm_jax import frames, noising, plugins, references
 from ndsm_jax.clock import loss_weight, time_coordinate
 from ndsm_jax.codec import Latent, standard_codec
-from ndsm_jax.config.names import PROCESSES
+from ndsm_jax.config.names import FITS, PROCESSES
 from ndsm_jax.config.sections import Config
 from ndsm_jax.control_variates import Constant, ControlVariate, Estimator, Learned, Optimal
 from ndsm_jax.datasets import Dataset
@@ -45,8 +45,11 @@ from ndsm_jax.sampling.noise_levels import largest_distance
 
 logger = logging.getLogger(__name__)
 
-MIN_NOISING_STEPS, MIN_SAMPLE_STEPS, MAX_STEPS = 150, 40, 1000
+MIN_NOISING_STEPS, MIN_SAMPLE_STEPS, MAX_STEPS = 150, 40, 500
 """Grid steps where a config leaves their number open, and how many of them it may become."""
+
+TILT_ITEMS = 4096
+"""Draws of a reference among which its metastable states are looked for."""
 
 PLUGIN_KEYS = ("data.name", "reference.name", "process.name", "network.name")
 """Keys that take `path/to/file.py:function`."""
@@ -121,7 +124,7 @@ def fit_reference(
     if takes_mixture(config):
         return _fit_mixture(config, states, start)
     if open_to_any(config):
-        return _fit_other(config, config.reference.name, states), None
+        return _fit_other(config, states)
     if config.process.name == "variance_exploding":
         sigma_max = config.process.sigma_max or largest_distance(states)
         return references.standard_normal(states.shape[1], sigma_max**2), None
@@ -146,8 +149,7 @@ def stand_in(config: Config, dim: int) -> Parts:
     if takes_mixture(config):
         return Parts(frame=frame, reference=_mixture_stand_in(config, dim))
     if open_to_any(config):
-        items = np.random.default_rng(0).standard_normal((max(64, 2 * dim), dim), np.float32)
-        return Parts(frame=frame, reference=_fit_other(config, config.reference.name, items))
+        return Parts(frame=frame, reference=_other_stand_in(config, dim))
     variance = (config.process.sigma_max or 1e3 * config.process.sigma_min) ** 2
     exploding = config.process.name == "variance_exploding"
     reference = references.standard_normal(dim, variance if exploding else 1.0)
@@ -224,7 +226,7 @@ def _resolvable(config: Config, fitted: GaussianMixture) -> GaussianMixture:
         for section in (config.noising, config.sample):
             if not section.steps:
                 longest = max(longest, float(np.diff(_grid(process, section, MAX_STEPS)).max()))
-        if longest * float(process.known.stiffness or 0.0) < 1:
+        if longest * _stiffness(process) < 1:
             break
         fitted = references.floored(fitted, 1.1 * longest)
     if fitted.smallest_variance() > smallest:
@@ -240,17 +242,36 @@ def _resolvable(config: Config, fitted: GaussianMixture) -> GaussianMixture:
     return fitted
 
 
-def _fit_other(config: Config, name: str, states: np.ndarray) -> Reference:
-    c, dim = config.reference, states.shape[1]
-    if plugins.is_plugin(name):
-        return _own(
-            "reference", name, c.options, (states,), Reference, "a references.Reference", dim
-        )
-    if name == "student_t":
-        return references.fit_student_t(states, degrees=c.degrees)
-    if name == "logistic":
-        return references.fit_logistic(states)
-    return references.uniform_torus(dim, period=c.period)
+def _fit_other(config: Config, states: np.ndarray) -> tuple[Reference, Any]:
+    """A reference that is no mixture, fitted to states, reweighted by them if that is asked for."""
+    c = config.reference
+    if plugins.is_plugin(c.name):
+        wanted = "a references.Reference"
+        fitted = _own("reference", c.name, c.options, (states,), Reference, wanted, states.shape[1])
+    else:
+        fitted = FITS[c.name](states, **_options(FITS[c.name], c))
+    if not c.reweight:
+        return fitted, None
+    key_states, key_fit = jax.random.split(jax.random.key(config.data.seed))
+    items = np.asarray(fitted.sample(key_states, (TILT_ITEMS,)))
+    partition = references.metastable_states(items, c.reweight, period=_period(config))
+    return references.fit_tilt(fitted, states, partition, key=key_fit)
+
+
+def _other_stand_in(config: Config, dim: int) -> Reference:
+    items = np.random.default_rng(0).standard_normal((max(64, 2 * dim), dim), np.float32)
+    c = config.reference
+    alone = dataclasses.replace(config, reference=dataclasses.replace(c, reweight=0))
+    reference, _ = _fit_other(alone, items)
+    if not c.reweight:
+        return reference
+    positions = np.arange(c.reweight * dim, dtype=float).reshape(-1, dim)
+    partition = references.centres(positions, 1.0, period=_period(config))
+    return references.tilted(reference, partition, np.ones(c.reweight))
+
+
+def _period(config: Config) -> float | None:
+    return 2 * np.pi if config.data.frame == "angles" else None
 
 
 def _own(
@@ -369,7 +390,13 @@ def _ratio(process: Process, grid: np.ndarray, sampler: Sampler | None) -> float
     longest = float(np.diff(grid).max())
     if sampler is not None:
         longest = sampler.explicit_step(longest, process.clock)
-    return longest * float(process.known.stiffness or 0.0)
+    return longest * _stiffness(process)
+
+
+def _stiffness(process: Process) -> float:
+    """That of the drift where it is known, otherwise that of the reference it noises to."""
+    known = process.known.stiffness
+    return process.reference.stiffness() if known is None else float(known)
 
 
 def _explicit(process: Process, sampler: Sampler | None) -> bool:
@@ -394,7 +421,7 @@ def _steps(process: Process, section: Any, fewest: int, sampler: Sampler | None 
             "noising" if sampler is None else "sample",
             steps,
             process.name,
-            float(process.known.stiffness or 0.0),
+            _stiffness(process),
             fewest,
         )
     return steps

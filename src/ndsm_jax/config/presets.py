@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 
 SMOKE: dict[str, dict[str, Any]] = {
     "mixture": {"subset": 400, "num_inits": 1},
-    "noising": {"steps": 100},
     "network": {"width": 16, "depth": 2, "widths": (8, 16), "time_features": 16},
     "optimizer": {"warmup_steps": 0},
     "train": {

@@ -232,6 +232,13 @@ class ReferenceConfig(Section):
     degrees: float = option(
         0.0, "of freedom of student_t; 0: fitted", low=0, when={"reference.name": ("student_t",)}
     )
+    reweight: int = option(
+        0,
+        "metastable states of the reference whose weights are fitted to the data's shares; 0: its"
+        " own weights",
+        low=0,
+        when={"reference.name": ("student_t", "logistic", "uniform_torus", PLUGIN)},
+    )
     period: float = option(
         6.283185307179586,
         "of uniform_torus, units of the frame",
@@ -326,7 +333,7 @@ class NoisingConfig(Section):
     steps: int = option(
         0,
         "grid steps from 0 to T; 0: 150, or as many more as the stiffness of the drift needs, up to"
-        " 1000 (a fitted mixture's smallest variances are raised where that is not enough)",
+        " 500 (a fitted mixture's smallest variances are raised where that is not enough)",
         low=0,
     )
     grid: str = option(
@@ -539,7 +546,7 @@ class SampleConfig(Section):
     num: int = option(5000, "samples drawn for evaluation", low=1)
     sampler: str = option("multistep_sde", "sampler, see docs/samplers.md", choices=SAMPLERS)
     steps: int = option(
-        0, "grid steps; 0: 40, or as many more as the drift's stiffness needs, up to 1000", low=0
+        0, "grid steps; 0: 40, or as many more as the drift's stiffness needs, up to 500", low=0
     )
     grid: str = option("clock", "time grid, as noising.grid", choices=GRIDS)
     smallest_variance: float = option(

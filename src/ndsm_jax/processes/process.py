@@ -173,9 +173,13 @@ def _backwards(process: Process, score: ScoreFn, share: float, x: Array, t: Arra
     return -process.drift(x, t) + push
 
 
+def _constant(g: Array, t: Array) -> Array:
+    return jnp.broadcast_to(g, t.shape)
+
+
 def process(
     drift: DriftFn,
-    diffusion: Callable[[Array], Array],
+    diffusion: Callable[[Array], Array] | float,
     reference: Reference,
     *,
     horizon: float,
@@ -191,7 +195,7 @@ def process(
 
     Args:
       drift: b.
-      diffusion: g.
+      diffusion: g, a function of t or a number.
       reference: the law at the horizon.
       horizon: T, time units.
       clock: the process's own; by default that of the reference's typical mode,
@@ -205,20 +209,25 @@ def process(
         shape, or noisy coordinates that do not exist.
     """
     dim = reference.dim
+    if isinstance(diffusion, int | float):
+        if not 0 < diffusion < math.inf:
+            raise ValueError(f"process: diffusion={diffusion} must be positive and finite")
+        g: Callable[[Array], Array] = Partial(_constant, jnp.float32(diffusion))
+    else:
+        g = _pytree(diffusion)
     if noisy is not None:
         noisy = tuple(int(i) for i in noisy)
         if not noisy or len(set(noisy)) < len(noisy) or not 0 <= min(noisy) <= max(noisy) < dim:
             raise ValueError(f"process: noisy={noisy} must be different coordinates below {dim}")
     y, t = jax.ShapeDtypeStruct((2, 3, dim), jnp.float32), jax.ShapeDtypeStruct((2, 3), jnp.float32)
     _check_shape("drift", drift, (y, t), y)
-    _check_shape("diffusion", diffusion, (t,), t)
-    diffusion = _pytree(diffusion)
+    _check_shape("diffusion", g, (t,), t)
     return Process(
         name=name,
         drift=drift,
-        diffusion=diffusion,
+        diffusion=g,
         reference=reference,
-        clock=clock or driven(diffusion, reference.typical_variance()),
+        clock=clock or driven(g, reference.typical_variance()),
         horizon=checked_horizon(horizon, horizon),
         noisy=noisy,
         known=known or Known(),

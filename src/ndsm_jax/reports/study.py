@@ -22,6 +22,7 @@ import numpy as np
 from ndsm_jax import plots
 from ndsm_jax.config import Config
 from ndsm_jax.datasets import Dataset
+from ndsm_jax.frames import Frame
 from ndsm_jax.launch import launch, restore
 from ndsm_jax.reports.measure import drawn, measure
 from ndsm_jax.runs import json_text, read_metrics, replace_file
@@ -98,8 +99,16 @@ class Study:
     data_dir: str = ""
     progress: bool = True
 
-    def run(self, name: str, config: Config, dataset: Dataset) -> Run:
+    def run(
+        self, name: str, config: Config, dataset: Dataset, *, frame: Frame | None = None
+    ) -> Run:
         """Trains and draws `sample.num` samples, or goes on where an earlier call stopped.
+
+        Args:
+          name: of its folder.
+          config: the experiment.
+          dataset: its data.
+          frame: see `config.assemble.fit`.
 
         Raises:
           ValueError: the folder of that name holds a run of other settings or other data.
@@ -116,7 +125,7 @@ class Study:
                 )
             return Run(folder=folder, samples=np.load(samples), facts=read["facts"])
         logger.info("run %s", name)
-        launch(config, dataset, folder, progress=self.progress)
+        launch(config, dataset, folder, frame=frame, progress=self.progress)
         # A finished training is resumed whatever its sample section was.
         made = drawn(
             restore(folder, sample=dataclasses.asdict(config.sample)), progress=self.progress

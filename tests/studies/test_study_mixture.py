@@ -8,8 +8,8 @@ import pytest
 from sklearn.mixture import GaussianMixture as ScikitMixture
 
 from ndsm_jax.config import Config
-from ndsm_jax.experiment import load_data
-from ndsm_jax.study import Study
+from ndsm_jax.launch import load_data
+from ndsm_jax.reports.study import Study
 
 mixture = importlib.import_module("studies.mixture")
 
@@ -42,6 +42,8 @@ def test_steps_are_doubled_until_they_are_stable(min_covariance, steps):
                 "min_covariance": min_covariance,
                 "num_inits": 1,
             },
+            "noising": {"steps": mixture.NOISING_STEPS},
+            "sample": {"steps": mixture.SAMPLE_STEPS},
         }
     )
     dataset = load_data(config)

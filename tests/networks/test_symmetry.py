@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ndsm_jax import experiment, gmm
+from ndsm_jax import references
 from ndsm_jax.config import Config
+from ndsm_jax.config.assemble import Parts, build, stand_in
+from ndsm_jax.experiment import Experiment
+from ndsm_jax.frames import Identity
 from ndsm_jax.networks.symmetry import image_group, matrices, permutations, symmetrise
 
 SQUARE = (6, 6, 2)
@@ -101,7 +104,7 @@ def test_signed_permutations_are_the_matrices_they_stand_for(rng):
 def test_the_score_of_an_invariant_law_is_left_as_it_is(rng):
     """Three equal Gaussians at the corners of a triangle are invariant under D_3."""
     corners = dihedral(3)[:3] @ np.array([1.0, 0.0])
-    law = gmm.mixture(np.ones(3), corners, [0.2] * 3)
+    law = references.mixture(np.ones(3), corners, [0.2] * 3)
     y = jnp.asarray(rng.normal(size=(6, 2)), jnp.float32)
     t = jnp.zeros(6)
     equivariant = symmetrise(lambda y, t: law.score(y), matrices(dihedral(3)))
@@ -164,7 +167,7 @@ def test_groups_that_do_not_fit_are_refused(name, shape, message):
         image_group(name, shape)
 
 
-def build(parameterisation: str, process: str) -> experiment.Experiment:
+def built(parameterisation: str, process: str) -> Experiment:
     config = Config.from_dict(
         {
             "process": {"name": process},
@@ -178,20 +181,21 @@ def build(parameterisation: str, process: str) -> experiment.Experiment:
             },
         }
     )
-    prior = experiment.abstract_prior(config, 16)
-    if process == "mixture_langevin":
+    parts = stand_in(config, 16)
+    if process == "langevin":
         means = np.random.default_rng(0).normal(size=(2, 16))
-        prior = gmm.mixture([0.4, 0.6], means, [0.3, 0.4])
-    return experiment.build(config, (4, 4, 1), prior)
+        reference = references.mixture([0.4, 0.6], means, [0.3, 0.4])
+        parts = Parts(frame=Identity(), reference=reference)
+    return build(config, (4, 4, 1), parts)
 
 
 @pytest.mark.parametrize(
     ("parameterisation", "process"),
-    [("raw", "variance_preserving"), ("residual", "mixture_langevin")],
+    [("raw", "variance_preserving"), ("residual", "langevin")],
 )
 def test_network_symmetry_makes_the_whole_score_equivariant(parameterisation, process, rng):
     """Also where the prior, two Gaussians at random means, is not invariant."""
-    model = build(parameterisation, process).model
+    model = built(parameterisation, process).model
     leaves, tree = jax.tree.flatten(model.init(jax.random.key(0)))
     params = jax.tree.unflatten(tree, [0.3 * rng.normal(size=x.shape) for x in leaves])
     y = rng.normal(size=(3, 2, 16)).astype(np.float32)
@@ -211,8 +215,10 @@ def test_symmetry_of_a_network_of_one_component_is_refused():
             "network": {"symmetry": "c2"},
         }
     )
-    with pytest.raises(ValueError, match=r"network\.symmetry='c2' does not go with process\.name"):
-        experiment.build(config, (4, 4, 1), experiment.abstract_prior(config, 16))
+    with pytest.raises(
+        ValueError, match=r"network\.symmetry='c2' .* process 'component_ou' are not"
+    ):
+        build(config, (4, 4, 1), stand_in(config, 16))
 
 
 def test_symmetrised_gradients_are_those_of_the_sum(rng):

@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 from conftest import assert_mean
 
-from ndsm_jax import gmm, noising, sde
+from ndsm_jax import noising, processes, references
 from ndsm_jax.integrators import time_grid
 from ndsm_jax.noising.quotient import _chi
 
@@ -23,14 +23,16 @@ def make_prior(dim, rank, covariance, seed=0):
     if covariance == "low_rank":
         directions = np.linalg.qr(rng.normal(size=(2, dim, rank)))[0]
         spread = rng.uniform(0.8, 1.5, (2, rank))
-        low_rank = gmm.LowRank(np.array([0.3, 0.5]), directions, spread)
-        return gmm.mixture([0.4, 0.6], rng.normal(size=(2, dim)), low_rank, covariance=covariance)
+        low_rank = references.LowRank(np.array([0.3, 0.5]), directions, spread)
+        return references.mixture(
+            [0.4, 0.6], rng.normal(size=(2, dim)), low_rank, covariance=covariance
+        )
     num = rank + 1
     basis = np.linalg.qr(rng.normal(size=(dim, dim)))[0][:, :rank]
     means = rng.normal(size=(num, rank)) @ basis.T + rng.normal(size=dim)
     weights = rng.uniform(0.5, 1.0, num)
     variances = rng.uniform(0.3, 0.9, num) if covariance == "spherical" else 0.5
-    return gmm.mixture(weights, means, variances, covariance=covariance)
+    return references.mixture(weights, means, variances, covariance=covariance)
 
 
 CASES = {  # d - rank is 4, 3, 2, 1 and 0
@@ -49,18 +51,14 @@ CASES = {  # d - rank is 4, 3, 2, 1 and 0
 
 def noisings(process, kind, integrator="euler"):
     grid = time_grid(process, STEPS)
-    chain = noising.make_chain(process, grid, kind=kind, integrator=integrator)
     common = {
-        "chain": chain,
-        "sde": process,
-        "times": noising.time_law(process, grid, stratified=False),
+        "simulation": kind,
+        "times": noising.time_law(process.clock, grid, stratified=False),
         "integrator": integrator,
         "k": 2,
     }
-    starts, lengths = noising.loss_steps(process, grid, fraction=0.5)
-    yield noising.LocalSteps(starts=starts, lengths=lengths, **common)
-    starts = noising.window_starts(grid, 0.6)
-    yield noising.PathWindows(starts=starts, curvature=jnp.float32(0), **common)
+    yield noising.local_steps(process, grid, loss_fraction=0.5, **common)
+    yield noising.path_windows(process, grid, window=0.6, **common)
 
 
 def statistics(process, batch, x0):
@@ -69,7 +67,7 @@ def statistics(process, batch, x0):
     Targets are scaled by the kernel's std, as otherwise the earliest times are all that counts.
     """
     y = np.asarray(batch.y)
-    target = np.asarray(batch.score_target * process.std(batch.t)[..., None])
+    target = np.asarray(batch.score_target * process.clock.std(batch.t)[..., None])
     d = y.shape[-1]
     upper = np.triu_indices(d)
     start = np.asarray(x0)[:, None]
@@ -90,14 +88,14 @@ def test_the_quotient_has_the_law_of_the_full_space(case):
     Kolmogorov-Smirnov p > 1e-4 on random projections. Two of the five starts have q_0 = 0.
     """
     prior = make_prior(*CASES[case])
-    process = sde.mixture_langevin(prior)
+    process = processes.langevin(prior)
     spread = prior.sample(jax.random.key(2), (3,)) * 1.5
     few = jnp.concatenate([spread, prior.means[jnp.array([0, -1])]])
     x0 = jnp.tile(few, (PATHS // 5, 1))
     run = jax.jit(lambda n, key, x: n(key, x))
     pairs = zip(noisings(process, "full"), noisings(process, "quotient"), strict=True)
     for number, (full, small) in enumerate(pairs):
-        assert small.chain.sde.dim < prior.dim + 5
+        assert small.chain.process.dim < prior.dim + 5
         a = run(full, jax.random.key(10 + number), x0)
         b = run(small, jax.random.key(20 + number), x0)
         left, right = statistics(process, a, x0), statistics(process, b, x0)
@@ -105,7 +103,7 @@ def test_the_quotient_has_the_law_of_the_full_space(case):
         z = (left.mean(0) - right.mean(0)) / np.maximum(error, 1e-9)
         assert np.abs(z).max() < 5, (number, np.abs(z).argmax(), z.shape)
         direction = np.random.default_rng(3).normal(size=prior.dim)
-        for field in (lambda n: n.y, lambda n: n.score_target * process.std(n.t)[..., None]):
+        for field in (lambda n: n.y, lambda n: n.score_target * process.clock.std(n.t)[..., None]):
             one, two = (np.asarray(field(n))[:, 0] @ direction for n in (a, b))
             assert scipy.stats.ks_2samp(one, two).pvalue > 1e-4
 
@@ -114,7 +112,7 @@ def test_the_quotient_of_exponential_steps():
     """As above for the exponential integrator, the tied complement's closed form included."""
     for case in ("codim 4", "tied"):
         prior = make_prior(*CASES[case])
-        process = sde.mixture_langevin(prior)
+        process = processes.langevin(prior)
         x0 = jnp.tile(prior.sample(jax.random.key(2), (5,)), (PATHS // 5, 1))
         run = jax.jit(lambda n, key, x: n(key, x))
         kinds = [list(noisings(process, kind, "exponential"))[1] for kind in ("full", "quotient")]
@@ -128,8 +126,8 @@ def test_the_quotient_of_exponential_steps():
 @pytest.mark.parametrize("case", ["codim 4", "codim 1", "low rank, codim 4", "tied"])
 def test_noise_free_paths_from_the_data_run_in_the_quotient(case):
     """mu depends on x0 and the time alone: equal to that of the full space, to float precision."""
-    process = sde.mixture_langevin(make_prior(*CASES[case]))
-    x0 = process.prior.sample(jax.random.key(2), (50,)) * 1.5
+    process = processes.langevin(make_prior(*CASES[case]))
+    x0 = process.reference.sample(jax.random.key(2), (50,)) * 1.5
     mu = []
     for kind in ("full", "quotient"):
         noise = dataclasses.replace(
@@ -146,9 +144,9 @@ def test_targets_in_high_dimension_satisfy_stein_identity(covariance):
     6,000 paths, within 4.5 standard errors.
     """
     prior = make_prior(200, 4, covariance)
-    process = sde.mixture_langevin(prior)
+    process = processes.langevin(prior)
     noise = list(noisings(process, "quotient"))[1]
-    assert noise.chain.sde.dim in (4, 8)
+    assert noise.chain.process.dim in (4, 8)
     x0 = prior.sample(jax.random.key(0), (PATHS,))
     batch = jax.jit(lambda n, key, x: n(key, x))(noise, jax.random.key(1), x0)
     rng = np.random.default_rng(0)
@@ -157,7 +155,7 @@ def test_targets_in_high_dimension_satisfy_stein_identity(covariance):
     y = np.asarray(batch.y) @ directions.T
     target = np.asarray(batch.score_target) @ directions.T
     norms = (directions**2).sum(1)
-    scale = np.asarray(process.std(batch.t))[..., None]
+    scale = np.asarray(process.clock.std(batch.t))[..., None]
     assert_mean(((target * np.sin(y) + np.cos(y) * norms) * scale).mean(1), np.zeros(8))
     crossed = target[..., :4] * np.sin(y[..., 4:]) + np.cos(y[..., 4:]) * (
         directions[:4] * directions[4:]
@@ -174,14 +172,14 @@ def test_chi_is_the_law_of_lengths(degrees):
 
 
 def test_simulations_are_chosen_by_size_and_refused_where_there_is_no_quotient():
-    big = sde.mixture_langevin(make_prior(100, 3, "spherical"))
+    big = processes.langevin(make_prior(100, 3, "spherical"))
     grid = time_grid(big, STEPS)
     assert isinstance(noising.make_chain(big, grid), noising.Quotient)
     assert isinstance(noising.make_chain(big, grid, paths=20), noising.FullSpace)
-    tied = sde.mixture_langevin(make_prior(100, 3, "tied_spherical"))
+    tied = processes.langevin(make_prior(100, 3, "tied_spherical"))
     assert isinstance(noising.make_chain(tied, grid, paths=20), noising.TiedQuotient)
-    diag = sde.mixture_langevin(
-        gmm.mixture([1.0], np.zeros((1, 4)), np.ones((1, 4)), covariance="diag")
+    diag = processes.langevin(
+        references.mixture([1.0], np.zeros((1, 4)), np.ones((1, 4)), covariance="diag")
     )
     assert isinstance(noising.make_chain(diag, grid), noising.FullSpace)
     with pytest.raises(ValueError, match=r"noising\.simulation='quotient'"):

@@ -9,23 +9,16 @@ import numpy as np
 import pytest
 from conftest import assert_mean
 
-from ndsm_jax import gmm, noising, sde
+from ndsm_jax import noising, processes, references
 from ndsm_jax.integrators import INTEGRATORS, step_sizes, time_grid, uniform_grid
 
-PRIOR = gmm.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4])
+PRIOR = references.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4])
 
 
-def windows(process, grid, *, window=0.0, curvature=0.0, kind="full", **options):
+def windows(process, grid, *, k=1, **options):
     """Path-space noising that draws every grid point equally often."""
-    integrator = options.get("integrator", "euler")
-    return noising.PathWindows(
-        chain=noising.make_chain(process, grid, kind=kind, integrator=integrator),
-        sde=process,
-        times=noising.time_law(process, grid, kind="uniform"),
-        starts=noising.window_starts(grid, window),
-        curvature=jnp.float32(curvature),
-        **options,
-    )
+    times = noising.time_law(process.clock, grid, kind="uniform")
+    return noising.path_windows(process, grid, k=k, times=times, simulation="full", **options)
 
 
 def draw(noise, x0, seed=0):
@@ -33,7 +26,9 @@ def draw(noise, x0, seed=0):
 
 
 def user(drift, diffusion, dim, horizon=0.6):
-    return sde.user_process(drift, diffusion, gmm.standard_normal(dim, 0.4), horizon=horizon)
+    return processes.process(
+        drift, diffusion, references.standard_normal(dim, 0.4), horizon=horizon
+    )
 
 
 def double_well(y, t):
@@ -55,8 +50,8 @@ def constant(t):
 
 
 PROCESSES = {
-    "two modes": sde.mixture_langevin(
-        gmm.mixture([0.3, 0.7], [[-1.0], [1.0]], [0.15, 0.25]), horizon=0.6
+    "two modes": processes.langevin(
+        references.mixture([0.3, 0.7], [[-1.0], [1.0]], [0.15, 0.25]), horizon=0.6
     ),
     "double well, time-dependent noise": user(double_well, growing, 1),
     "swirl": user(swirl, constant, 2),
@@ -140,11 +135,11 @@ def chain_kernel(process, grid, rate, integrator):
 
 LINEAR = {
     "one component": (
-        sde.mixture_langevin(gmm.mixture([1.0], [[0.0, 0.0, 0.0]], [0.4])),
+        processes.langevin(references.mixture([1.0], [[0.0, 0.0, 0.0]], [0.4])),
         lambda t: jnp.full_like(t, 2.5),
     ),
-    "OU": (sde.ornstein_uhlenbeck(3, variance=0.4), lambda t: jnp.full_like(t, 2.5)),
-    "VP": (sde.variance_preserving(3), lambda t: 0.5 * (0.1 + 19.9 * t)),
+    "OU": (processes.ornstein_uhlenbeck(3, variance=0.4), lambda t: jnp.full_like(t, 2.5)),
+    "VP": (processes.variance_preserving(3), lambda t: 0.5 * (0.1 + 19.9 * t)),
 }
 
 
@@ -168,14 +163,14 @@ def test_exponential_steps_are_exact_for_the_process_of_one_component():
     process, rate = LINEAR["OU"]
     grid = time_grid(process, 6)
     scale, variance = chain_kernel(process, grid, rate, "exponential")
-    exact_scale, exact_std = process.kernel(jnp.asarray(grid))
-    np.testing.assert_allclose(scale, exact_scale, rtol=1e-4)
-    np.testing.assert_allclose(variance[1:], np.asarray(exact_std)[1:] ** 2, rtol=1e-4)
+    exact = process.kernel(jnp.asarray(grid))
+    np.testing.assert_allclose(scale, exact.scale.value, rtol=1e-4)
+    np.testing.assert_allclose(variance[1:], np.asarray(exact.root.value)[1:] ** 2, rtol=1e-4)
 
 
 def test_a_window_of_one_step_is_ndsm():
     """Then T = -z / sigma, and mu of the noise-free companion is the Gaussian step's mean."""
-    process = sde.mixture_langevin(PRIOR)
+    process = processes.langevin(PRIOR)
     grid = time_grid(process, 40)
     batch = draw(windows(process, grid, window=1e-9, k=3, companion=True), jnp.ones((50, 2)))
     n = np.searchsorted(grid, np.asarray(batch.t) * (1 - 1e-6))
@@ -193,7 +188,7 @@ def test_stein_identity_and_the_companion(options):
 
     The first is the score's defining property tested without knowing it.
     """
-    process = sde.mixture_langevin(PRIOR)
+    process = processes.langevin(PRIOR)
     grid = time_grid(process, 40)
     x0 = PRIOR.sample(jax.random.key(5), (40_000,))
     batch = draw(windows(process, grid, companion=True, **options), x0)
@@ -217,7 +212,7 @@ def test_the_target_has_the_variance_of_its_kernel():
 
 
 def test_windows_from_time_zero_may_be_given_as_none():
-    process = sde.mixture_langevin(PRIOR)
+    process = processes.langevin(PRIOR)
     noise = windows(process, time_grid(process, 30), k=3, companion=True)
     zeros = dataclasses.replace(noise, starts=jnp.zeros(30, int))
     x0 = PRIOR.sample(jax.random.key(5), (40,))
@@ -227,7 +222,7 @@ def test_windows_from_time_zero_may_be_given_as_none():
 
 
 def test_window_starts_are_within_the_window():
-    grid = time_grid(sde.mixture_langevin(PRIOR), 50)
+    grid = time_grid(processes.langevin(PRIOR), 50)
     starts = np.asarray(noising.window_starts(grid, 0.2))
     ends = grid[1:]
     assert (ends - grid[starts] <= 0.2 * 1.001).all() or (starts == np.arange(50)).all()
@@ -253,7 +248,7 @@ def test_weak_error_of_the_integrators(integrator):
         noise = windows(process, grid, **options)
         last = jnp.full((20_000, 1), len(grid) - 1)
         walk = jax.jit(
-            lambda chain, key, x: noising.paths.walk(
+            lambda chain, key, x: noising.walk(
                 key, chain, x, last, jnp.asarray(grid), integrator=noise.integrator
             )[0]
         )

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from ndsm_jax.study import Study
+from ndsm_jax.reports.study import Study
 
 study_module = importlib.import_module("experiments.studies.approx_c2")
 

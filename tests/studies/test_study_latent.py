@@ -4,7 +4,7 @@ import json
 
 from studies import latent
 
-from ndsm_jax.study import Study
+from ndsm_jax.reports.study import Study
 
 
 def test_smoke(tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from studies import mnist
 
-from ndsm_jax.study import Study
+from ndsm_jax.reports.study import Study
 
 
 def test_smoke(tmp_path):

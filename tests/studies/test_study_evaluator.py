@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from studies import evaluator as study_of
 
-from ndsm_jax.study import Study
+from ndsm_jax.reports.study import Study
 
 
 @pytest.fixture(scope="module")

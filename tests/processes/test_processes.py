@@ -7,19 +7,26 @@ import pytest
 import scipy.integrate
 from conftest import assert_mean
 
-from ndsm_jax import gmm, sde
+from ndsm_jax import processes, references
+from ndsm_jax.clock import Clock, time_coordinate
 from ndsm_jax.integrators import clock_grid, simulate, uniform_grid
 
 
 def two_modes():
-    return gmm.mixture([0.3, 0.7], [[-1.0], [1.0]], [0.1, 0.2])
+    return references.mixture([0.3, 0.7], [[-1.0], [1.0]], [0.1, 0.2])
 
 
 LINEAR = {
-    "ou": sde.ornstein_uhlenbeck(2, variance=0.5, horizon=1.5),
-    "vp": sde.variance_preserving(2),
-    "ve": sde.variance_exploding(2, sigma_min=0.1, sigma_max=3.0, horizon=2.0),
+    "ou": processes.ornstein_uhlenbeck(2, variance=0.5, horizon=1.5),
+    "vp": processes.variance_preserving(2),
+    "ve": processes.variance_exploding(2, sigma_min=0.1, sigma_max=3.0, horizon=2.0),
 }
+
+
+def scale_and_std(process, t):
+    """a and s of a kernel N(a y_0, s^2 I): [...] each."""
+    kernel = process.kernel(t)
+    return kernel.scale.value, kernel.root.value
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -38,10 +45,12 @@ def test_linear_kernels_solve_their_moment_equations(name):
     solution = scipy.integrate.solve_ivp(
         moments, (0, process.horizon), [1.0, 0.0], t_eval=times, rtol=1e-6, atol=1e-9
     )
-    scale, std = process.kernel(jnp.asarray(times, jnp.float32))
+    scale, std = scale_and_std(process, jnp.asarray(times, jnp.float32))
     np.testing.assert_allclose(scale, solution.y[0], rtol=1e-3)
     np.testing.assert_allclose(std**2, solution.y[1], rtol=1e-3)
-    np.testing.assert_allclose(process.variance(jnp.asarray(times, jnp.float32)), std**2, rtol=1e-5)
+    np.testing.assert_allclose(
+        process.clock.variance(jnp.asarray(times, jnp.float32)), std**2, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -51,33 +60,35 @@ def test_euler_paths_have_the_kernel_moments(name):
     y0 = jnp.broadcast_to(jnp.array([1.0, -0.5]), (20_000, 2))
     grid = uniform_grid(0.5 * process.horizon, 400)
     y = simulate(jax.random.key(0), process, y0, grid)[-1]
-    scale, std = process.kernel(jnp.float32(grid[-1]))
+    scale, std = scale_and_std(process, jnp.float32(grid[-1]))
     assert_mean(y, scale * y0[0], bias=0.01)
     assert_mean((y - scale * y0) ** 2, np.full(2, std**2), bias=0.02)
 
 
 def test_ve_levels_are_geometric():
     """Ten equal steps of the clock have one ratio of std; v(t) is exact down to the smallest."""
-    process = sde.variance_exploding(2, sigma_min=0.01, sigma_max=50.0)
+    process = processes.variance_exploding(2, sigma_min=0.01, sigma_max=50.0)
     t = np.geomspace(1e-6, 1, 20)
     exact = 0.01**2 * np.expm1(2 * t * np.log(5000))
-    np.testing.assert_allclose(process.variance(jnp.asarray(t, jnp.float32)), exact, rtol=1e-4)
+    np.testing.assert_allclose(
+        process.clock.variance(jnp.asarray(t, jnp.float32)), exact, rtol=1e-4
+    )
     grid = clock_grid(process, 10, smallest_variance=1e-7)
-    std = np.asarray(process.std(jnp.asarray(grid[1:])), np.float64)
+    std = np.asarray(process.clock.std(jnp.asarray(grid[1:])), np.float64)
     np.testing.assert_allclose(std[1:] / std[:-1], 1e7 ** (1 / 18), rtol=1e-3)
 
 
 def test_vp_has_the_levels_of_ddpm():
     """beta_i from 1e-4 to 0.02 in 1,000 steps (2006.11239, Section 4), cumulated by NumPy."""
-    process = sde.variance_preserving(2)
+    process = processes.variance_preserving(2)
     scale = np.sqrt(np.cumprod(1 - np.linspace(1e-4, 0.02, 1000)))
-    ours = process.kernel(jnp.arange(1, 1001) / 1000)[0]
+    ours = process.kernel(jnp.arange(1, 1001) / 1000).scale.value
     np.testing.assert_allclose(ours, scale, atol=2e-3)
 
 
 def test_vp_matches_the_published_noise_schedule():
     """B(1) = 10.05 for beta from 0.1 to 20: a(1) = exp(-5.025)."""
-    scale, std = LINEAR["vp"].kernel(jnp.float32(1.0))
+    scale, std = scale_and_std(LINEAR["vp"], jnp.float32(1.0))
     assert float(scale) == pytest.approx(np.exp(-5.025), rel=1e-4)
     assert float(std) == pytest.approx(np.sqrt(1 - np.exp(-10.05)), rel=1e-6)
 
@@ -88,8 +99,8 @@ def test_langevin_leaves_the_mixture_invariant_up_to_its_step_bias():
     The Euler chain of OU with rate a has variance sigma^2 / (1 - a h / 2): relative bias a h / 2,
     which for rates 10 and 5 and h = 0.005 is 0.025 and 0.0125 of the component variances.
     """
-    process = sde.mixture_langevin(two_modes(), horizon=1.0)
-    y0 = process.prior.sample(jax.random.key(1), (40_000,))
+    process = processes.langevin(two_modes(), horizon=1.0)
+    y0 = process.reference.sample(jax.random.key(1), (40_000,))
     y = simulate(jax.random.key(2), process, y0, uniform_grid(1.0, 200))[-1]
     mean = 0.3 * -1.0 + 0.7 * 1.0
     second = 0.3 * (1 + 0.1) + 0.7 * (1 + 0.2)
@@ -100,11 +111,13 @@ def test_langevin_leaves_the_mixture_invariant_up_to_its_step_bias():
 
 def test_langevin_relaxes_within_a_component_as_its_clock_says():
     """One component: v(t) is the exact kernel variance of the process."""
-    prior = gmm.standard_normal(1, 0.3)
-    process = sde.mixture_langevin(prior)
-    linear = sde.ornstein_uhlenbeck(1, variance=0.3)
+    prior = references.standard_normal(1, 0.3)
+    process = processes.langevin(prior)
+    linear = processes.ornstein_uhlenbeck(1, variance=0.3)
     t = jnp.linspace(0.01, 1, 7)
-    np.testing.assert_allclose(process.variance(t), linear.kernel(t)[1] ** 2, rtol=1e-6)
+    np.testing.assert_allclose(
+        process.clock.variance(t), linear.kernel(t).root.value ** 2, rtol=1e-6
+    )
     assert process.horizon == pytest.approx(4 * 0.3)
     y = jnp.linspace(-2, 2, 7)[:, None]
     np.testing.assert_allclose(process.drift(y, t), linear.drift(y, t), rtol=1e-6)
@@ -113,47 +126,50 @@ def test_langevin_relaxes_within_a_component_as_its_clock_says():
 def test_clock_is_the_log_signal_to_noise_ratio():
     t = jnp.linspace(0.01, 1, 9)
     expected = np.log(np.expm1(0.1 * np.asarray(t) + 0.5 * 19.9 * np.asarray(t) ** 2))
-    np.testing.assert_allclose(LINEAR["vp"].clock(t), expected, rtol=2e-3, atol=2e-3)
-    assert np.isfinite(LINEAR["vp"].clock(jnp.float32(0.0)))
+    np.testing.assert_allclose(LINEAR["vp"].clock.time(t), expected, rtol=2e-3, atol=2e-3)
+    assert np.isfinite(LINEAR["vp"].clock.time(jnp.float32(0.0)))
     # Long after v has saturated in float32 the clock goes on: x + log(saturation).
-    late = sde.ornstein_uhlenbeck(1, variance=0.5, horizon=20.0)
+    late = processes.ornstein_uhlenbeck(1, variance=0.5, horizon=20.0)
     expected = 4 * np.array([10.0, 20.0]) + np.log(0.5)
-    np.testing.assert_allclose(late.clock(jnp.array([10.0, 20.0])), expected, rtol=1e-6)
+    np.testing.assert_allclose(late.clock.time(jnp.array([10.0, 20.0])), expected, rtol=1e-6)
 
 
 def test_time_coordinates_span_minus_one_to_one():
     process = LINEAR["ou"]
-    clock = sde.time_coordinate(process, "clock", first=1e-3)
+    clock = time_coordinate(process.clock, process.horizon, "clock", first=1e-3)
     t = jnp.array([0.0, 1e-3, 0.1, process.horizon])
     c = np.asarray(clock(t))
     np.testing.assert_allclose(c[[0, 1, 3]], [-1, -1, 1], atol=1e-5)
     assert -1 < c[2] < 1
     with pytest.raises(ValueError, match=r"network\.time"):
-        sde.time_coordinate(process, "tea", first=1e-3)
-    linear = sde.time_coordinate(process, "time", first=1e-3)
+        time_coordinate(process.clock, process.horizon, "tea", first=1e-3)
+    linear = time_coordinate(process.clock, process.horizon, "time", first=1e-3)
     np.testing.assert_allclose(linear(t), 2 * t / process.horizon - 1, atol=1e-6)
 
 
 def test_reverse_drift_and_probability_flow_on_a_stationary_process():
     """With the exact stationary score the flow stands still; reverse and forward SDE agree."""
-    process = sde.mixture_langevin(two_modes())
-    score = lambda y, t: process.prior.score(y)  # noqa: E731
+    process = processes.langevin(two_modes())
+    score = lambda y, t: process.reference.score(y)  # noqa: E731
     y, t = jnp.linspace(-2, 2, 9)[:, None], jnp.full(9, 0.1)
-    np.testing.assert_allclose(sde.probability_flow(process, score)(y, t), 0, atol=1e-5)
+    np.testing.assert_allclose(processes.probability_flow(process, score)(y, t), 0, atol=1e-5)
     expected = process.drift(y, t)
-    np.testing.assert_allclose(sde.reverse_drift(process, score)(y, t), expected, rtol=1e-5)
+    np.testing.assert_allclose(processes.reverse_drift(process, score)(y, t), expected, rtol=1e-5)
 
 
-def test_user_process_takes_any_drift():
+def test_process_takes_any_drift():
     swirl = lambda y, t: jnp.stack([-y[..., 1], y[..., 0]], -1) - y  # noqa: E731
-    process = sde.user_process(
-        swirl, lambda t: 1.0 + t, gmm.standard_normal(2), horizon=2.0, name="swirl"
+    process = processes.process(
+        swirl, lambda t: 1.0 + t, references.standard_normal(2), horizon=2.0, name="swirl"
     )
     y = simulate(jax.random.key(0), process, jnp.ones((3, 2)), uniform_grid(2.0, 50))
     assert y.shape == (51, 3, 2)
     assert np.isfinite(y).all()
-    assert float(process.variance(jnp.float32(1e-4))) == pytest.approx(1e-4, rel=1e-3)
-    with pytest.raises(ValueError, match="saturation"):
-        sde.user_process(swirl, jnp.ones_like, process.prior, horizon=1.0, decay=lambda t: t)
+    assert float(process.clock.variance(jnp.float32(1e-4))) == pytest.approx(1e-4, rel=1e-3)
+    own = Clock(decay=lambda t: t, saturation=jnp.float32(2.0))
+    clocked = processes.process(swirl, jnp.ones_like, process.reference, horizon=1.0, clock=own)
+    assert float(clocked.clock.variance(jnp.float32(0.5))) == pytest.approx(2 * -np.expm1(-0.5))
+    with pytest.raises(TypeError, match="saturation"):
+        Clock(decay=lambda t: t)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match=r"process\.horizon"):
-        sde.user_process(swirl, jnp.ones_like, process.prior, horizon=-1.0)
+        processes.process(swirl, jnp.ones_like, process.reference, horizon=-1.0)

@@ -1,5 +1,7 @@
 """Linear dynamics of its own for every component: coordinates, kernel, law of the samples."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,16 +9,34 @@ import pytest
 import scipy.stats
 from conftest import assert_mean
 
-from ndsm_jax import experiment, gmm, noising, objectives, sampling, sde
+from ndsm_jax import (
+    clock,
+    experiment,
+    noising,
+    objectives,
+    processes,
+    references,
+    sampling,
+    training,
+)
 from ndsm_jax.config import Config
+from ndsm_jax.config.assemble import Parts, build, stand_in
+from ndsm_jax.frames import Identity, OfComponent
 from ndsm_jax.integrators import time_grid
 
 WEIGHTS = np.array([0.3, 0.7])
 MEANS = np.array([[-1.0, 0.5], [1.0, -0.5]])
 FULL = np.array([[[0.05, 0.02], [0.02, 0.1]], [[0.2, -0.05], [-0.05, 0.1]]])
-PRIOR = gmm.mixture(WEIGHTS, MEANS, FULL, covariance="full")
-PROCESS = sde.component_ou(PRIOR)
+PRIOR = references.mixture(WEIGHTS, MEANS, FULL, covariance="full")
+PROCESS = processes.ornstein_uhlenbeck(2)
+FRAME = OfComponent(mixture=PRIOR)
 GRID = time_grid(PROCESS, 60)
+
+
+def kernel_at(t):
+    """a and s of the kernel N(a y_0, s^2 I): [...] each."""
+    kernel = PROCESS.kernel(t)
+    return kernel.scale.value, kernel.root.value
 
 
 def test_kernel_is_that_of_the_chain_in_data_space():
@@ -28,35 +48,38 @@ def test_kernel_is_that_of_the_chain_in_data_space():
     h, root = time / steps, np.linalg.cholesky(FULL[0])
     for _ in range(steps):
         x = x - h * (x - MEANS[0]) + np.sqrt(2 * h) * rng.normal(size=x.shape) @ root.T
-    scale, std = PROCESS.kernel(jnp.float32(time))
-    mean = PRIOR.sample_component(0, scale * PRIOR.standardise(0, jnp.asarray(x0, jnp.float32)))
+    scale, std = kernel_at(jnp.float32(time))
+    mean = FRAME.leave(scale * PRIOR.standardise(0, jnp.asarray(x0, jnp.float32)), 0)
     assert_mean(x, mean, bias=0.001)
     products = (x - np.asarray(mean))[:, :, None] * (x - np.asarray(mean))[:, None, :]
     assert_mean(products, float(std) ** 2 * FULL[0], bias=0.001)
 
 
-def test_dispatch_draws_the_posterior_and_noises_by_the_kernel():
+def test_noised_draws_the_posterior_and_noises_by_the_kernel():
     """20,000 copies of a point between the components, at known times."""
     x0 = jnp.broadcast_to(jnp.array([-0.4, 0.25]), (20_000, 2))
-    within = noising.ExactKernel(
-        sde=PROCESS, times=noising.time_law(PROCESS, GRID), first=jnp.float32(GRID[1]), k=2
-    )
-    dispatched = noising.Dispatched(prior=PRIOR, within=within)
-    batch = jax.jit(lambda noise, key, x: noise(key, x))(dispatched, jax.random.key(0), x0)
-    assert batch.component.shape == batch.t.shape == (20_000, 2)
-    np.testing.assert_array_equal(batch.component[:, 0], batch.component[:, 1])
+    noise = noising.exact_kernel(PROCESS, GRID, k=2)
+    whole = experiment.experiment(PROCESS, frame=FRAME, objective="dsm", noise=noise)
+    batch = jax.jit(training.noised)(whole, jax.random.key(0), x0)
+    assert batch.condition.shape == batch.t.shape == (20_000, 2)
+    np.testing.assert_array_equal(batch.condition[:, 0], batch.condition[:, 1])
     density = [
         w * scipy.stats.multivariate_normal(m, s).pdf(np.asarray(x0[0]))
         for w, m, s in zip(WEIGHTS, MEANS, FULL, strict=True)
     ]
     assert 0.2 < density[0] / sum(density) < 0.8
-    assert_mean(batch.component[:, 0] == 0, density[0] / sum(density))
-    scale, std = PROCESS.kernel(batch.t)
-    start = PRIOR.standardise(batch.component, jnp.broadcast_to(x0[:, None], batch.y.shape))
+    assert_mean(batch.condition[:, 0] == 0, density[0] / sum(density))
+    scale, std = kernel_at(batch.t)
+    start = PRIOR.standardise(batch.condition, jnp.broadcast_to(x0[:, None], batch.y.shape))
     z = np.asarray((batch.y - scale[..., None] * start) / std[..., None])
     assert_mean(z[:, 0], np.zeros(2))
     assert_mean(z[:, 0] ** 2, np.ones(2))
     np.testing.assert_allclose(batch.score_target, -z / np.asarray(std)[..., None], atol=2e-3)
+    # Component and noise by the two halves of the key.
+    key_component, key_noise = jax.random.split(jax.random.key(0))
+    y0, component = FRAME.enter(key_component, x0)
+    np.testing.assert_array_equal(batch.condition[:, 0], component)
+    np.testing.assert_allclose(batch.y, noise(key_noise, y0).y, rtol=1e-5, atol=1e-5)
 
 
 DATA_MEANS = np.array([[-0.9, 0.7], [1.2, -0.4]])
@@ -69,27 +92,32 @@ def exact_score(y, t, component):
     offset = jnp.asarray(DATA_MEANS - MEANS, jnp.float32)
     mean = jnp.einsum("kij,kj->ki", factor, offset)[component]
     spread = jnp.asarray(DATA_STD, jnp.float32)[:, None, None] * factor
-    scale, std = PROCESS.kernel(t[..., None])
+    scale, std = kernel_at(t[..., None])
     covariance = scale[..., None] ** 2 * jnp.einsum("kij,klj->kil", spread, spread)[component]
     covariance += std[..., None] ** 2 * jnp.eye(2)[None]
     return -jnp.linalg.solve(covariance, (y - scale * mean)[..., None])[..., 0]
 
 
-@pytest.mark.parametrize("sampler", ["reverse_sde", "multistep_sde", "adaptive_flow"])
+@pytest.mark.parametrize(
+    "sampler",
+    [sampling.ReverseSDE(), sampling.MultistepSDE(), sampling.AdaptiveFlow()],
+    ids=lambda s: type(s).__name__,
+)
 def test_exact_conditional_score_gives_the_moments_of_each_component(sampler):
     """1,000 samples a component of 60 steps; bias of the discretisation below 0.015 in the mean
     and 10 % in the variance (first-order samplers)."""
     components = np.arange(2000) % 2
-    x = sampling.sample(
+    y = sampling.sample(
         jax.random.key(1),
         exact_score,
         PROCESS,
         2000,
         grid=GRID,
         sampler=sampler,
-        components=components,
+        condition=jnp.asarray(components),
         chunk=2000,
     )
+    x = FRAME.leave(y, components)
     for c in range(2):
         y = x[components == c]
         assert_mean(y, DATA_MEANS[c], bias=0.015)
@@ -100,7 +128,15 @@ def test_exact_conditional_score_gives_the_moments_of_each_component(sampler):
 
 def test_samples_do_not_depend_on_the_chunk():
     draws = [
-        sampling.sample(jax.random.key(1), exact_score, PROCESS, 6, grid=GRID, chunk=chunk)
+        sampling.sample(
+            jax.random.key(1),
+            exact_score,
+            PROCESS,
+            6,
+            grid=GRID,
+            condition=jnp.arange(6) % 2,
+            chunk=chunk,
+        )
         for chunk in (2, 6)
     ]
     np.testing.assert_allclose(*draws, atol=1e-5)
@@ -116,8 +152,9 @@ def test_the_network_knows_the_component():
         network = {"name": name, "width": 8, "depth": 1, "widths": (4,), "parameterisation": "raw"}
         built = config(objective={"name": "dsm"}, network=network, mixture={"num_components": 2})
         dim = int(np.prod(shape))
-        prior = gmm.mixture([1, 1], np.stack([np.zeros(dim), np.ones(dim)]), np.ones(2))
-        model = experiment.build(built, shape, prior).model
+        prior = references.mixture([1, 1], np.stack([np.zeros(dim), np.ones(dim)]), np.ones(2))
+        parts = Parts(frame=Identity(), reference=prior)
+        model = build(built, shape, parts).model
         params = jax.jit(model.init)(jax.random.key(0))
         y, t = jnp.ones((2, dim)), jnp.full(2, 0.5)
         score = jax.jit(type(model).__call__)
@@ -131,17 +168,10 @@ def test_an_untrained_residual_score_gives_the_prior():
     """Its network starts at zero, so the process is reversed from N(0, I) to N(0, I): 4,000
     samples have the moments of the mixture."""
     built = config(objective={"name": "dsm"}, network={"width": 8, "depth": 1})
-    built = experiment.build(built, (2,), PRIOR)
-    params = built.model.init(jax.random.key(0))
-    x = sampling.sample(
-        jax.random.key(1),
-        built.model.bind(params),
-        built.sde,
-        4000,
-        grid=GRID,
-        chunk=4000,
-        sampler="multistep_sde",
-    )
+    built = build(built, (2,), Parts(frame=Identity(), reference=PRIOR))
+    built = dataclasses.replace(built, sample_grid=GRID, sampler=sampling.MultistepSDE())
+    state = training.init_state(built, seed=0)
+    x = training.draw(built, state, 4000, seed=1, chunk=4000, progress=False)
     mean = WEIGHTS @ MEANS
     second = np.einsum("k,kij->ij", WEIGHTS, FULL) + np.cov(MEANS.T, aweights=WEIGHTS, ddof=0)
     assert_mean(x, mean)
@@ -151,21 +181,23 @@ def test_an_untrained_residual_score_gives_the_prior():
 def test_edm_preconditioning_gives_targets_of_variance_one():
     """Data N(0, I), a network that is 0: the loss is half the squared norm of its target, d / 2 in
     mean, at every time (1,000 points at each of four)."""
-    process = sde.component_ou(gmm.standard_normal(2))
     built = config(objective={"name": "dsm"}, network={"parameterisation": "edm", "width": 8})
-    built = experiment.build(built, (2,), process.prior)
+    normal = Parts(frame=Identity(), reference=references.standard_normal(2))
+    built = build(built, (2,), normal)
+    process = built.process
     params = jax.jit(built.model.init)(jax.random.key(0))
     x0, z = jax.random.normal(jax.random.key(1), (2, 1000, 4, 2))
     t = jnp.broadcast_to(jnp.array([[1e-3, 0.1, 1.0, 4.0]]), (1000, 4))
-    scale, std = (a[..., None] for a in process.kernel(t))
+    scale, std = (a[..., None] for a in kernel_at(t))
+    y = scale * x0 + std * z
     batch = noising.NoisedBatch(
-        y=scale * x0 + std * z,
+        y=y,
         t=t,
-        weight=noising.loss_weight(process, t, "edm"),
+        weight=clock.loss_weight(process.clock, "edm")(y, t),
         score_target=-z / std,
-        component=jnp.zeros((1000, 4), jnp.int32),
+        condition=jnp.zeros((1000, 4), jnp.int32),
     )
-    loss = objectives.dsm(built.model.bind(params, batch.component), batch)
+    loss = objectives.dsm(built.model.bind(params, batch.condition), batch)
     assert_mean(loss, np.ones(4))
     np.testing.assert_allclose(
         loss, 0.5 * np.sum(np.asarray(std * x0 - scale * z) ** 2, axis=-1), rtol=0.02, atol=2e-3
@@ -180,12 +212,26 @@ def test_a_prior_mean_that_tells_nothing_is_refused(name):
         "network": {"prior_mean": True},
     }
     config = Config.from_dict(tree | {"mixture": {"num_components": 2}})
-    prior = experiment.abstract_prior(config, 2)
+    parts = stand_in(config, 2)
     with pytest.raises(ValueError, match=r"network\.prior_mean .* process\.name"):
-        experiment.build(config, (2,), prior)
+        build(config, (2,), parts)
 
 
 @pytest.mark.parametrize("objective", ["ndsm", "path_dsm"])
-def test_objectives_that_simulate_are_refused(objective):
-    with pytest.raises(ValueError, match=r"objective\.name=.*component_ou.*choose dsm"):
-        experiment.build(config(objective={"name": objective}), (2,), PRIOR)
+def test_other_objectives_have_targets_in_the_components_coordinates(objective):
+    """E[T f(y)] = -E[grad f(y)] given the component, for data of their own law: 20,000 points.
+
+    The targets are scaled by sqrt(v(t)), as otherwise the earliest times are all that counts.
+    """
+    parts = Parts(frame=Identity(), reference=PRIOR)
+    built = build(config(objective={"name": objective}), (2,), parts)
+    x0 = jnp.asarray(DATA_MEANS)[jnp.arange(20_000) % 2] + 0.2 * jax.random.normal(
+        jax.random.key(0), (20_000, 2)
+    )
+    batch = jax.jit(training.noised)(built, jax.random.key(1), x0)
+    std = np.asarray(PROCESS.clock.std(batch.t))[..., None]
+    y, target = np.asarray(batch.y), np.asarray(batch.score_target)
+    for c in range(2):
+        inside = np.asarray(batch.condition == c)[..., None]
+        assert 0.2 < inside.mean() < 0.8
+        assert_mean((inside * std * (target * np.sin(y) + np.cos(y))).mean(axis=1), np.zeros(2))

@@ -1,6 +1,7 @@
 """The loop: bitwise resume, one trace, averages, stops, pictures, and refusals."""
 
 import dataclasses
+import importlib
 import json
 import os
 import pathlib
@@ -8,51 +9,24 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any
-
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ndsm_jax import loop, training
+from ndsm_jax import control_variates, training
 from ndsm_jax.config import Config
 from ndsm_jax.control_variates import Products
-from ndsm_jax.datasets import load
-from ndsm_jax.experiment import describe
-from ndsm_jax.writers import read_metrics
+from ndsm_jax.datasets import batch_indices
+from ndsm_jax.launch import describe, load_data, restore
+from ndsm_jax.runs import loop, read_metrics
+from ndsm_jax.training import step as training_step
+from ndsm_jax.training.state import STREAM_NOISE, STREAM_STEPS
+from tests.training.tiny_runs import TINY, run, tiny
 
-TINY: dict[str, Any] = {
-    "data": {"name": "gaussians", "num_train": 200, "num_test": 50},
-    "mixture": {"num_components": 3, "num_inits": 1},
-    "noising": {"steps": 24, "k": 2},
-    "objective": {"name": "ndsm_cv"},
-    "control_variate": {"period": 2},
-    "network": {"width": 8, "depth": 2, "time_features": 4},
-    "train": {
-        "steps": 8,
-        "batch_size": 16,
-        "log_every": 4,
-        "checkpoint_every": 3,
-        "picture_every": 0,
-        "tensorboard": False,
-    },
-    "sample": {"steps": 24},
-}
-
-
-def tiny(**sections) -> Config:
-    tree = {name: TINY.get(name, {}) | sections.get(name, {}) for name in {*TINY, *sections}}
-    return Config.from_dict(tree)
-
-
-def data(config: Config):
-    return load(**dataclasses.asdict(config.data))
-
-
-def run(config: Config, workdir) -> training.TrainState:
-    return training.train(config, data(config), workdir, progress=False)
+# The package has a function of the name of its module.
+training_loop = importlib.import_module("ndsm_jax.training.train")
 
 
 VARIANTS = {
@@ -113,23 +87,24 @@ def test_results_do_not_depend_on_how_a_run_is_cut_into_dispatches(tmp_path, mon
 def test_the_step_is_traced_once(variant, tmp_path, monkeypatch):
     chex.clear_trace_counter()  # it is kept by function, over the parameters of this test
     traced = chex.assert_max_traces(training.train_step, n=1)
-    monkeypatch.setattr(training, "train_step", traced)
+    monkeypatch.setattr(training_step, "train_step", traced)
     run(tiny(**VARIANTS[variant]), tmp_path)
 
 
+ROOT = pathlib.Path(__file__).parents[2]
 OPTIONS = {"train": TINY["train"] | {"steps": 400, "checkpoint_every": 5, "log_every": 5}}
 COMMAND = """
 import os, sys
-from ndsm_jax import training
-from ndsm_jax.writers import MetricWriter
-from test_training import OPTIONS, data, tiny
+from ndsm_jax.runs import MetricWriter
+from tests.training.test_training import OPTIONS
+from tests.training.tiny_runs import run, tiny
 config = tiny(**OPTIONS)
 original = MetricWriter.write
 def write(self, step, scalars):
     original(self, step, scalars)
     print(step, flush=True)
 MetricWriter.write = write
-training.train(config, data(config), sys.argv[1], progress=False)
+run(config, sys.argv[1])
 """
 
 
@@ -137,7 +112,7 @@ def test_resume_is_bitwise_after_kill_9(tmp_path):
     """A run killed twice at arbitrary moments ends in the state of an undisturbed one."""
     config = tiny(**OPTIONS)
     whole = run(config, tmp_path / "whole")
-    path = [str(pathlib.Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
     for kill_after in (40, 150):
         process = subprocess.Popen(
@@ -164,23 +139,23 @@ def test_resume_is_bitwise_after_kill_9(tmp_path):
 
 
 def test_batches_are_epochs_without_replacement():
-    rows = [training.batch_indices(0, step, 10, 3) for step in range(6)]
+    rows = [batch_indices(0, step, 10, 3) for step in range(6)]
     for epoch in (rows[:3], rows[3:]):
         assert len(set(np.concatenate(epoch))) == 9
     assert not np.array_equal(np.concatenate(rows[:3]), np.concatenate(rows[3:]))
-    np.testing.assert_array_equal(rows[4], training.batch_indices(0, 4, 10, 3))
+    np.testing.assert_array_equal(rows[4], batch_indices(0, 4, 10, 3))
 
 
 def test_first_step_is_adam_on_the_gradient_written_out(tmp_path):
     """One step against optax's definition: Adam's first update is -lr g / (|g| + eps)."""
     config = tiny(train=TINY["train"] | {"steps": 1, "log_every": 1})
-    dataset = data(config)
+    dataset = load_data(config)
     state = run(config, tmp_path)
-    experiment, _, _ = training.restore(tmp_path)
-    start = training.init_state(experiment)
-    key = jax.random.fold_in(jax.random.key(0), training.STREAM_STEPS)
-    key = jax.random.fold_in(jax.random.fold_in(key, 0), training.STREAM_NOISE)
-    x0 = jnp.asarray(dataset.train[training.batch_indices(0, 0, 200, 16)])
+    experiment = restore(tmp_path).experiment
+    start = training.init_state(experiment, seed=0)
+    key = jax.random.fold_in(jax.random.key(0), STREAM_STEPS)
+    key = jax.random.fold_in(jax.random.fold_in(key, 0), STREAM_NOISE)
+    x0 = jnp.asarray(dataset.train[batch_indices(0, 0, 200, 16)])
     batch = experiment.noising(key, x0)
 
     def loss(params):
@@ -201,22 +176,20 @@ def test_first_step_is_adam_on_the_gradient_written_out(tmp_path):
 
 def test_non_finite_values_stop_the_run_and_keep_the_last_checkpoint(tmp_path):
     config = tiny()
-    dataset = data(config)
     run(dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3)), tmp_path)
-    before = training.restore(tmp_path)[1]
-    exploding = dataclasses.replace(config, mixture=config.mixture)
+    before = restore(tmp_path).state
     original = training.train_step
 
-    def explode(experiment, state, key, x0):
-        state, metrics = original(experiment, state, key, x0)
+    def explode(experiment, state, key, batch):
+        state, metrics = original(experiment, state, key, batch)
         bad = jnp.where(state.step >= 6, jnp.nan, 0.0)
         return state, metrics | {"loss": metrics["loss"] + bad}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "train_step", explode)
+        patch.setattr(training_step, "train_step", explode)
         with pytest.raises(loop.NonFiniteError, match=r"at step 6.*learning_rate"):
-            training.train(exploding, dataset, tmp_path, progress=False)
-    chex.assert_trees_all_equal(training.restore(tmp_path)[1], before)
+            run(config, tmp_path)
+    chex.assert_trees_all_equal(restore(tmp_path).state, before)
 
 
 def test_divergence_is_caught_for_real(tmp_path):
@@ -232,8 +205,8 @@ def test_an_interrupt_in_a_dispatch_saves_and_the_same_command_resumes(
     whole = run(config, tmp_path / "whole")
     original = training.make_dispatch
 
-    def interrupted(experiment):
-        dispatch = original(experiment)
+    def interrupted(seed, *, on_host):
+        dispatch = original(seed, on_host=on_host)
 
         def call(*arguments):
             result = dispatch(*arguments)  # the old state is donated: nothing to save here
@@ -243,10 +216,10 @@ def test_an_interrupt_in_a_dispatch_saves_and_the_same_command_resumes(
         return call
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "make_dispatch", interrupted)
+        patch.setattr(training_loop, "make_dispatch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(config, tmp_path / "parts")
-    assert 0 < int(training.restore(tmp_path / "parts")[1].step) < 8
+    assert 0 < int(restore(tmp_path / "parts").state.step) < 8
     chex.assert_trees_all_equal(whole, run(config, tmp_path / "parts"))
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
@@ -259,10 +232,10 @@ def test_a_poisoned_state_is_never_saved(tmp_path, monkeypatch):
         return Products(*[jnp.full_like(batch.t, jnp.inf)] * 3)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "probe_products", infinite)
+        patch.setattr(control_variates, "probe_products", infinite)
         with pytest.raises(loop.NonFiniteError, match="step 4"):
             run(config, tmp_path)
-    assert int(training.restore(tmp_path)[1].step) == 2
+    assert int(restore(tmp_path).state.step) == 2
     assert int(run(config, tmp_path).step) == 8
 
 
@@ -279,11 +252,11 @@ def test_another_experiment_or_other_data_are_refused(tmp_path):
     other = tiny(optimizer={"learning_rate": 0.5}, train=TINY["train"] | {"steps": 5})
     with pytest.raises(ValueError, match=r"optimizer\.learning_rate: 0\.001 in the checkpoint"):
         run(other, tmp_path)
-    dataset = data(config)
+    dataset = load_data(config)
     changed = dataclasses.replace(dataset, train=dataset.train + 1)
     longer = tiny(train=TINY["train"] | {"steps": 5})
-    with pytest.raises(ValueError, match="the data themselves"):
-        training.train(longer, changed, tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"data\.digest: '\w+' in the checkpoint, '\w+' now"):
+        run(longer, tmp_path, changed)
     with pytest.raises(ValueError, match=r"train\.batch_size=300 exceeds the 200"):
         run(tiny(train=TINY["train"] | {"batch_size": 300}), tmp_path / "new")
 
@@ -320,12 +293,12 @@ def test_unstable_steps_are_refused_with_the_number_needed(kind, tmp_path):
 
 def test_sampling_may_not_start_below_the_trained_times():
     with pytest.raises(ValueError, match=r"sample\.smallest_variance"):
-        describe(tiny(sample={"smallest_variance": 1e-5}), data(tiny()))
+        describe(tiny(sample={"smallest_variance": 1e-5}), load_data(tiny()))
 
 
 def test_warm_up_must_end_before_training():
     with pytest.raises(ValueError, match=r"optimizer\.warmup_steps=9"):
-        describe(tiny(optimizer={"warmup_steps": 9}), data(tiny()))
+        describe(tiny(optimizer={"warmup_steps": 9}), load_data(tiny()))
 
 
 @pytest.mark.parametrize("shape", [(60, 1), (60, 4, 4, 2)])
@@ -344,7 +317,7 @@ def test_pictures_of_unusual_shapes(shape, tmp_path):
 
 
 def test_describe_shows_shapes_without_training():
-    text = describe(tiny(), data(tiny()))
+    text = describe(tiny(), load_data(tiny()))
     assert "y: float32[16, 2, 2]" in text
     assert "parameters" in text
 
@@ -357,11 +330,11 @@ def test_variance_estimate_is_that_of_the_gradients(tmp_path):
         train=TINY["train"] | {"steps": 1, "log_every": 1},
     )
     run(config, tmp_path)
-    experiment, _, _ = training.restore(tmp_path)
-    params = training.init_state(experiment).params
-    key = jax.random.fold_in(jax.random.key(0), training.STREAM_STEPS)
-    key = jax.random.fold_in(jax.random.fold_in(key, 0), training.STREAM_NOISE)
-    x0 = jnp.asarray(data(config).train[training.batch_indices(0, 0, 200, 16)])
+    experiment = restore(tmp_path).experiment
+    params = training.init_state(experiment, seed=0).params
+    key = jax.random.fold_in(jax.random.key(0), STREAM_STEPS)
+    key = jax.random.fold_in(jax.random.fold_in(key, 0), STREAM_NOISE)
+    x0 = jnp.asarray(load_data(config).train[batch_indices(0, 0, 200, 16)])
     batch = experiment.noising(key, x0)
 
     def losses(params):

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from ndsm_jax import gmm, networks, objectives, sde
+from ndsm_jax import networks, objectives, processes, references
+from ndsm_jax.clock import time_coordinate
+from ndsm_jax.config import Config
 from ndsm_jax.networks.embedding import GaussianFourierFeatures
 
-PRIOR = gmm.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4])
+PRIOR = references.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4])
 
 
 def size(params) -> int:
@@ -138,18 +140,20 @@ def test_normalisation_statistics_of_bfloat16_networks_are_float32(rng):
 
 
 def model(parameterisation="residual", **options) -> networks.ScoreModel:
-    process = sde.mixture_langevin(PRIOR)
+    process = processes.langevin(PRIOR)
+    coordinate = time_coordinate(process.clock, process.horizon, "clock", first=1e-3)
     return networks.ScoreModel(
-        sde=process,
-        coordinate=sde.time_coordinate(process, "clock", first=1e-3),
         network=networks.ScoreMLP(width=8, depth=2, **options),
-        parameterisation=parameterisation,
+        dim=process.dim,
+        precondition=networks.PRECONDITIONS[parameterisation](
+            process=process, coordinate=coordinate
+        ),
     )
 
 
 def test_unknown_parameterisation_is_refused():
     with pytest.raises(ValueError, match=r"network\.parameterisation"):
-        model("cooked")
+        Config.from_dict({"network": {"parameterisation": "cooked"}})
 
 
 def test_residual_score_starts_as_the_priors():
@@ -164,19 +168,20 @@ def test_parameterisations_are_the_stated_functions_of_the_network():
     params = raw.init(jax.random.key(0))
     y, t = jnp.linspace(-2, 2, 12).reshape(3, 2, 2), jnp.array([[0.01, 0.1]] * 3)
     net = raw(params, y, t)
-    flat = raw.network.apply(params, y.reshape(-1, 2), raw.coordinate(t).ravel())
+    flat = raw.network.apply(params, y.reshape(-1, 2), raw.precondition.coordinate(t).ravel())
     np.testing.assert_allclose(net.reshape(-1, 2), flat, rtol=1e-6)
-    std = np.sqrt(np.asarray(raw.sde.variance(t)))[..., None]
+    process = raw.precondition.process
+    std = np.sqrt(np.asarray(process.clock.variance(t)))[..., None]
     np.testing.assert_allclose(residual(params, y, t), PRIOR.score(y) + net / std, rtol=1e-5)
     # For Langevin noising the probability-flow velocity is the residual alone.
-    velocity = sde.probability_flow(residual.sde, residual.bind(params))(y, t)
+    velocity = processes.probability_flow(process, residual.bind(params))(y, t)
     np.testing.assert_allclose(velocity, net / std, rtol=1e-3, atol=1e-4)
 
 
 def test_the_network_is_told_the_mean_given_the_state():
     """E[mu | y], here by SciPy's densities, is its second input."""
     plain = model("raw")
-    told = dataclasses.replace(plain, prior_mean=True)
+    told = dataclasses.replace(plain, tells=networks.prior_mean(PRIOR))
     params = told.init(jax.random.key(0))
     y, t = jnp.linspace(-2, 2, 12).reshape(6, 2), jnp.full(6, 0.1)
     means = np.array([[-1.0, 0.0], [1.0, 0.5]])
@@ -188,7 +193,8 @@ def test_the_network_is_told_the_mean_given_the_state():
         axis=-1,
     )
     mean = joint / joint.sum(-1, keepdims=True) @ means
-    flat = told.network.apply(params, y, told.coordinate(t), jnp.asarray(mean, jnp.float32))
+    c = told.precondition.coordinate(t)
+    flat = told.network.apply(params, y, c, jnp.asarray(mean, jnp.float32))
     np.testing.assert_allclose(told(params, y, t), flat, rtol=1e-4, atol=1e-6)
     assert size(params) == size(plain.init(jax.random.key(0))) + 2 * 8  # inputs x width
 

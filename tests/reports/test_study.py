@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from studies import CONFIGS, low_dimensional, mnist
 
-from ndsm_jax import study
 from ndsm_jax.config import SMOKE
-from ndsm_jax.experiment import abstract_prior, build, fit_prior, load_data
-from ndsm_jax.study import Study
+from ndsm_jax.config.assemble import build, fit, stand_in
+from ndsm_jax.launch import load_data
+from ndsm_jax.reports import study
+from ndsm_jax.reports.study import Study
 
 TINY = SMOKE | {
     "train": SMOKE["train"] | {"picture_every": 0, "tensorboard": False},
@@ -35,14 +36,14 @@ def test_a_run_is_trained_once(tmp_path, config, monkeypatch):
     assert first.samples.shape == (50, 2)
     assert first.facts["steps"] == 20
     assert first.facts["train_seconds"] > 0
-    monkeypatch.setattr(study, "train", None)  # would raise
+    monkeypatch.setattr(study, "launch", None)  # would raise
     again = make(tmp_path).run("a", config, dataset)
     np.testing.assert_array_equal(again.samples, first.samples)
     assert again.facts == first.facts
 
     scores = make(tmp_path).scores(first, dataset)
     assert scores["finite_fraction"]["floor"] == 1
-    monkeypatch.setattr(study, "evaluation", None)
+    monkeypatch.setattr(study, "measure", None)
     assert make(tmp_path).scores(again, dataset) == scores
     with pytest.raises(ValueError, match="other settings"):
         make(tmp_path).run("a", study.seeded(config, 1), dataset)
@@ -133,7 +134,7 @@ def test_every_run_of_every_scale_has_a_config_that_builds(tmp_path, scale):
         for method in low["methods"]
     ]
     for config, shape in dict.fromkeys(configs):
-        build(config, shape, abstract_prior(config, int(np.prod(shape))))
+        build(config, shape, stand_in(config, int(np.prod(shape))))
 
 
 def test_every_loss_step_of_the_sweep_is_stable():
@@ -143,6 +144,6 @@ def test_every_loss_step_of_the_sweep_is_stable():
     configs = [low_dimensional._sweep_config(scale, loss_step) for loss_step in loss_steps]
     dataset = load_data(configs[0])
     for seed in range(seeds):
-        prior, _ = fit_prior(study.seeded(configs[0], seed), dataset)
+        parts = fit(study.seeded(configs[0], seed), dataset)
         for config in configs:
-            build(study.seeded(config, seed), dataset.shape, prior)
+            build(study.seeded(config, seed), dataset.shape, parts)

@@ -7,29 +7,20 @@ import numpy as np
 import pytest
 from conftest import assert_mean
 
-from ndsm_jax import gmm, noising, sde
+from ndsm_jax import noising, processes, references
+from ndsm_jax.clock import loss_weight
 from ndsm_jax.integrators import local_kernel, simulate, time_grid
 
-PRIOR = gmm.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4])
+PRIOR = references.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4])
 
 
 def paths(process, steps=60, k=3, noises=1, **loss) -> noising.LocalSteps:
-    grid = time_grid(process, steps)
-    starts, lengths = noising.loss_steps(process, grid, **(loss or {"fraction": 0.5}))
-    law = noising.time_law(process, grid)
-    return noising.LocalSteps(
-        chain=noising.FullSpace(sde=process),
-        sde=process,
-        times=law,
-        starts=starts,
-        lengths=lengths,
-        k=k,
-        noises=noises,
-    )
+    loss = loss or {"loss_fraction": 0.5}
+    return noising.local_steps(process, steps, k=k, noises=noises, simulation="full", **loss)
 
 
 def test_stratified_quantiles_are_uniform_and_evenly_spread():
-    law = noising.time_law(PROCESS := sde.mixture_langevin(PRIOR), time_grid(PROCESS, 20))
+    law = noising.time_law(PROCESS := processes.langevin(PRIOR).clock, time_grid(PROCESS, 20))
     u = np.asarray(law.quantiles(jax.random.key(0), 10, 4))
     np.testing.assert_allclose(np.diff(np.sort(u.ravel())), 1 / 40, atol=1e-6)
     # Each path's own times are spread over all of [0, 1), too.
@@ -39,10 +30,10 @@ def test_stratified_quantiles_are_uniform_and_evenly_spread():
 
 
 def test_time_law_inverts_its_distribution_function(rng):
-    process = sde.mixture_langevin(PRIOR)
+    process = processes.langevin(PRIOR)
     grid = time_grid(process, 30)
     for kind in noising.TIME_LAWS:
-        law = noising.time_law(process, grid, kind=kind, stratified=False)
+        law = noising.time_law(process.clock, grid, kind=kind, stratified=False)
         assert float(law.cdf[0]) == 0
         assert float(law.cdf[-1]) == pytest.approx(1)
         u = jnp.asarray(rng.uniform(size=(500, 40)), jnp.float32)
@@ -53,18 +44,19 @@ def test_time_law_inverts_its_distribution_function(rng):
         assert ((t >= grid[index]) & (t <= grid[index + 1] * (1 + 1e-6))).all()
     np.testing.assert_allclose(law.cdf, grid / grid[-1], rtol=1e-5, atol=1e-7)
     with pytest.raises(ValueError, match=r"noising\.times"):
-        noising.time_law(process, grid, kind="never")
+        noising.time_law(process.clock, grid, kind="never")
 
 
 def test_exact_kernel_fills_every_field_consistently():
-    process = sde.variance_preserving(3)
-    law = noising.time_law(process, time_grid(process, 50))
-    noise = noising.ExactKernel(sde=process, times=law, first=law.grid[1], k=4)
+    process = processes.variance_preserving(3)
+    law = noising.time_law(process.clock, time_grid(process, 50))
+    noise = noising.exact_kernel(process, np.asarray(law.grid), k=4)
     x0 = jnp.full((500, 3), 0.7)
     batch = noise(jax.random.key(0), x0)
     chex.assert_shape([batch.y, batch.mu, batch.score_target], (500, 4, 3))
     chex.assert_shape([batch.t, batch.weight], (500, 4))
-    scale, std = process.kernel(batch.t)
+    kernel = process.kernel(batch.t)
+    scale, std = kernel.scale.value, kernel.root.value
     np.testing.assert_allclose(batch.mu, scale[..., None] * x0[:, None, :], rtol=1e-6)
     expected = -(batch.y - batch.mu) / (std**2)[..., None]
     np.testing.assert_allclose(batch.score_target, expected, rtol=1e-3, atol=1e-2)
@@ -75,7 +67,7 @@ def test_exact_kernel_fills_every_field_consistently():
 
 
 def test_simulated_paths_are_one_gaussian_step_from_mu():
-    process = sde.mixture_langevin(PRIOR)
+    process = processes.langevin(PRIOR)
     noise = paths(process)
     batch = noise(jax.random.key(0), PRIOR.sample(jax.random.key(1), (40,)))
     chex.assert_shape([batch.y, batch.mu, batch.score_target], (40, 3, 2))
@@ -87,7 +79,7 @@ def test_simulated_paths_are_one_gaussian_step_from_mu():
         batch.y, batch.mu - variance * batch.score_target, rtol=1e-4, atol=1e-5
     )
     assert_mean((batch.score_target**2 * variance).reshape(-1, 2), np.ones(2))
-    np.testing.assert_allclose(batch.weight, process.variance(batch.t), rtol=1e-6)
+    np.testing.assert_allclose(batch.weight, process.clock.variance(batch.t), rtol=1e-6)
 
 
 def test_simulated_paths_of_a_linear_process_have_the_exact_kernel_moments():
@@ -96,18 +88,19 @@ def test_simulated_paths_of_a_linear_process_have_the_exact_kernel_moments():
     20,000 paths of 150 steps. Euler bias: steps of at most 0.055 of the relaxation time change
     means by less than 0.03 and variances by less than 0.06 (half a step times the rate).
     """
-    process = sde.ornstein_uhlenbeck(2, variance=0.5)
+    process = processes.ornstein_uhlenbeck(2, variance=0.5)
     batch = paths(process, steps=150, k=2)(jax.random.key(0), jnp.ones((20_000, 2)))
-    scale, std = process.kernel(batch.t)
+    kernel = process.kernel(batch.t)
+    scale, std = kernel.scale.value, kernel.root.value
     white = ((batch.y - scale[..., None]) / std[..., None]).reshape(-1, 2)
     assert_mean(white, np.zeros(2), bias=0.03)
     assert_mean(white**2, np.ones(2), bias=0.06)
 
 
-@pytest.mark.parametrize("loss", [{"fraction": 1.0}, {"fixed": 1e-3}])
+@pytest.mark.parametrize("loss", [{"loss_fraction": 1.0}, {"loss_step": 1e-3}])
 def test_loss_steps_leave_the_very_path(loss):
     """mu rebuilt from the stored path of the same keys, for every interval of the grid."""
-    process = sde.mixture_langevin(PRIOR)
+    process = processes.langevin(PRIOR)
     noise = paths(process, steps=8, k=5, **loss)
     key, x0 = jax.random.key(4), PRIOR.sample(jax.random.key(1), (30,))
     batch = noise(key, x0)
@@ -129,9 +122,9 @@ def test_loss_steps_leave_the_very_path(loss):
 
 
 def test_fixed_loss_steps_start_on_the_grid():
-    process = sde.mixture_langevin(PRIOR)
+    process = processes.langevin(PRIOR)
     grid = time_grid(process, 100)
-    starts, lengths = noising.loss_steps(process, grid, fixed=1e-3)
+    starts, lengths = noising.loss_steps(process.clock, grid, fixed=1e-3)
     np.testing.assert_array_equal(starts, np.arange(100))
     np.testing.assert_array_equal(lengths, np.float32(1e-3))
 
@@ -139,13 +132,15 @@ def test_fixed_loss_steps_start_on_the_grid():
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 2.0, 10.0])
 def test_fractional_loss_steps_end_on_the_grid_and_add_the_fraction(fraction):
     """Training sees exactly the grid's times, the first of them too, by stable steps."""
-    process = sde.mixture_langevin(PRIOR)
+    process = processes.langevin(PRIOR)
     grid = time_grid(process, 100)
-    starts, lengths = (np.asarray(a) for a in noising.loss_steps(process, grid, fraction=fraction))
+    starts, lengths = (
+        np.asarray(a) for a in noising.loss_steps(process.clock, grid, fraction=fraction)
+    )
     np.testing.assert_allclose(grid[starts] + lengths, grid[1:], rtol=1e-6)
     assert (lengths > 0).all()
     assert lengths.max() <= np.diff(grid).max() * 1.001
-    v = np.asarray(process.variance(jnp.asarray(grid)))
+    v = np.asarray(process.clock.variance(jnp.asarray(grid)))
     added = (v[1:] - v[starts]) / np.maximum(v[starts], 1e-12)
     capped = (starts == np.arange(100)) | (grid[1:] - grid[starts - 1] > np.diff(grid).max())
     assert (added[~capped] >= fraction * (1 - 1e-4)).all()
@@ -155,7 +150,7 @@ def test_fractional_loss_steps_end_on_the_grid_and_add_the_fraction(fraction):
 
 
 def test_noises_share_one_mu():
-    process = sde.mixture_langevin(PRIOR)
+    process = processes.langevin(PRIOR)
     batch = paths(process, k=2, noises=3)(jax.random.key(0), PRIOR.sample(jax.random.key(1), (50,)))
     chex.assert_shape([batch.y, batch.mu, batch.score_target], (50, 6, 2))
     for group in (slice(0, 3), slice(3, 6)):
@@ -167,11 +162,11 @@ def test_noises_share_one_mu():
 
 
 def test_loss_steps_want_one_of_the_two():
-    process = sde.mixture_langevin(PRIOR)
+    process = processes.langevin(PRIOR)
     grid = time_grid(process, 10)
     for bad in ({}, {"fixed": 1.0, "fraction": 1.0}, {"fixed": -1.0}):
         with pytest.raises(ValueError, match=r"noising\.loss_step"):
-            noising.loss_steps(process, grid, **bad)
+            noising.loss_steps(process.clock, grid, **bad)
 
 
 def test_noising_is_traced_once_for_any_mixture():
@@ -179,10 +174,10 @@ def test_noising_is_traced_once_for_any_mixture():
     noise = jax.jit(traced)
     x0 = PRIOR.sample(jax.random.key(1), (8,))
     for mean, variance in ((0.5, 0.3), (0.7, 0.4)):
-        prior = gmm.mixture([0.4, 0.6], [[-mean, 0.0], [mean, 0.5]], [0.3, variance])
-        noise(paths(sde.mixture_langevin(prior), steps=10), jax.random.key(0), x0)
+        prior = references.mixture([0.4, 0.6], [[-mean, 0.0], [mean, 0.5]], [0.3, variance])
+        noise(paths(processes.langevin(prior), steps=10), jax.random.key(0), x0)
 
 
 def test_unknown_weight_is_refused():
     with pytest.raises(ValueError, match=r"noising\.weight"):
-        noising.loss_weight(sde.mixture_langevin(PRIOR), jnp.ones(1), "heavy")
+        loss_weight(processes.langevin(PRIOR).clock, "heavy")

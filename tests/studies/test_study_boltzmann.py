@@ -6,7 +6,7 @@ import json
 import numpy as np
 
 from ndsm_jax.evaluation.boltzmann import BOLTZMANN_METRICS
-from ndsm_jax.study import Study
+from ndsm_jax.reports.study import Study
 
 reproduce = importlib.import_module("studies.boltzmann").reproduce
 
