@@ -65,6 +65,7 @@ class Restored:
       experiment, state: of its newest good checkpoint.
       shape: of an item of the data.
       host: the facts recorded with it.
+      folder: that has its metrics.
     """
 
     config: Config
@@ -72,6 +73,7 @@ class Restored:
     state: TrainState
     shape: tuple[int, ...]
     host: dict[str, Any]
+    folder: pathlib.Path
 
 
 def load_data(config: Config) -> Dataset:
@@ -249,7 +251,9 @@ def restore(
             " with --allow_changed_source"
         )
     experiment, state, host = _restore(config, shape, folder)
-    return Restored(config=config, experiment=experiment, state=state, shape=shape, host=host)
+    return Restored(
+        config=config, experiment=experiment, state=state, shape=shape, host=host, folder=folder
+    )
 
 
 def _named(config: Config, dotted: str) -> str:

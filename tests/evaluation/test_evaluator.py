@@ -11,7 +11,7 @@ import pytest
 import scipy.linalg
 
 from ndsm_jax import evaluation
-from ndsm_jax.checkpointing import Checkpoints
+from ndsm_jax.runs import Checkpoints
 from ndsm_jax.datasets import Dataset, load
 from ndsm_jax.evaluation import classifier as classifier_of
 from ndsm_jax.evaluation.classifier import ImageClassifier, train_classifier

@@ -22,7 +22,7 @@ import numpy as np
 import optax
 import pytest
 
-from ndsm_jax.checkpointing import Checkpoints, read_host
+from ndsm_jax.runs import Checkpoints, read_host
 
 # TensorStore reports to an event loop that orbax has closed when a read of another array failed.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -372,7 +372,7 @@ def test_donated_buffers(tmp_path):
 SAVE_UNTIL_KILLED = """
 import sys
 import numpy as np
-from ndsm_jax.checkpointing import Checkpoints
+from ndsm_jax.runs import Checkpoints
 
 noise = np.random.default_rng(0).normal(size=(4, 200_000)).astype(np.float32)
 checkpoints = Checkpoints(sys.argv[1], keep=2)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ndsm_jax.writers import MetricWriter, read_metrics
+from ndsm_jax.runs import MetricWriter, read_metrics
 
 
 def read_strict(path):

@@ -336,4 +336,5 @@ def train_joint(
         start,
         experiment=build(score, shape, Parts(frame=trained, reference=state["prior"])),
         state=dataclasses.replace(start.state, params=ema["score"], ema=ema["score"]),
+        folder=folder,
     )

@@ -202,7 +202,7 @@ def _pictures(
         "modes": plots.modes_figure(
             modes["labels"], {k: modes[k] for k in ("data", "samples", "prior")}
         ),
-        "curves": plots.curves_figure(read_metrics(workdir), CURVES),
+        "curves": plots.curves_figure(read_metrics(run.folder), CURVES),
     }
     if dataset.is_image:
         first = made.samples[:12]
@@ -272,7 +272,7 @@ def _page(
         | {key: _number(m[key]) for key in ("value", "floor", "prior")}
         for name, m in result["metrics"].items()
     ]
-    mixture = workdir / "mixture.txt"
+    mixture = run.folder / "mixture.txt"
     return template.render(
         title=f"{config.data.name}: {config.process.name} + {config.objective.name}",
         facts=facts,

@@ -1,0 +1,21 @@
+"""Runs: folders with checkpoints, metrics and pictures, for trainings of any kind."""
+
+from ndsm_jax.runs.checkpoints import Checkpoints, Restored, read_host
+from ndsm_jax.runs.loop import NonFiniteError
+from ndsm_jax.runs.run import Run, differences, fingerprint, has_checkpoints
+from ndsm_jax.runs.writers import MetricWriter, json_text, read_metrics, replace_file
+
+__all__ = [
+    "Checkpoints",
+    "MetricWriter",
+    "NonFiniteError",
+    "Restored",
+    "Run",
+    "differences",
+    "fingerprint",
+    "has_checkpoints",
+    "json_text",
+    "read_host",
+    "read_metrics",
+    "replace_file",
+]
