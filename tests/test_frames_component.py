@@ -212,7 +212,7 @@ def test_a_prior_mean_that_tells_nothing_is_refused(name):
         "network": {"prior_mean": True},
     }
     config = Config.from_dict(tree | {"mixture": {"num_components": 2}})
-    parts = stand_in(config, 2)
+    parts = stand_in(config, (2,))
     with pytest.raises(ValueError, match=r"network\.prior_mean .* process\.name"):
         build(config, (2,), parts)
 

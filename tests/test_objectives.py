@@ -253,6 +253,6 @@ def test_ism_and_dsm_have_the_same_gradient_in_expectation():
 def test_ism_takes_probes_in_many_dimensions_only():
     for dim, probed in ((16, False), (17, True)):
         config = Config.from_dict({"objective": {"name": "ism"}})
-        built = build(config, (dim,), stand_in(config, dim))
+        built = build(config, (dim,), stand_in(config, (dim,)))
         batch = jax.eval_shape(built.noising, jax.random.key(0), jnp.zeros((4, dim)))
         assert (batch.probe is not None) == probed

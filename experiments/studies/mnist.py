@@ -22,8 +22,9 @@ import numpy as np
 
 from ndsm_jax import plots
 from ndsm_jax.config import EDM, SMOKE, Config, DataConfig
-from ndsm_jax.datasets import Dataset, load
+from ndsm_jax.datasets import Dataset
 from ndsm_jax.evaluation import ImageClassifier, evaluator, fid_report
+from ndsm_jax.launch import load_data
 from ndsm_jax.reports.study import Changes, Run, Study, load_config, over_seeds, seeded
 from studies import CONFIGS
 
@@ -162,7 +163,7 @@ def _config(study: Study, num_train: int, method: str) -> Config:
 
 @functools.lru_cache(maxsize=3)
 def _load(data: DataConfig) -> Dataset:
-    return load(**dataclasses.asdict(data))
+    return load_data(dataclasses.replace(Config(), data=data))
 
 
 def _dataset(config: Config) -> Dataset:

@@ -28,7 +28,6 @@ from ndsm_jax.training import (
     draw,
     init_state,
     noised,
-    saved_parts,
     train,
 )
 
@@ -143,10 +142,12 @@ def launch(
     run = make_run(config, dataset, folder, allow_changed_source=allow_changed_source)
     if has_checkpoints(folder):
         run.check()
-        experiment, state, _ = _restore(config, dataset.shape, folder)
+        parts, experiment, state, _ = _restore(config, folder, run.facts["data"])
         logger.info("resuming %s from step %d", folder, int(state.step))
     else:
-        build(config, dataset.shape, stand_in(config, dataset.dim))  # contradictions show here
+        build(
+            config, dataset.shape, stand_in(config, dataset.shape, dataset.value_range)
+        )  # contradictions show here
         folder.mkdir(parents=True, exist_ok=True)
         parts = fit(config, dataset, frame=frame)
         experiment = build(config, dataset.shape, parts)
@@ -164,6 +165,7 @@ def launch(
         seed=c.seed,
         state=state,
         run=run,
+        keep=_arrays(parts),
         picture=lambda state: _picture(config, experiment, state, dataset),
         ahead_mb=config.noising.ahead_mb,
         progress=progress,
@@ -205,6 +207,7 @@ def facts(config: Config, dataset: Dataset) -> dict[str, Any]:
     data = {
         "name": dataset.name,
         "shape": list(dataset.shape),
+        "value_range": None if dataset.value_range is None else list(dataset.value_range),
         "digest": dataset.digest,
         "num_train": len(dataset.train),
         "source": dataset.source,
@@ -250,7 +253,7 @@ def restore(
             f"{names}: the file has changed since {folder} was trained; restore it, or allow it"
             " with --allow_changed_source"
         )
-    experiment, state, host = _restore(config, shape, folder)
+    _, experiment, state, host = _restore(config, folder, host["data"])
     return Restored(
         config=config, experiment=experiment, state=state, shape=shape, host=host, folder=folder
     )
@@ -261,23 +264,28 @@ def _named(config: Config, dotted: str) -> str:
     return getattr(getattr(config, section), key)
 
 
+def _arrays(parts: Parts) -> dict[str, Any]:
+    """What a checkpoint keeps of what was fitted."""
+    return {"frame": parts.frame, "reference": parts.reference}
+
+
 def _restore(
-    config: Config, shape: tuple[int, ...], folder: pathlib.Path
-) -> tuple[Experiment, TrainState, dict[str, Any]]:
-    parts = stand_in(config, int(np.prod(shape)))
-    stand_in_for = build(config, shape, parts)
+    config: Config, folder: pathlib.Path, data: Mapping[str, Any]
+) -> tuple[Parts, Experiment, TrainState, dict[str, Any]]:
+    shape, limits = tuple(data["shape"]), data["value_range"]
+    parts = stand_in(config, shape, None if limits is None else (limits[0], limits[1]))
+    abstract = build(config, shape, parts)
     like = {
-        "train": jax.eval_shape(lambda: init_state(stand_in_for, seed=0)),
-        "parts": saved_parts(stand_in_for),
+        "train": jax.eval_shape(lambda: init_state(abstract, seed=0)),
+        "kept": _arrays(parts),
     }
     directory = folder / "checkpoints"
     # What was fitted may have another size: a mixture's K, the draws of an energy.
-    like["parts"] = shapes_as_saved(directory, like, "parts")
+    like["kept"] = shapes_as_saved(directory, like, "kept")
     with Checkpoints(directory) as checkpoints:
         restored = checkpoints.restore(like)
-    kept = restored.state["parts"]
-    fitted = Parts(frame=kept["frame"], reference=kept["reference"])
-    return build(config, shape, fitted), restored.state["train"], restored.host
+    parts = Parts(**restored.state["kept"])
+    return parts, build(config, shape, parts), restored.state["train"], restored.host
 
 
 def _picture(
@@ -322,7 +330,7 @@ def draw_as_configured(
 
 def describe(config: Config, dataset: Dataset) -> str:
     """What a dry run prints: data, network, first batch's shapes; nothing is fitted or trained."""
-    experiment = build(config, dataset.shape, stand_in(config, dataset.dim))
+    experiment = build(config, dataset.shape, stand_in(config, dataset.shape, dataset.value_range))
     x0 = jax.ShapeDtypeStruct((config.train.batch_size, dataset.dim), np.float32)
     batch = jax.eval_shape(lambda x0: noised(experiment, jax.random.key(0), x0), x0)
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))

@@ -105,7 +105,8 @@ class Blocks:
     def _apply(self, matrix: Array, y: Array) -> Array:
         m = matrix.shape[-1]
         blocks = y.reshape(*y.shape[:-1], m, y.shape[-1] // m)
-        return _product("...ij,...jn->...in", matrix, blocks).reshape(y.shape)
+        mixed = _product("...ij,...jn->...in", matrix, blocks)
+        return mixed.reshape(*mixed.shape[:-2], y.shape[-1])
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("matrix",), meta_fields=())

@@ -36,9 +36,9 @@ def is_plugin(name: str) -> bool:
     return ".py:" in name
 
 
-def digest(name: str) -> str:
+def digest(name: str, *, key: str) -> str:
     """SHA-256 (hex) of the file of `path/to/file.py:function`. Raises as `load` for the file."""
-    return hashlib.sha256(_read(name, "name")).hexdigest()
+    return hashlib.sha256(_read(name, key)).hexdigest()
 
 
 def load(name: str, *, key: str) -> Plugin:

@@ -1,17 +1,24 @@
 """Wiring from a config to its parts, and the checks made before anything is trained."""
 
+import dataclasses
+import logging
+
 import jax
 import numpy as np
 import pytest
 
-from ndsm_jax import datasets, experiment, gmm
-from ndsm_jax.config import Config
+from ndsm_jax import datasets, references
+from ndsm_jax.config import Config, assemble
 from ndsm_jax.datasets import Dataset
-from ndsm_jax.experiment import abstract_prior, fit_prior
+from ndsm_jax.frames import Identity
+from ndsm_jax.launch import restore
+from ndsm_jax.runs import fingerprint
+from ndsm_jax.training import init_state
+from tests.training.tiny_runs import TINY, run, tiny
 
 
-@pytest.mark.parametrize("kind", gmm.COVARIANCES)
-def test_abstract_prior_has_the_structure_of_the_fitted_one(kind, rng):
+@pytest.mark.parametrize("kind", references.COVARIANCES)
+def test_the_stand_in_has_the_structure_of_what_is_fitted(kind, rng):
     """Checkpoints are restored into it: same leaves, shapes and types."""
     mixture = {"num_components": 2, "covariance": kind, "rank": 3, "num_inits": 1}
     config = Config.from_dict({"mixture": mixture})
@@ -26,12 +33,92 @@ def test_abstract_prior_has_the_structure_of_the_fitted_one(kind, rng):
         value_range=None,
         source="",
     )
-    fitted, report = fit_prior(config, dataset)
-    stand_in = abstract_prior(config, 5)
-    assert jax.tree.structure(fitted) == jax.tree.structure(stand_in)
-    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), m) for m in (fitted, stand_in)]
+    fitted = assemble.fit(config, dataset)
+    parts = [(p.frame, p.reference) for p in (fitted, assemble.stand_in(config, (5,)))]
+    assert jax.tree.structure(parts[0]) == jax.tree.structure(parts[1])
+    shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), part) for part in parts]
     assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
-    assert report is not None
+    assert fitted.report is not None
+
+
+IMAGES = (-1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("sections", "shape", "value_range"),
+    [
+        ({"data": {"name": "array"}}, (4,), None),
+        ({"data": {"name": "array"}}, (2, 2, 1), None),
+        ({"data": {"name": "array"}}, (2, 2, 1), IMAGES),
+        ({"data": {"name": "own.py:data"}}, (4,), None),
+        ({"data": {"name": "own.py:data"}}, (2, 2, 1), IMAGES),
+        ({"data": {"name": "folder"}}, (2, 2, 1), IMAGES),
+        ({"data": {"frame": "standardised"}}, (4,), IMAGES),
+        ({"data": {"frame": "shared"}}, (4,), None),
+        ({"data": {"frame": "angles"}}, (4,), None),
+        ({"data": {"frame": "pixels"}}, (2, 2, 1), IMAGES),
+        ({"data": {"name": "array", "frame": "identity"}}, (4,), None),
+        ({"process": {"name": "component_ou"}, "objective": {"name": "dsm"}}, (4,), None),
+        ({"process": {"name": "variance_exploding"}, "objective": {"name": "dsm"}}, (4,), None),
+        (
+            {
+                "process": {"name": "critically_damped"},
+                "objective": {"name": "dsm"},
+                "sample": {"sampler": "reverse_sde"},
+            },
+            (4,),
+            None,
+        ),
+        ({"reference": {"name": "student_t"}}, (4,), None),
+        ({"reference": {"name": "logistic"}}, (4,), None),
+        ({"reference": {"name": "uniform_torus"}, "data": {"frame": "angles"}}, (4,), None),
+    ],
+)
+def test_stand_ins_of_all_frames_and_references_have_the_structure_of_what_is_built(
+    sections, shape, value_range, rng
+):
+    """Of the parts, and of the experiment that they make."""
+    config = Config.from_dict({"mixture": {"num_components": 2, "num_inits": 1}} | sections)
+    x = np.clip(rng.normal(size=(80, 4)) / 3, -1, 1).astype(np.float32)
+    dataset = Dataset(
+        name="noise",
+        train=x[:60],
+        test=x[60:],
+        train_labels=None,
+        test_labels=None,
+        shape=shape,
+        value_range=value_range,
+        source="",
+    )
+    fitted = assemble.fit(config, dataset)
+    parts = (fitted, assemble.stand_in(config, shape, value_range))
+    saved = [(p.frame, p.reference) for p in parts]
+    assert jax.tree.structure(saved[0]) == jax.tree.structure(saved[1])
+    shapes = [jax.tree.map(lambda x: (np.shape(x), np.result_type(x)), part) for part in saved]
+    assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
+    built = [assemble.build(config, shape, p) for p in parts]
+    states = [jax.eval_shape(lambda e=e: init_state(e, seed=0)) for e in built]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+    assert jax.tree.leaves(states[0]) == jax.tree.leaves(states[1])
+
+
+def test_a_run_on_images_of_ones_own_is_read_back(tmp_path, rng):
+    """uint8 images have a range, and are not standardised: restored as they were trained."""
+    path = tmp_path / "x.npy"
+    np.save(path, rng.integers(0, 256, size=(60, 3, 3), dtype=np.uint8))
+    config = tiny(
+        data={"name": "array", "dir": str(path), "num_train": 0, "num_test": 0},
+        mixture={"num_components": 1, "num_inits": 1},
+        noising={"steps": 0, "k": 2},
+        sample={"steps": 0},
+        train=TINY["train"] | {"steps": 2},
+    )
+    state = run(config, tmp_path / "run")
+    restored = restore(tmp_path / "run")
+    assert isinstance(restored.experiment.frame, Identity)
+    assert fingerprint(restored.state) == fingerprint(state)
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=3))
+    assert int(run(longer, tmp_path / "run").step) == 3
 
 
 def test_weight_power_changes_the_weights_of_the_prior_alone():
@@ -39,7 +126,7 @@ def test_weight_power_changes_the_weights_of_the_prior_alone():
     priors = {}
     for power in (1.0, 0.0):
         mixture = {"num_components": 3, "num_inits": 1, "weight_power": power}
-        priors[power], _ = fit_prior(Config.from_dict({"mixture": mixture}), data)
+        priors[power] = assemble.fit(Config.from_dict({"mixture": mixture}), data).reference
     np.testing.assert_allclose(priors[0.0].log_weights, np.log(1 / 3), rtol=1e-6)
     assert np.ptp(priors[1.0].log_weights) > 0.1
     np.testing.assert_array_equal(priors[0.0].means, priors[1.0].means)
@@ -49,13 +136,13 @@ def test_weight_power_changes_the_weights_of_the_prior_alone():
 def test_a_rank_that_does_not_fit_is_refused_before_fitting():
     config = Config.from_dict({"mixture": {"covariance": "low_rank", "rank": 8}})
     with pytest.raises(ValueError, match=r"mixture\.rank=8 .* 2 dimensions"):
-        abstract_prior(config, 2)
+        assemble.stand_in(config, (2,))
 
 
 def build(**sample):
     """An experiment on a mixture of unit variance (horizon 4) with a sample section."""
     config = Config.from_dict({"sample": sample})
-    return experiment.build(config, (2,), experiment.abstract_prior(config, 2))
+    return assemble.build(config, (2,), assemble.stand_in(config, (2,)))
 
 
 def test_few_steps_are_refused_where_a_step_is_explicit():
@@ -75,3 +162,80 @@ def test_few_steps_are_refused_where_a_step_is_explicit():
 def test_churn_without_a_flow_is_refused():
     with pytest.raises(ValueError, match=r"sample\.churn"):
         build(sampler="reverse_sde", churn=0.5)
+
+
+# --- steps that are left to us ---
+
+
+def emoji(rng, spread: float) -> Dataset:
+    """Points of a file with modes of unit variance, and one of a far smaller spread."""
+    wide = rng.normal(size=(300, 2)) + np.array([[0, 0], [9, 0], [0, 9]])[np.arange(300) % 3]
+    tight = spread * rng.normal(size=(100, 2)) + 9
+    x = rng.permutation(np.concatenate([wide, tight])).astype(np.float32)
+    return Dataset(
+        name="emoji",
+        train=x[:320],
+        test=x[320:],
+        train_labels=None,
+        test_labels=None,
+        shape=(2,),
+        value_range=None,
+        source="test",
+    )
+
+
+def with_steps(**sections) -> Config:
+    mixture = {"num_components": 4, "num_inits": 2, "min_covariance": 1e-9}
+    return tiny(mixture=mixture, objective={"name": "path_dsm"}, **sections)
+
+
+def num_steps(config: Config, fitted) -> tuple[int, int]:
+    made = assemble.build(config, (2,), fitted)
+    return len(made.noising.times.grid) - 1, len(made.sample_grid) - 1
+
+
+def test_steps_are_as_many_as_the_stiffness_needs(rng, caplog):
+    """A variance of 0.14^2 beside 1: more steps than usual resolve it, and nothing is raised."""
+    config = with_steps(noising={"steps": 0}, sample={"steps": 0})
+    fitted = assemble.fit(config, emoji(rng, 0.14))
+    assert fitted.reference.smallest_variance() == pytest.approx(0.02, rel=0.3)
+    with caplog.at_level(logging.INFO, logger="ndsm_jax"):
+        noising, sampling = num_steps(config, fitted)
+    assert assemble.MIN_NOISING_STEPS < noising < assemble.MAX_STEPS
+    assert assemble.MIN_SAMPLE_STEPS < sampling < assemble.MAX_STEPS
+    assert f"noising.steps: {noising}, as the stiffness of langevin" in caplog.text
+    assert f"sample.steps: {sampling}, as the stiffness of langevin" in caplog.text
+    made = assemble.build(config, (2,), fitted)
+    stiffness = float(made.process.known.stiffness)
+    assert np.diff(made.noising.times.grid).max() * stiffness < 1
+    assert made.process.reference is fitted.reference
+    # A flow's velocity is not stiff.
+    flow = with_steps(noising={"steps": 0}, sample={"steps": 0, "sampler": "heun_flow"})
+    assert num_steps(flow, fitted) == (noising, assemble.MIN_SAMPLE_STEPS)
+
+
+def test_one_tiny_variance_among_large_ones_trains_by_default(rng, tmp_path, caplog):
+    """It is raised to what the most steps resolve, and the log says so."""
+    config = with_steps(noising={"steps": 0}, sample={"steps": 0})
+    with caplog.at_level(logging.INFO, logger="ndsm_jax"):
+        state = run(config, tmp_path, emoji(rng, 1e-3))
+    assert int(state.step) == config.train.steps
+    assert "the smallest was 1.0" in caplog.text or "the smallest was 9." in caplog.text
+    assert "are raised to it, as 500 explicit steps resolve no less" in caplog.text
+    assert "noising.steps: " in caplog.text
+    assert "the stiffness of langevin" in caplog.text
+    made = restore(tmp_path).experiment
+    grid, stiffness = made.noising.times.grid, float(made.process.known.stiffness)
+    assert len(grid) - 1 <= assemble.MAX_STEPS
+    assert np.diff(grid).max() * stiffness < 1
+    variances = np.sort(np.asarray(made.process.reference.component_variances()).ravel())
+    assert variances[0] == pytest.approx(1 / stiffness, rel=1e-3)
+    np.testing.assert_allclose(variances[1:], 1, rtol=0.4)  # the others are as they were
+
+
+@pytest.mark.parametrize("spread", [0.14, 1e-3])
+def test_too_few_steps_that_were_asked_for_are_still_an_error(spread, rng, tmp_path):
+    config = with_steps(noising={"steps": 24})
+    with pytest.raises(ValueError, match=r"noising\.steps=24 is .* set noising\.steps to about"):
+        run(config, tmp_path, emoji(rng, spread))
+    assert not (tmp_path / "checkpoints").exists()

@@ -7,8 +7,10 @@ import pathlib
 
 import pytest
 
-from ndsm_jax import config, experiment
+from ndsm_jax import config
 from ndsm_jax.config import Config
+from ndsm_jax.config.assemble import build, stand_in
+from ndsm_jax.frames import component_mixture
 
 CONFIGS = sorted(p.stem for p in pathlib.Path("configs").glob("*.py"))
 
@@ -38,9 +40,14 @@ def test_every_baseline_can_be_built(name, shape, variant):
     assert noised[0] == noised[1]
     assert (own.network.width, own.network.widths) == (built.network.width, built.network.widths)
     dim = math.prod(shape)
-    made = experiment.build(built, shape, experiment.abstract_prior(built, dim))
-    assert made.sde.name == built.process.name != own.process.name
-    assert made.sde.dim == dim
+    made = build(built, shape, stand_in(built, shape))
+    assert built.process.name != own.process.name
+    # In the coordinates of its components, component_ou is an Ornstein-Uhlenbeck process.
+    in_components = built.process.name == "component_ou"
+    name = "ornstein_uhlenbeck" if in_components else built.process.name
+    assert made.process.name == name
+    assert (component_mixture(made.frame) is not None) == in_components
+    assert made.process.dim == dim
 
 
 @pytest.mark.parametrize(

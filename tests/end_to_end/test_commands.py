@@ -1,4 +1,4 @@
-"""The commands as a user runs them, each in a process of its own."""
+"""The commands as a user runs them. Commands of one script share a process where they can."""
 
 import json
 import os
@@ -9,14 +9,36 @@ import sys
 
 import numpy as np
 import pytest
-from test_datasets import small_mnist, write_mnist
 
 from ndsm_jax.evaluation.evaluator import load
+from tests.datasets.dataset_files import small_mnist, write_mnist
 
 ROOT = pathlib.Path(__file__).parents[2]
 
+IN_ONE_PROCESS = """
+import contextlib, importlib, io, json, sys, traceback
+from absl.testing import flagsaver
+script, commands = sys.argv[1], json.loads(sys.argv[2])
+sys.path.insert(0, "experiments")
+module, results = importlib.import_module(script), []
+for arguments in commands:
+    sys.argv, text = [script, *arguments], io.StringIO()
+    code = None
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text), flagsaver.flagsaver():
+        try:
+            module.app.run(module.main)
+        except SystemExit as stopped:
+            code = stopped.code
+        except BaseException:
+            code = traceback.format_exc()
+    # As the interpreter does: a message is printed, and the status is 1.
+    said = isinstance(code, str)
+    results.append((1 if said else code or 0, text.getvalue() + (code if said else "")))
+print("RESULTS" + json.dumps(results))
+"""
 
-def command(script: str, *flags: str, fails: bool = False) -> str:
+
+def command(script: str, *flags: str, status: int = 0) -> str:
     """Runs experiments/SCRIPT and returns what it printed."""
     result = subprocess.run(
         [sys.executable, f"experiments/{script}.py", *flags],
@@ -26,38 +48,79 @@ def command(script: str, *flags: str, fails: bool = False) -> str:
         check=False,
     )
     output = result.stdout + result.stderr
-    assert (result.returncode != 0) == fails, output
-    assert not fails or "Traceback" not in output, output
+    assert result.returncode == status, output
+    assert not status or "Traceback" not in output, output
     return output
 
 
-def test_train_resume_sample_evaluate(tmp_path):
-    """The whole life of a run on the digits, in its smoke variant."""
-    run = ["--config=configs/digits.py:smoke", f"--workdir={tmp_path}"]
-    run += ["--config.optimizer.schedule=constant", "--config.objective.name=ndsm_cv"]
-    assert "trained" in command("train", *run)
-    assert "resuming" in command("train", *run, "--config.train.steps=30")
-    refused = command("train", *run, "--config.network.width=32", fails=True)
-    assert "network.width: 16 in the checkpoint, 32 now" in refused
+def commands(script: str, *many: list[str]) -> list[tuple[int, str]]:
+    """Status and output of several commands of one script, one after another in one process."""
+    result = subprocess.run(
+        [sys.executable, "-c", IN_ONE_PROCESS, script, json.dumps(many)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    results = json.loads(result.stdout.partition("RESULTS")[2])
+    for status, output in results:
+        assert not status or "Traceback" not in output, output
+    return results
 
-    flags = ["--num=30", "--sampler=heun_flow", "--steps=8", f"--out={tmp_path / 'few'}"]
-    command("sample", f"--workdir={tmp_path}", *flags)
+
+def succeeded(result: tuple[int, str]) -> str:
+    assert result[0] == 0, result[1]
+    return result[1]
+
+
+def refused(result: tuple[int, str]) -> str:
+    assert result[0] == 1, result[1]
+    return result[1]
+
+
+# --- the whole life of a run on the digits, in its smoke variant ---
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """A trained run of 20 steps, and the flags that made it."""
+    folder = tmp_path_factory.mktemp("digits")
+    flags = ["--config=configs/digits.py:smoke", f"--workdir={folder}"]
+    flags += ["--config.optimizer.schedule=constant", "--config.objective.name=ndsm_cv"]
+    assert f"trained: {folder}" in command("train", *flags)
+    return folder, flags
+
+
+def test_sample(digits, tmp_path):
+    folder, _ = digits
+    workdir, solver = f"--workdir={folder}", ["--sampler=heun_flow", "--steps=8"]
+    few = [workdir, "--num=30", *solver, f"--out={tmp_path / 'few'}"]
+    twelve = [workdir, "--num=12", *solver]
+    results = commands(
+        "sample",
+        few,
+        [*twelve, "--component=0,4"],
+        [*twelve, "--label=3", "--labels_per_class=5"],
+        [*twelve, "--component=50"],
+    )
+    for result in results[:3]:
+        assert "samples: " in succeeded(result)
     assert np.load(tmp_path / "few.npy").shape == (30, 8, 8, 1)
     assert (tmp_path / "few.png").stat().st_size > 1000
+    assert np.load(folder / "samples.npy").shape == (12, 8, 8, 1)
+    assert "error: component 50: the reference has 50 components" in refused(results[3])
 
-    flags = [f"--workdir={tmp_path}", "--num=12", "--sampler=heun_flow", "--steps=8"]
-    command("sample", *flags, "--component=0,4")
-    command("sample", *flags, "--label=3", "--labels_per_class=5")
-    refused = command("sample", *flags, "--component=50", fails=True)
-    assert "error: component 50: the prior has 50 components" in refused
 
-    output = command("evaluate", f"--workdir={tmp_path}")
+def test_evaluate(digits):
+    folder, _ = digits
+    output = command("evaluate", f"--workdir={folder}")
     assert "class asked for" in output
-    assert f"report:  {tmp_path / 'report.html'}" in output
-    result = json.loads((tmp_path / "metrics.json").read_text())
+    assert f"report:  {folder / 'report.html'}" in output
+    result = json.loads((folder / "metrics.json").read_text())
     for name in ("sliced_wasserstein", "frechet_distance", "mode_tv", "nearest_train_ratio"):
         assert {"value", "floor", "prior"} <= set(result["metrics"][name])
-    page = (tmp_path / "report.html").read_text()
+    page = (folder / "report.html").read_text()
     for part in (
         "Samples beside data",
         "eps(t)",
@@ -69,45 +132,72 @@ def test_train_resume_sample_evaluate(tmp_path):
     assert "http" not in page.replace("http-equiv", "").split("<body>")[0]  # self-contained
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--config.train.lrr=3"], "error: train.lrr: unknown key"),
-        (["--config.train.step=3"], "did you mean 'steps'"),
-        (["--config.train.steps=0"], "error: train.steps=0: must be >= 1"),
-        (
-            ["--config.objective.name=dsm"],
-            "error: objective.name='dsm' needs a process with a known kernel",
-        ),
-        (["--config.data.name=array", "--config.data.dir=none.npy"], "none.npy"),
-    ],
-)
-def test_errors_are_one_line_that_names_the_key(flags, message, tmp_path):
-    output = command(
-        "train", "--config=configs/digits.py:smoke", f"--workdir={tmp_path}", *flags, fails=True
-    )
-    assert message in output
+REFUSED = [
+    (["--config.train.lrr=3"], "error: train.lrr: unknown key"),
+    (["--config.train.step=3"], "did you mean 'steps'"),
+    (["--config.train.steps=0"], "error: train.steps=0: must be >= 1"),
+    (
+        ["--config.objective.name=dsm"],
+        "error: objective.name='dsm' needs a process with a known kernel",
+    ),
+    (["--config.data.name=array", "--config.data.dir=none.npy"], "none.npy"),
+    (
+        ["--config.process.beta_max=3.0"],
+        "error: process.beta_max=3.0 has no effect here, where process.name='langevin'; it is read"
+        " with process.name=variance_preserving",
+    ),
+    (
+        ["--config.process.name=none.py:swirl"],
+        "error: process.name='none.py:swirl': no file none.py",
+    ),
+]
 
 
-def test_dry_run_prints_config_and_shapes_and_writes_nothing(tmp_path):
-    workdir = tmp_path / "run"
-    output = command("train", "--config=configs/gm2d.py", f"--workdir={workdir}", "--dry_run")
-    assert '"rings_and_bars"' in output
-    assert "y: float32[50, 5, 2]" in output
-    assert not workdir.exists()
-
-
-def test_nan_data_are_refused_before_anything_is_written(tmp_path):
+def test_train_resumes_or_says_why_it_does_not(digits, tmp_path):
+    """The same command goes on; errors are one line that names the key, and write nothing."""
+    folder, run = digits
     x = np.random.default_rng(0).normal(size=(100, 3))
     x[7, 1] = np.nan
     np.save(tmp_path / "x.npy", x)
-    flags = ["--config.data.name=array", f"--config.data.dir={tmp_path / 'x.npy'}"]
     workdir = tmp_path / "run"
-    output = command(
-        "train", "--config=configs/default.py:smoke", f"--workdir={workdir}", *flags, fails=True
+    base = ["--config=configs/digits.py:smoke", f"--workdir={workdir}"]
+    resumed, other, dry, nan, latent, *results = commands(
+        "train",
+        [*run, "--config.train.steps=30"],
+        [*run, "--config.network.width=32"],
+        ["--config=configs/gm2d.py", f"--workdir={workdir}", "--dry_run"],
+        [
+            "--config=configs/default.py:smoke",
+            f"--workdir={workdir}",
+            "--config.data.name=array",
+            f"--config.data.dir={tmp_path / 'x.npy'}",
+        ],
+        ["--config=configs/latent.py:smoke", f"--workdir={workdir}", "--config.data.name=digits"],
+        *([*base, *flags] for flags, _ in REFUSED),
     )
-    assert "7" in output
+    assert f"resuming {folder} from step 20" in succeeded(resumed)
+    assert "network.width: 16 in the checkpoint, 32 now" in refused(other)
+    assert '"rings_and_bars"' in succeeded(dry)
+    assert "y: float32[50, 5, 2]" in dry[1]
+    assert "1 of 100 rows, first in row 7" in refused(nan)
+    assert "experiments/train_latent.py" in refused(latent)
+    for (flags, message), result in zip(REFUSED, results, strict=True):
+        assert message in refused(result), flags
     assert not workdir.exists()
+
+
+def test_a_key_without_effect_ends_the_program_with_status_1(tmp_path):
+    """As a user sees it, in a process of its own."""
+    workdir = tmp_path / "run"
+    flags = [f"--workdir={workdir}", "--config.sample.rtol=1e-4"]
+    output = command("train", "--config=configs/digits.py:smoke", *flags, status=1)
+    (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
+    assert "sample.rtol=0.0001 has no effect here" in line
+    assert "sample.sampler=adaptive_flow" in line
+    assert not workdir.exists()
+
+
+# --- other runs ---
 
 
 def test_mnist_runs_resumes_and_samples(tmp_path):
@@ -123,8 +213,9 @@ def test_mnist_runs_resumes_and_samples(tmp_path):
         "--config.train.picture_every=0",
         "--config.optimizer.schedule=constant",
     ]
-    command("train", *run)
-    command("train", *run, "--config.train.steps=24")
+    results = commands("train", run, [*run, "--config.train.steps=24"])
+    assert "trained: " in succeeded(results[0])
+    assert "from step 20" in succeeded(results[1])
     command("sample", f"--workdir={tmp_path}", "--num=4")
     assert np.load(tmp_path / "samples.npy").shape == (4, 28, 28, 1)
 
@@ -135,25 +226,27 @@ def test_train_evaluator(tmp_path):
     data.mkdir()
     write_mnist(data, small_mnist())
     flags = [f"--data_dir={data}", f"--out={out}", "--batch_size=20", "--width=1"]
-    output = command("train_evaluator", *flags, "--epochs=1")
-    assert "test accuracy as written" in output
-    (sha256,) = re.findall(r"SHA-256 (\w{64})", output)
+    results = commands("train_evaluator", [*flags, "--epochs=1"], [*flags, "--epochs=2"])
+    assert "test accuracy as written" in succeeded(results[0])
+    (sha256,) = re.findall(r"SHA-256 (\w{64})", results[0][1])
     assert load(out, sha256=sha256).features(np.zeros((2, 784))).shape == (2, 8)
-    assert "another epochs" in command("train_evaluator", *flags, "--epochs=2", fails=True)
+    assert "epochs: 1 in the checkpoint, 2 now" in refused(results[1])
 
 
 def test_latent(tmp_path):
     """A frozen autoencoder; what is refused names the remedy before anything is computed."""
     run = ["--config=configs/latent.py:smoke", f"--workdir={tmp_path}"]
     run += ["--config.data.name=digits", "--config.joint.steps=0", "--config.sample.num=40"]
-    refused = command("train_latent", *run, "--config.autoencoder.kind=none", fails=True)
-    assert "autoencoder.kind='none': set it to 'vae' or 'ae'" in refused
-    assert f"samples and metrics: {tmp_path}" in command("train_latent", *run)
-    assert np.load(tmp_path / "samples.npy").shape == (40, 8, 8, 1)
-    assert (tmp_path / "samples.png").stat().st_size > 1000
+    none = [*run[:1], f"--workdir={tmp_path / 'none'}", *run[2:3], "--config.autoencoder.kind=none"]
+    results = commands("train_latent", none, run)
+    assert "autoencoder.kind='none': set it to 'vae' or 'ae'" in refused(results[0])
+    assert not (tmp_path / "none").exists()
+    output = succeeded(results[1])
+    assert f"metrics: {tmp_path / 'metrics.json'}" in output
+    assert f"report:  {tmp_path / 'report.html'}" in output
+    assert "data:image/png" in (tmp_path / "report.html").read_text()
     result = json.loads((tmp_path / "metrics.json").read_text())
     assert {"value", "floor", "prior"} <= set(result["metrics"]["energy_distance"])
-    assert np.load(tmp_path / "autoencoder" / "latents.npz")["x"].shape == (500, 4)
     command("sample", f"--workdir={tmp_path / 'score'}", "--num=3")
-    refused = command("train", *run[:1], f"--workdir={tmp_path / 'x'}", fails=True)
-    assert "experiments/train_latent.py" in refused
+    assert np.load(tmp_path / "score" / "samples.npy").shape == (3, 8, 8, 1)
+    assert (tmp_path / "score" / "samples.png").stat().st_size > 1000

@@ -13,7 +13,7 @@ import scipy.stats
 from conftest import assert_mean
 from scipy.spatial.distance import cdist
 
-from ndsm_jax import evaluation, gmm
+from ndsm_jax import evaluation, references
 from ndsm_jax.conditioning import PRIOR_COUNT, class_log_weights
 from ndsm_jax.datasets import Dataset, load
 from ndsm_jax.evaluation.agreement import _share
@@ -298,10 +298,10 @@ def test_suite_measures_the_distance_to_a_known_support(rng):
     assert support["value"] > support["floor"] > 0
 
 
-def corners() -> gmm.GaussianMixture:
+def corners() -> references.GaussianMixture:
     """The mixture that `toy` is drawn from: component k is the corner of label k."""
     centres = np.array([[0, 0], [1, 0], [0, 1], [1, 1]])
-    return gmm.mixture(np.ones(4), centres, np.full(4, 0.01))
+    return references.mixture(np.ones(4), centres, np.full(4, 0.01))
 
 
 def test_agreement_counts_what_was_moved(rng):
@@ -347,7 +347,7 @@ def test_class_asked_for_is_the_share_of_hits_of_requests(rng):
     table = rng.dirichlet(np.ones(3), size=4)
     weights = np.array([0.1, 0.2, 0.3, 0.4])
     law = rng.dirichlet(np.ones(3), size=4)
-    prior = gmm.mixture(weights, np.zeros((4, 1)), np.ones(4))
+    prior = references.mixture(weights, np.zeros((4, 1)), np.ones(4))
 
     def choose(p):
         return (p.cumsum(axis=1) < rng.uniform(size=(len(p), 1))).sum(axis=1)

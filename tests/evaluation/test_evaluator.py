@@ -11,7 +11,6 @@ import pytest
 import scipy.linalg
 
 from ndsm_jax import evaluation
-from ndsm_jax.runs import Checkpoints
 from ndsm_jax.datasets import Dataset, load
 from ndsm_jax.evaluation import classifier as classifier_of
 from ndsm_jax.evaluation.classifier import ImageClassifier, train_classifier
@@ -19,6 +18,7 @@ from ndsm_jax.evaluation.evaluator import SHIPPED, SHIPPED_SHA256, save, shipped
 from ndsm_jax.evaluation.evaluator import load as load_evaluator
 from ndsm_jax.evaluation.reference import fid_report, reference, subset, summarise
 from ndsm_jax.networks.resnet import ResNet18, fold
+from ndsm_jax.runs import Checkpoints
 
 SHAPE = (8, 8, 1)
 
@@ -58,10 +58,7 @@ def dataset():
 @pytest.fixture(scope="module")
 def trained(dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("training")
-    with Checkpoints(folder) as checkpoints:
-        result = train_classifier(
-            dataset, network=NETWORK, epochs=4, batch_size=16, checkpoints=checkpoints
-        )
+    result = train_classifier(dataset, network=NETWORK, epochs=4, batch_size=16, folder=folder)
     return result, folder
 
 
@@ -108,34 +105,34 @@ def test_folding_is_exact(rng):
 def test_a_finished_training_is_read_back(trained, dataset):
     """Without a step more; another one is refused."""
     result, folder = trained
-    with Checkpoints(folder) as checkpoints:
-        again = train_classifier(
-            dataset, network=NETWORK, epochs=4, batch_size=16, checkpoints=checkpoints
-        )
-        assert again.digest == result.digest
-        with pytest.raises(ValueError, match="another seed"):
-            train_classifier(
-                dataset, network=NETWORK, epochs=4, batch_size=16, seed=1, checkpoints=checkpoints
-            )
+    options = {"network": NETWORK, "epochs": 4, "batch_size": 16, "folder": folder}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier_of, "_train_step", None)  # would raise
+        again = train_classifier(dataset, **options)
+    assert again.digest == result.digest
+    with pytest.raises(ValueError, match="seed: 0 in the checkpoint, 1 now"):
+        train_classifier(dataset, seed=1, **options)
 
 
 def test_an_interrupted_training_ends_the_same(trained, dataset, tmp_path, monkeypatch):
     """Stopped after 5 of 12 steps, then resumed: bitwise the weights of the other training."""
     monkeypatch.setattr(classifier_of, "SAVE_EVERY", 5)
     saved_steps = []
+    save = Checkpoints.save
 
-    class Stopped(Checkpoints):
-        def save(self, step, state, host):
-            super().save(step, state, host)
-            saved_steps.append(step)
+    def save_and_stop(self, step, state, host):
+        save(self, step, state, host)
+        saved_steps.append(step)
+        if step == 5:
             raise KeyboardInterrupt
 
-    options = {"network": NETWORK, "epochs": 4, "batch_size": 16}
-    with pytest.raises(KeyboardInterrupt), Stopped(tmp_path) as checkpoints:
-        train_classifier(dataset, checkpoints=checkpoints, **options)
-    with Checkpoints(tmp_path) as checkpoints:
-        result = train_classifier(dataset, checkpoints=checkpoints, **options)
-    assert saved_steps == [5]
+    options = {"network": NETWORK, "epochs": 4, "batch_size": 16, "folder": tmp_path}
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_classifier(dataset, **options)
+    assert saved_steps == [0, 5]
+    result = train_classifier(dataset, **options)
     assert result.digest == trained[0].digest
 
 

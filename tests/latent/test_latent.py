@@ -1,4 +1,4 @@
-"""Autoencoder, latent data sets, and the joint objective against closed forms."""
+"""Autoencoder, its latent space as a frame, and the joint objective against closed forms."""
 
 import dataclasses
 import shutil
@@ -10,21 +10,24 @@ import pytest
 from conftest import assert_mean
 from scipy import integrate, stats
 
-from ndsm_jax import datasets, gmm, latent, sde
+from ndsm_jax import datasets, latent, processes, references
+from ndsm_jax.codec import Latent, standard_codec
 from ndsm_jax.config import Config
-from ndsm_jax.experiment import build, fit_prior
-from ndsm_jax.integrators import clock_grid, uniform_grid
-from ndsm_jax.latent.objective import normal_divergence, normal_entropy, standard_codec
+from ndsm_jax.config.assemble import build, fit
+from ndsm_jax.integrators import time_grid
+from ndsm_jax.latent.objective import normal_divergence, normal_entropy
+from ndsm_jax.launch import Restored, launch, load_data, restore
 from ndsm_jax.networks import Autoencoder
 from ndsm_jax.noising import time_law
+from ndsm_jax.runs import fingerprint
 from ndsm_jax.training import draw, init_state
 
 PIECES = 5000
-MIXTURE = gmm.mixture([0.3, 0.7], [[-1.0], [1.0]], [0.04, 0.09])
+MIXTURE = references.mixture([0.3, 0.7], [[-1.0], [1.0]], [0.04, 0.09])
 
 
 def estimates(score, process, grid, z0, *, k=2, kind="uniform", seed=1):
-    times = time_law(process, grid, kind=kind)
+    times = time_law(process.clock, grid, kind=kind)
     key = jax.random.key(seed)
     return np.asarray(
         jax.jit(lambda z: latent.cross_entropy(key, score, process, times, z, k=k))(z0)
@@ -61,8 +64,8 @@ def gaussian_bound(variance, start, grid, factor=1.0):
 def test_cross_entropy_of_a_gaussian_is_entropy_plus_divergences(kind):
     """Closed form on the chain itself: nothing is allowed for the length of the steps."""
     variance, start = 0.5, 0.1
-    process = sde.ornstein_uhlenbeck(1, variance=variance)
-    grid = clock_grid(process, 20, smallest_variance=1e-2)
+    process = processes.ornstein_uhlenbeck(1, variance=variance)
+    grid = time_grid(process, 20, smallest_variance=1e-2)
     z0 = np.sqrt(start) * np.random.default_rng(0).normal(size=(PIECES, 1)).astype(np.float32)
     expected, v, _ = gaussian_bound(variance, start, grid, factor=1.2)
 
@@ -73,10 +76,10 @@ def test_cross_entropy_of_a_gaussian_is_entropy_plus_divergences(kind):
 
 
 def test_cross_entropy_of_the_exact_score_falls_to_the_entropy_as_steps_shrink():
-    process = sde.ornstein_uhlenbeck(1, variance=0.5)
+    process = processes.ornstein_uhlenbeck(1, variance=0.5)
     excess = []
     for num in (50, 400):
-        grid = clock_grid(process, num, smallest_variance=1e-3)
+        grid = time_grid(process, num, smallest_variance=1e-3)
         bound, _, entropy = gaussian_bound(0.5, 0.1, grid)
         excess.append(bound - entropy)
     assert 0 < excess[1] < 0.2 * excess[0] < 0.02
@@ -84,8 +87,8 @@ def test_cross_entropy_of_the_exact_score_falls_to_the_entropy_as_steps_shrink()
 
 def test_cross_entropy_of_a_mixture_is_its_entropy_with_the_exact_score():
     """Data of the law of the prior keep it, so that the score of all times is the prior's."""
-    process = sde.mixture_langevin(MIXTURE)
-    grid = uniform_grid(float(process.horizon), 100)
+    process = processes.langevin(MIXTURE)
+    grid = time_grid(process, 100, kind="uniform")
     z0 = MIXTURE.sample(jax.random.key(0), (PIECES,))
 
     def density(y):
@@ -101,13 +104,13 @@ def test_cross_entropy_of_a_mixture_is_its_entropy_with_the_exact_score():
 
 
 def test_cancelled_terms_keep_the_variance_from_growing_with_shorter_steps():
-    process = sde.mixture_langevin(MIXTURE)
+    process = processes.langevin(MIXTURE)
     z0 = MIXTURE.sample(jax.random.key(0), (2000,))
     spread = [
         estimates(
             lambda y, t: MIXTURE.score(y),
             process,
-            uniform_grid(float(process.horizon), num),
+            time_grid(process, num, kind="uniform"),
             z0,
             k=1,
         ).std()
@@ -120,9 +123,9 @@ def test_gradient_in_the_latents_is_that_of_the_estimate(rng):
     """The path is differentiated too: central differences of the same draws."""
     with jax.enable_x64(True):
         prior = jax.tree.map(lambda a: a.astype(jnp.float64), MIXTURE)
-        process = sde.mixture_langevin(prior)
-        grid = uniform_grid(float(process.horizon), 40)
-        times = time_law(process, grid, kind="uniform")
+        process = processes.langevin(prior)
+        grid = time_grid(process, 40, kind="uniform")
+        times = time_law(process.clock, grid, kind="uniform")
         z0 = jnp.asarray(rng.normal(size=(3, 1)))
 
         def total(z):
@@ -188,60 +191,94 @@ def small(kind="vae", steps=300, **joint):
     )
 
 
-def load(config):
-    return datasets.load(**dataclasses.asdict(config.data))
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Digits, a variational autoencoder of them, and an untrained score model of its latents."""
     config = small()
-    dataset = load(config)
+    dataset = load_data(config)
     folder = tmp_path_factory.mktemp("latent")
     codec = latent.train_autoencoder(config, dataset, folder / "autoencoder", progress=False)
-    latents = latent.encode_dataset(codec, dataset, seed=0)
-    experiment = build(config, latents.shape, fit_prior(config, latents)[0])
-    state = init_state(experiment)
-    model = latent.LatentModel(codec=codec, experiment=experiment, state=state)
-    return config, dataset, latents, model, folder
+    score = latent.score_config(config)
+    parts = fit(score, dataset, frame=latent.frame_of(config, codec))
+    experiment = build(score, dataset.shape, parts)
+    model = Restored(
+        config=score,
+        experiment=experiment,
+        state=init_state(experiment, seed=0),
+        shape=dataset.shape,
+        host={},
+        folder=folder,
+    )
+    return config, dataset, model, folder
 
 
 def test_reconstructions_beat_principal_components_of_a_third_of_the_size(trained):
     from sklearn.decomposition import PCA
 
-    _, dataset, _, model, _ = trained
-    z = latent.encode(model.codec, dataset.test, seed=0)
-    error = np.mean((latent.decode(model.codec, z) - dataset.test) ** 2)
+    _, dataset, model, _ = trained
+    codec = model.experiment.frame.codec
+    z = latent.encode(codec, dataset.test, seed=0)
+    error = np.mean((latent.decode(codec, z) - dataset.test) ** 2)
     pca = PCA(2).fit(dataset.train)
     baseline = np.mean((pca.inverse_transform(pca.transform(dataset.test)) - dataset.test) ** 2)
     assert error < baseline < np.mean(dataset.test.var(axis=0))
 
 
-def test_latents_are_standardised_and_keep_their_labels(trained):
-    _, dataset, latents, _, folder = trained
-    np.testing.assert_allclose(latents.train.mean(axis=0), 0, atol=1e-4)
-    np.testing.assert_allclose(latents.train.std(axis=0), 1, atol=1e-4)
-    np.testing.assert_array_equal(latents.train_labels, dataset.train_labels)
-    assert latents.test.shape == (len(dataset.test), 6)
-    read = datasets.load("array", dir=str(folder / "autoencoder" / "latents.npz"))
-    assert (read.digest, read.shape) == (latents.digest, latents.shape)
+def test_latents_are_standardised_draws_that_leave_as_their_reconstructions(trained):
+    config, dataset, model, folder = trained
+    frame = model.experiment.frame
+    assert isinstance(frame, Latent)
+    states = frame.prepare(dataset.train)
+    np.testing.assert_allclose(states.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(states.std(axis=0), 1, atol=1e-4)
+    assert frame.prepare(dataset.test).shape == (len(dataset.test), 6)
+    drawn = latent.encode(frame.codec, dataset.train, seed=config.autoencoder.seed)
+    np.testing.assert_array_equal(states, drawn)
+    np.testing.assert_array_equal(frame.leave(states), latent.decode(frame.codec, states))
+    assert not (folder / "autoencoder" / "latents.npz").exists()
+    assert (folder / "autoencoder" / "reconstructions.png").stat().st_size > 1000
+    with pytest.raises(ValueError, match="no change of variables"):
+        frame.log_det(dataset.test)
+
+
+def test_all_stages_in_one_folder_resume_and_draw_images(trained, tmp_path):
+    """The score model's folder alone is enough to sample from, in the space of the data."""
+    config, dataset, model, folder = trained
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, steps=20))
+    shutil.copytree(folder / "autoencoder", tmp_path / "autoencoder")
+    first = latent.train_latent(config, dataset, tmp_path, progress=False)
+    codec = first.experiment.frame.codec
+    assert isinstance(first.experiment.frame, Latent)
+    assert fingerprint(codec) == fingerprint(model.experiment.frame.codec)
+    assert int(first.state.step) == 20
+    again = latent.train_latent(config, dataset, tmp_path, progress=False)
+    alone = restore(tmp_path / "score")
+    assert fingerprint(first.state) == fingerprint(again.state) == fingerprint(alone.state)
+    samples = draw(alone.experiment, alone.state, 7, progress=False)
+    assert samples.shape == (7, dataset.dim)
+    assert np.abs(samples).max() <= 1
+
+
+def test_a_latent_config_is_not_trained_without_its_autoencoder(tmp_path):
+    config = small()
+    with pytest.raises(ValueError, match=r"autoencoder\.kind='vae'.*train_latent\.py"):
+        launch(config, load_data(config), tmp_path, progress=False)
 
 
 def rewound(folder, copy, step):
     """A copy of a run as it was before its last checkpoint, of `step`."""
     shutil.copytree(folder, copy)
     shutil.rmtree(copy / "checkpoints" / str(step))
-    (copy / "latents.npz").unlink(missing_ok=True)
     return copy
 
 
 def test_a_resumed_autoencoder_is_the_uninterrupted_one(trained, tmp_path):
-    config, dataset, _, model, folder = trained
+    config, dataset, model, folder = trained
     cut = rewound(folder / "autoencoder", tmp_path / "cut", 300)
     resumed = latent.train_autoencoder(config, dataset, cut, progress=False)
-    assert latent.fingerprint(resumed) == latent.fingerprint(model.codec)
+    assert fingerprint(resumed) == fingerprint(model.experiment.frame.codec)
     other = dataclasses.replace(config.autoencoder, beta=0.3)
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match=r"autoencoder\.beta: 0\.2 in the checkpoint, 0\.3 now"):
         latent.train_autoencoder(
             dataclasses.replace(config, autoencoder=other), dataset, cut, progress=False
         )
@@ -257,7 +294,7 @@ def test_a_resumed_autoencoder_is_the_uninterrupted_one(trained, tmp_path):
 def test_what_cannot_be_trained_is_refused(config, message, tmp_path):
     config = dataclasses.replace(config, joint=dataclasses.replace(config.joint, steps=10))
     with pytest.raises(ValueError, match=message):
-        latent.train_autoencoder(config, load(config), tmp_path, progress=False)
+        latent.train_autoencoder(config, load_data(config), tmp_path, progress=False)
 
 
 def test_items_outside_the_likelihood_are_refused(tmp_path):
@@ -279,7 +316,7 @@ def test_a_plain_autoencoder_has_no_noise():
 
 
 def test_joint_training_lowers_its_own_objective_and_resumes(trained, tmp_path):
-    config, dataset, _, model, _ = trained
+    config, dataset, model, _ = trained
     joint = dataclasses.replace(config.joint, steps=160, refit_every=100)
     config = dataclasses.replace(config, joint=joint)
     after = latent.train_joint(config, dataset, model, tmp_path / "whole", progress=False)
@@ -293,27 +330,32 @@ def test_joint_training_lowers_its_own_objective_and_resumes(trained, tmp_path):
         return jnp.mean(terms["reconstruction"] + config.autoencoder.beta * divergence)
 
     values = [
-        float(bound(m.codec, e.model, m.state.ema, e.sde, e.noising.times))
+        float(bound(e.frame.codec, e.model, m.state.ema, e.process, e.noising.times))
         for m, e in ((m, m.experiment) for m in (model, after))
     ]
     assert values[1] < values[0] - 0.2  # of the same draws
-    encoder = [m.codec.params["params"]["to_posterior"]["kernel"] for m in (model, after)]
+    codecs = [m.experiment.frame.codec for m in (model, after)]
+    encoder = [codec.params["params"]["to_posterior"]["kernel"] for codec in codecs]
     assert np.abs(encoder[1] - encoder[0]).max() > 1e-3
-    priors = [m.experiment.sde.prior.means for m in (model, after)]
+    priors = [m.experiment.process.reference.means for m in (model, after)]
     assert 0 < np.abs(priors[1] - priors[0]).max() < 3  # fitted again, from where it was
-    assert draw(after.experiment, after.state, 5, progress=False).shape == (5, 6)
+    samples = draw(after.experiment, after.state, 5, progress=False)
+    assert samples.shape == (5, dataset.dim)  # decoded by the codec of the joint training
 
     cut = rewound(tmp_path / "whole", tmp_path / "cut", 160)
     resumed = latent.train_joint(config, dataset, model, cut, progress=False)
-    parts = [(m.codec, m.state.ema, m.experiment.sde.prior) for m in (after, resumed)]
-    assert latent.fingerprint(parts[0]) == latent.fingerprint(parts[1])
+    parts = [
+        (m.experiment.frame, m.state.ema, m.experiment.process.reference) for m in (after, resumed)
+    ]
+    assert fingerprint(parts[0]) == fingerprint(parts[1])
 
 
 def test_joint_training_needs_a_mixture(trained, tmp_path):
-    config, dataset, _, model, _ = trained
+    config, dataset, model, _ = trained
     config = dataclasses.replace(config, joint=dataclasses.replace(config.joint, steps=10))
-    linear = dataclasses.replace(model.experiment, sde=sde.ornstein_uhlenbeck(6))
+    process = dataclasses.replace(model.config.process, name="ornstein_uhlenbeck")
+    linear = dataclasses.replace(model.config, process=process)
     with pytest.raises(ValueError, match=r"process\.name='ornstein_uhlenbeck'"):
         latent.train_joint(
-            config, dataset, dataclasses.replace(model, experiment=linear), tmp_path, progress=False
+            config, dataset, dataclasses.replace(model, config=linear), tmp_path, progress=False
         )

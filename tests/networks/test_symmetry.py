@@ -181,7 +181,7 @@ def built(parameterisation: str, process: str) -> Experiment:
             },
         }
     )
-    parts = stand_in(config, 16)
+    parts = stand_in(config, (4, 4, 1))
     if process == "langevin":
         means = np.random.default_rng(0).normal(size=(2, 16))
         reference = references.mixture([0.4, 0.6], means, [0.3, 0.4])
@@ -218,7 +218,7 @@ def test_symmetry_of_a_network_of_one_component_is_refused():
     with pytest.raises(
         ValueError, match=r"network\.symmetry='c2' .* process 'component_ou' are not"
     ):
-        build(config, (4, 4, 1), stand_in(config, 16))
+        build(config, (4, 4, 1), stand_in(config, (4, 4, 1)))
 
 
 def test_symmetrised_gradients_are_those_of_the_sum(rng):

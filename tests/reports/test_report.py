@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-from test_training import run, tiny
 
-from ndsm_jax import plots, report
+from ndsm_jax import plots
 from ndsm_jax.config import Config
+from ndsm_jax.reports import measure, report
+from tests.training.tiny_runs import run, tiny
 
 
 def test_report_of_data_without_labels(tmp_path, rng):
@@ -35,7 +36,8 @@ def test_a_diverged_model_is_reported_not_hidden(tmp_path):
     config = tiny()
     run(config, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw", lambda *a, **k: np.full((50, 2), np.nan, np.float32))
+        diverged = np.full((50, 2), np.nan, np.float32)
+        patch.setattr(measure, "draw_as_configured", lambda *a, **k: diverged)
         result = report.evaluate_run(tmp_path, num=50, progress=False)
     assert result.metrics["finite_fraction"]["value"] == 0
     assert result.metrics["sliced_wasserstein"]["value"] is None

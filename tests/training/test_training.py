@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from ndsm_jax import control_variates, training
 from ndsm_jax.config import Config
 from ndsm_jax.control_variates import Products
 from ndsm_jax.datasets import batch_indices
-from ndsm_jax.launch import describe, load_data, restore
+from ndsm_jax.launch import describe, load_data, make_run, restore
 from ndsm_jax.runs import loop, read_metrics
 from ndsm_jax.training import step as training_step
 from ndsm_jax.training.state import STREAM_NOISE, STREAM_STEPS
@@ -42,6 +43,11 @@ VARIANTS = {
         "objective": {"name": "dsm"},
     },
     "component ou": {"process": {"name": "component_ou"}, "objective": {"name": "dsm"}},
+    "critically damped": {
+        "process": {"name": "critically_damped"},
+        "objective": {"name": "dsm"},
+        "sample": {"sampler": "reverse_sde", "steps": 100},
+    },
     "path-space, quotient": {
         "objective": {"name": "path_dsm"},
         "noising": {"steps": 24, "k": 2, "simulation": "quotient", "ahead_mb": 0.02},
@@ -257,6 +263,18 @@ def test_another_experiment_or_other_data_are_refused(tmp_path):
     longer = tiny(train=TINY["train"] | {"steps": 5})
     with pytest.raises(ValueError, match=r"data\.digest: '\w+' in the checkpoint, '\w+' now"):
         run(longer, tmp_path, changed)
+    # What a run may be resumed with: where data are, how it is sampled, evaluated and logged.
+    free = tiny(
+        data={"dir": "elsewhere"},
+        sample={"seed": 3, "num": 7},
+        evaluate={"max_points": 50},
+        train=TINY["train"] | {"steps": 5, "log_every": 1, "keep": 1, "picture_every": 2},
+    )
+    make_run(free, dataset, tmp_path).check()
+    cosine = tiny(optimizer={"schedule": "cosine"}, train=TINY["train"] | {"steps": 5})
+    with pytest.raises(ValueError, match="schedule: 'constant' in the checkpoint") as error:
+        make_run(cosine, dataset, tmp_path).check()
+    assert "config.train.steps: 3 in the checkpoint, 5 now" in str(error.value)
     with pytest.raises(ValueError, match=r"train\.batch_size=300 exceeds the 200"):
         run(tiny(train=TINY["train"] | {"batch_size": 300}), tmp_path / "new")
 

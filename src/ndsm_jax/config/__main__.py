@@ -1,5 +1,5 @@
 """Prints docs/configuration.md."""
 
-from ndsm_jax.config.sections import reference
+from ndsm_jax.config.effect import reference
 
 print(reference(), end="")

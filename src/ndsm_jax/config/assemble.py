@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -73,13 +74,21 @@ class Parts:
 # --- frame and reference, of the data ---
 
 
+def frame_kind(
+    config: Config, shape: tuple[int, ...], value_range: tuple[float, float] | None
+) -> str:
+    """data.frame, decided where it is open, for items of a shape and a range (None: unbounded)."""
+    if config.data.frame != "auto":
+        return config.data.frame
+    own = config.data.name == "array" or plugins.is_plugin(config.data.name)
+    if not own or value_range is not None:
+        return "identity"
+    return "shared" if len(shape) == 3 else "standardised"
+
+
 def data_frame(config: Config, dataset: Dataset) -> Frame:
     """The frame of the data that the config asks for, see `data.frame`."""
-    kind = config.data.frame
-    if kind == "auto":
-        own = config.data.name == "array" or plugins.is_plugin(config.data.name)
-        unbounded = own and dataset.value_range is None
-        kind = ("shared" if dataset.is_image else "standardised") if unbounded else "identity"
+    kind = frame_kind(config, dataset.shape, dataset.value_range)
     if kind == "pixels" and dataset.value_range != (-1.0, 1.0):
         raise ValueError(
             f"data.frame='pixels' needs grey levels scaled to [-1, 1], and data.name="
@@ -143,9 +152,13 @@ def takes_mixture(config: Config) -> bool:
     return open_to_any(config) and config.reference.name in ("auto", "mixture")
 
 
-def stand_in(config: Config, dim: int) -> Parts:
-    """Parts of the right structure without data, of items of `dim` dimensions."""
-    frame, dim = _frame_stand_in(config, dim)
+def stand_in(
+    config: Config,
+    shape: tuple[int, ...],
+    value_range: tuple[float, float] | None = None,
+) -> Parts:
+    """Parts of the right structure without data, of items of a shape and a range."""
+    frame, dim = _frame_stand_in(config, shape, value_range)
     if takes_mixture(config):
         return Parts(frame=frame, reference=_mixture_stand_in(config, dim))
     if open_to_any(config):
@@ -156,17 +169,18 @@ def stand_in(config: Config, dim: int) -> Parts:
     return Parts(frame=frame, reference=reference)
 
 
-def _frame_stand_in(config: Config, dim: int) -> tuple[Frame, int]:
+def _frame_stand_in(
+    config: Config, shape: tuple[int, ...], value_range: tuple[float, float] | None
+) -> tuple[Frame, int]:
     """A frame of the right structure, and the dimensions of its states."""
-    c = config.autoencoder
+    c, dim = config.autoencoder, math.prod(shape)
     if c.kind != "none":
         network = autoencoder(config, dim)
         params = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, dim)))
         params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
         return Latent(codec=standard_codec(network, params), seed=c.seed), c.latent_dim
-    kind = config.data.frame
-    own = config.data.name == "array" or plugins.is_plugin(config.data.name)
-    if kind in ("standardised", "shared") or (kind == "auto" and own):
+    kind = frame_kind(config, shape, value_range)
+    if kind in ("standardised", "shared"):
         return frames.Standardised(shift=np.zeros(dim), scale=np.ones(dim)), dim
     return _frames_without_arrays().get(kind, frames.Identity()), dim
 
@@ -630,4 +644,6 @@ def sources(config: Config) -> dict[str, str]:
     """Dotted key -> SHA-256 of the file of the user's own that it names."""
     tree = config.to_dict()
     named = {key: tree[key.split(".")[0]][key.split(".")[1]] for key in PLUGIN_KEYS}
-    return {key: plugins.digest(name) for key, name in named.items() if plugins.is_plugin(name)}
+    return {
+        key: plugins.digest(name, key=key) for key, name in named.items() if plugins.is_plugin(name)
+    }

@@ -8,133 +8,23 @@ fill in and that `--config.section.key=value` overrides; `Config.from_dict` turn
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ndsm_jax.clock import TIME_COORDINATES, WEIGHTS
 from ndsm_jax.config.names import DATA_FRAMES, PROCESSES, REFERENCES
+from ndsm_jax.config.options import PLUGIN, Section, When, hint, option
 from ndsm_jax.control_variates import ESTIMATORS
 from ndsm_jax.datasets import DATASETS
 from ndsm_jax.integrators import GRIDS, INTEGRATORS
 from ndsm_jax.networks import DTYPES, NETWORKS, PRECONDITIONS, SYMMETRIES
 from ndsm_jax.noising import PATH_WEIGHTS, SIMULATIONS, TIME_LAWS
 from ndsm_jax.objectives import OBJECTIVES
-from ndsm_jax.plugins import is_plugin
 from ndsm_jax.references import COVARIANCES, INITS
 from ndsm_jax.sampling import SAMPLERS
-
-PLUGIN = "file.py:function"
-"""Stands for a name of this form in a condition."""
-
-When = Mapping[str, tuple[Any, ...]]
-"""Dotted key -> the values of it with which an option has an effect; all of them must hold."""
-
-
-def option(
-    default: Any,
-    doc: str,
-    *,
-    low: float = -math.inf,
-    above: float = -math.inf,
-    high: float = math.inf,
-    choices: Iterable[str] = (),
-    plugin: bool = False,
-    when: When | tuple[When, ...] = (),
-) -> Any:
-    """A dataclass field with its description, its range, and where it has an effect.
-
-    Args:
-      default: and thereby the type.
-      doc: what it is.
-      low, above, high: low <= x <= high, x > above.
-      choices: names allowed.
-      plugin: whether `path/to/file.py:function` is allowed beside them.
-      when: the settings with which something reads it: one `When`, or several of which one must
-        hold; always by default.
-    """
-    metadata = {
-        "doc": doc,
-        "low": low,
-        "above": above,
-        "high": high,
-        "choices": tuple(choices),
-        "plugin": plugin,
-        "when": (when,) if isinstance(when, Mapping) else tuple(when),
-    }
-    return dataclasses.field(default=default, metadata=metadata)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Section:
-    """Base of the sections: checks every field's type, range and choice.
-
-    Raises:
-      ValueError: naming the dotted key, the value and what is allowed.
-    """
-
-    def __post_init__(self) -> None:
-        section = type(self).__name__.removesuffix("Config")
-        section = re.sub(r"(?<!^)(?=[A-Z])", "_", section).lower()
-        for field in dataclasses.fields(self):
-            key = f"{section}.{field.name}"
-            value = _coerce(key, getattr(self, field.name), field.default)
-            object.__setattr__(self, field.name, value)
-            for item in value if isinstance(value, tuple) else (value,):
-                _check_range(key, item, field.metadata)
-
-
-def _coerce(key: str, value: Any, default: Any) -> Any:
-    """The value in the default's type: 1 for a float, a list for a tuple, nothing else."""
-    if isinstance(default, tuple) and isinstance(value, tuple | list):
-        if not value:
-            raise ValueError(f"{key}=(): at least one value is needed")
-        return tuple(_coerce(key, item, default[0]) for item in value)
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
-    if type(value) is not type(default):
-        wanted, got = type(default).__name__, type(value).__name__
-        raise ValueError(f"{key}={value!r}: expected {wanted}, got {got}")
-    return value
-
-
-def _check_range(key: str, value: Any, allowed: Mapping[str, Any]) -> None:
-    choices = allowed["choices"]
-    if allowed["plugin"] and is_plugin(str(value)):
-        return
-    if choices and value not in choices:
-        raise ValueError(
-            f"{key}={value!r}: choose one of {', '.join(choices)}"
-            + (f", or {PLUGIN} of your own" if allowed["plugin"] else "")
-            + _hint(str(value), choices)
-        )
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
-            raise ValueError(f"{key}={value!r}: a finite number is needed")
-        if value < allowed["low"] or value > allowed["high"] or value <= allowed["above"]:
-            raise ValueError(f"{key}={value!r}: must be {_range(allowed)}")
-
-
-def _range(allowed: Mapping[str, Any]) -> str:
-    parts = []
-    if allowed["low"] > -math.inf:
-        parts.append(f">= {allowed['low']:g}")
-    if allowed["above"] > -math.inf:
-        parts.append(f"> {allowed['above']:g}")
-    if allowed["high"] < math.inf:
-        parts.append(f"<= {allowed['high']:g}")
-    return " and ".join(parts)
-
-
-def _hint(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
 
 # --- where options have an effect ---
 
@@ -701,7 +591,7 @@ class Config:
             check_key(section)
             for key in values:
                 check_key(f"{section}.{key}")
-            built[section] = _sections()[section](**values)
+            built[section] = sections()[section](**values)
         return cls(**built)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
@@ -713,102 +603,24 @@ class Config:
         return json.dumps(self.to_dict(), indent=2)
 
 
-def _sections() -> dict[str, type[Section]]:
+def sections() -> dict[str, type[Section]]:
+    """Name -> dataclass of every section."""
     return {name: type(section) for name, section in vars(Config()).items()}
 
 
 def check_key(dotted: str) -> None:
     """Raises ValueError, with the nearest known name, unless `section` or `section.key` exists."""
     section, _, key = dotted.partition(".")
-    sections = _sections()
-    if section not in sections:
-        hint = _hint(section, sections)
-        raise ValueError(f"{section}: unknown section{hint}; one of {', '.join(sections)}")
-    known = [field.name for field in dataclasses.fields(sections[section])]
-    if key and key not in known:
-        raise ValueError(f"{dotted}: unknown key{_hint(key, known)}; one of {', '.join(known)}")
-
-
-def has_effect(config: Config, dotted: str) -> bool:
-    """Whether anything reads a key, given the other settings."""
-    alternatives = _field(dotted).metadata["when"]
-    return not alternatives or any(_holds(config, when) for when in alternatives)
-
-
-def check_effect(config: Config, keys: Iterable[str]) -> None:
-    """Raises ValueError for keys that were set and that nothing reads, with what would read them.
-
-    Args:
-      config: all settings.
-      keys: dotted keys that somebody has set.
-    """
-    lines = [
-        f"{key}={_value(config, key)!r} has no effect here, where "
-        + " and ".join(f"{k}={_value(config, k)!r}" for k in _asked(key))
-        + f"; it is read with {conditions_text(_field(key).metadata['when'])}. Leave it out, or"
-        " change these"
-        for key in keys
-        if not has_effect(config, key)
-    ]
-    if lines:
-        raise ValueError("\n  ".join(lines))
-
-
-def conditions_text(alternatives: Iterable[When]) -> str:
-    """Where an option has an effect, in words."""
-    return "; or ".join(
-        " and ".join(f"{key}={' or '.join(map(str, values))}" for key, values in when.items())
-        for when in alternatives
-    )
-
-
-def _holds(config: Config, when: When) -> bool:
-    return all(
-        has_effect(config, key)
-        and any(
-            is_plugin(str(_value(config, key))) if value == PLUGIN else _value(config, key) == value
-            for value in values
+    kinds = sections()
+    if section not in kinds:
+        raise ValueError(
+            f"{section}: unknown section{hint(section, kinds)}; one of {', '.join(kinds)}"
         )
-        for key, values in when.items()
-    )
-
-
-def _asked(dotted: str) -> list[str]:
-    return list(dict.fromkeys(key for when in _field(dotted).metadata["when"] for key in when))
-
-
-def _field(dotted: str) -> dataclasses.Field[Any]:
-    section, _, name = dotted.partition(".")
-    return next(f for f in dataclasses.fields(_sections()[section]) if f.name == name)
-
-
-def _value(config: Config, dotted: str) -> Any:
-    section, _, name = dotted.partition(".")
-    return getattr(getattr(config, section), name)
+    known = [field.name for field in dataclasses.fields(kinds[section])]
+    if key and key not in known:
+        raise ValueError(f"{dotted}: unknown key{hint(key, known)}; one of {', '.join(known)}")
 
 
 def default() -> ConfigDict:
     """A fully populated, type-locked `ConfigDict` of the defaults, to start a config file from."""
     return ConfigDict(Config().to_dict())
-
-
-def reference() -> str:
-    """A Markdown table of every key, default, range and meaning (docs/configuration.md)."""
-    lines = [
-        "# Configuration reference",
-        "",
-        "Made by `python -m ndsm_jax.config`. Override with `--config.section.key=value`. A key"
-        " that is set where nothing reads it is an error.",
-    ]
-    for name, kind in _sections().items():
-        lines += ["", f"## `{name}`", "", str(kind.__doc__), ""]
-        lines += ["| key | default | allowed | read | meaning |", "| --- | --- | --- | --- | --- |"]
-        for field in dataclasses.fields(kind):
-            meta = field.metadata
-            allowed = ", ".join(meta["choices"]) or _range(meta)
-            allowed += f", {PLUGIN}" if meta["plugin"] else ""
-            where = conditions_text(meta["when"]) or "always"
-            lines.append(
-                f"| `{field.name}` | `{field.default!r}` | {allowed} | {where} | {meta['doc']} |"
-            )
-    return "\n".join(lines) + "\n"

@@ -215,7 +215,7 @@ def read_host(directory: str | os.PathLike[str], step: int | None = None) -> dic
 
 
 def shapes_as_saved(directory: str | os.PathLike[str], like: PyTree, part: str) -> PyTree:
-    """like[part] with the shapes of the newest readable checkpoint, where it has leaves of its names.
+    """like[part] in the shapes of the newest readable checkpoint, where it has its leaves.
 
     For parts whose structure is known and whose sizes are not. NumPy leaves stay NumPy.
     """

@@ -11,7 +11,7 @@ from ndsm_jax.training.step import (
     steps_on_host,
     train_step,
 )
-from ndsm_jax.training.train import default_run, saved_parts, train
+from ndsm_jax.training.train import default_run, train
 
 __all__ = [
     "METRICS",
@@ -26,7 +26,6 @@ __all__ = [
     "make_noise",
     "minibatches_ahead",
     "noised",
-    "saved_parts",
     "steps_on_host",
     "train",
     "train_step",

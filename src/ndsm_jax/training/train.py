@@ -34,6 +34,7 @@ def train(
     seed: int = 0,
     state: TrainState | None = None,
     run: Run | pathlib.Path | str | None = None,
+    keep: Any = None,
     picture: Callable[[TrainState], np.ndarray] | None = None,
     ahead_mb: float = 4.0,
     progress: bool = True,
@@ -53,6 +54,8 @@ def train(
       seed: of initialisation, batches and noise.
       state: to go on from, of this experiment; by default the run's newest, or a fresh one.
       run: a `runs.Run`, or a folder for a run with its defaults.
+      keep: a pytree of arrays that the run's checkpoints hold beside the state, such as what was
+        fitted to the data.
       picture: of a state, [height, width, 3] uint8, for the run's images.
       ahead_mb: memory for minibatches noised ahead, MB.
       progress: whether to show a progress bar.
@@ -68,11 +71,10 @@ def train(
         raise ValueError(f"train.batch_size={batch_size}: from 1 to the {len(x)} training samples")
     if run is not None and not isinstance(run, Run):
         run = default_run(experiment, x, run, batch_size=batch_size, seed=seed)
-    parts = saved_parts(experiment)
     if state is None:
         state = init_state(experiment, seed=seed)
         if run is not None:
-            like = {"train": jax.eval_shape(lambda: state), "parts": parts}
+            like = {"train": jax.eval_shape(lambda: state), "kept": keep}
             restored = run.resume(like)
             state = state if restored is None else restored.state["train"]
     step = int(state.step)
@@ -105,15 +107,10 @@ def train(
         first=step,
         last=steps,
         remedy=REMEDY,
-        pack=lambda state: {"train": state, "parts": parts},
+        pack=lambda state: {"train": state, "kept": keep},
         picture=picture,
         progress=progress,
     )
-
-
-def saved_parts(experiment: Experiment) -> dict[str, Any]:
-    """The arrays that a checkpoint keeps beside the state: what was fitted to the data."""
-    return {"reference": experiment.process.reference, "frame": experiment.frame}
 
 
 def default_run(
