@@ -122,6 +122,11 @@ class Latent(Identity):
     codec: Codec
     seed: int = 0
 
+    @property
+    def data_dim(self) -> int:
+        """See `frames.Frame`."""
+        return self.codec.network.dim
+
     def prepare(self, x: np.ndarray) -> np.ndarray:
         """See `frames.Frame`."""
         return encode(self.codec, x, seed=self.seed)

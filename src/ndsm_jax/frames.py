@@ -27,6 +27,10 @@ class Frame(Protocol):
     def random(self) -> bool:
         """Whether `enter` uses its key."""
 
+    @property
+    def data_dim(self) -> int | None:
+        """D; None: any."""
+
     def prepare(self, x: np.ndarray) -> np.ndarray:
         """Data [N, D] -> what `enter` takes, [N, m] float32: all that is the same at each visit."""
 
@@ -49,6 +53,11 @@ class Identity:
     """States are the data."""
 
     random = False
+
+    @property
+    def data_dim(self) -> int | None:
+        """See `Frame`."""
+        return None
 
     def prepare(self, x: np.ndarray) -> np.ndarray:
         """See `Frame`."""
@@ -82,6 +91,11 @@ class Standardised(Identity):
 
     shift: np.ndarray
     scale: np.ndarray
+
+    @property
+    def data_dim(self) -> int:
+        """See `Frame`."""
+        return self.shift.shape[0]
 
     def prepare(self, x: np.ndarray) -> np.ndarray:
         """See `Frame`."""
@@ -181,6 +195,11 @@ class OfComponent(Identity):
     mixture: GaussianMixture
     random = True
 
+    @property
+    def data_dim(self) -> int:
+        """See `Frame`."""
+        return self.mixture.dim
+
     def enter(self, key: Array, x: Array) -> tuple[Array, Array]:
         """See `Frame`."""
         odds = jnp.log(self.mixture.responsibilities(x))
@@ -243,6 +262,11 @@ class Chained:
     def random(self) -> bool:
         """See `Frame`."""
         return self.inner.random
+
+    @property
+    def data_dim(self) -> int | None:
+        """See `Frame`."""
+        return self.outer.data_dim or self.inner.data_dim
 
     def prepare(self, x: np.ndarray) -> np.ndarray:
         """See `Frame`."""

@@ -141,6 +141,7 @@ def launch(
         )
     run = make_run(config, dataset, folder, allow_changed_source=allow_changed_source)
     if has_checkpoints(folder):
+        _check_sources(config, folder, read_host(run.directory), allowed=allow_changed_source)
         run.check()
         parts, experiment, state, _ = _restore(config, folder, run.facts["data"])
         logger.info("resuming %s from step %d", folder, int(state.step))
@@ -148,9 +149,9 @@ def launch(
         build(
             config, dataset.shape, stand_in(config, dataset.shape, dataset.value_range)
         )  # contradictions show here
-        folder.mkdir(parents=True, exist_ok=True)
         parts = fit(config, dataset, frame=frame)
         experiment = build(config, dataset.shape, parts)
+        folder.mkdir(parents=True, exist_ok=True)
         state = init_state(experiment, seed=c.seed)
         if parts.report is not None:
             logger.info("%s", parts.report)
@@ -246,17 +247,25 @@ def restore(
     host = read_host(folder / "checkpoints")
     tree = host["config"] | {"sample": host["config"]["sample"] | dict(sample or {})}
     config, shape = Config.from_dict(tree), tuple(host["data"]["shape"])
-    changed = [key for key, now in sources(config).items() if host["sources"].get(key) != now]
-    if changed and not allow_changed_source:
+    _check_sources(config, folder, host, allowed=allow_changed_source)
+    _, experiment, state, host = _restore(config, folder, host["data"])
+    return Restored(
+        config=config, experiment=experiment, state=state, shape=shape, host=host, folder=folder
+    )
+
+
+def _check_sources(
+    config: Config, folder: pathlib.Path, host: Mapping[str, Any], *, allowed: bool
+) -> None:
+    """Raises ValueError where a file of the user's own is not the one that a run was made with."""
+    before = host["sources"]
+    changed = [key for key, now in sources(config).items() if before.get(key, now) != now]
+    if changed and not allowed:
         names = ", ".join(f"{key}={_named(config, key)!r}" for key in changed)
         raise ValueError(
             f"{names}: the file has changed since {folder} was trained; restore it, or allow it"
             " with --allow_changed_source"
         )
-    _, experiment, state, host = _restore(config, folder, host["data"])
-    return Restored(
-        config=config, experiment=experiment, state=state, shape=shape, host=host, folder=folder
-    )
 
 
 def _named(config: Config, dotted: str) -> str:

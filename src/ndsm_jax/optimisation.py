@@ -57,7 +57,9 @@ def averaged(ema: Any, params: Any, decay: float, step: Array) -> Any:
     return optax.incremental_update(params, ema, 1 - share)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("transform", "ema_decay"))
+@partial(
+    jax.tree_util.register_dataclass, data_fields=(), meta_fields=("transform", "ema_decay", "name")
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimiser:
     """How a score network's parameters move (all static).
@@ -65,10 +67,12 @@ class Optimiser:
     Attributes:
       transform: of the gradient.
       ema_decay: of the average of the parameters, per step.
+      name: what it is and with which numbers, by which a resumed run knows its own.
     """
 
     transform: optax.GradientTransformation
     ema_decay: float = 0.999
+    name: str = "own"
 
 
 def adam(
@@ -90,6 +94,7 @@ def adam(
       accumulate: training steps whose gradients are averaged into one update.
       ema_decay: of the average of the parameters.
     """
+    numbers = (learning_rate, cosine_steps, warmup_steps, clip_norm, accumulate)
     schedule = optax.constant_schedule(learning_rate)
     if cosine_steps:
         updates = max(1, cosine_steps // accumulate)
@@ -101,4 +106,4 @@ def adam(
     transform = optax.chain(clip, optax.adam(schedule))
     if accumulate > 1:
         transform = optax.MultiSteps(transform, accumulate).gradient_transformation()
-    return Optimiser(transform=transform, ema_decay=ema_decay)
+    return Optimiser(transform=transform, ema_decay=ema_decay, name=f"adam{numbers}")

@@ -94,8 +94,11 @@ def parse_options(text: str, *, key: str) -> dict[str, Any]:
     """
     try:
         call = ast.parse(f"options({text})", mode="eval").body
-        if not isinstance(call, ast.Call) or call.args or None in [w.arg for w in call.keywords]:
+        names = [word.arg for word in call.keywords] if isinstance(call, ast.Call) else [None]
+        if not isinstance(call, ast.Call) or call.args or None in names:
             raise ValueError("not pairs of a name and a value")
+        if len(set(names)) < len(names):
+            raise ValueError("a name stands twice")
         return {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
     except (SyntaxError, ValueError) as error:
         raise ValueError(

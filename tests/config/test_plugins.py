@@ -283,7 +283,7 @@ def test_a_changed_file_is_refused_until_it_is_allowed(trained, path):
     longer = shorter(config, 10)
     path.write_text(OWN + "\n# Another comment\n")
     try:
-        with pytest.raises(ValueError, match=r"sources\.process\.name") as error:
+        with pytest.raises(ValueError, match=r"process\.name") as error:
             run(longer, folder / "parts")
         assert "allow_changed_source" in str(error.value)
         with pytest.raises(ValueError, match=r"file has changed.*--allow_changed_source") as error:

@@ -20,7 +20,8 @@ def paths(process, steps=60, k=3, noises=1, **loss) -> noising.LocalSteps:
 
 
 def test_stratified_quantiles_are_uniform_and_evenly_spread():
-    law = noising.time_law(PROCESS := processes.langevin(PRIOR).clock, time_grid(PROCESS, 20))
+    process = processes.langevin(PRIOR)
+    law = noising.time_law(process.clock, time_grid(process, 20))
     u = np.asarray(law.quantiles(jax.random.key(0), 10, 4))
     np.testing.assert_allclose(np.diff(np.sort(u.ravel())), 1 / 40, atol=1e-6)
     # Each path's own times are spread over all of [0, 1), too.

@@ -234,6 +234,19 @@ def test_window_starts_are_within_the_window():
         noising.window_starts(grid, -1.0)
 
 
+def test_a_companion_of_a_short_window_takes_the_whole_space():
+    """In a quotient a noise-free path stays in (M, e) from the data on only."""
+    process = processes.langevin(references.standard_normal(40))
+    make = noising.path_windows
+    assert isinstance(make(process, 20, companion=True).chain, noising.TiedQuotient)
+    assert isinstance(make(process, 20, window=0.1).chain, noising.TiedQuotient)
+    assert isinstance(make(process, 20, window=0.1, companion=True).chain, noising.FullSpace)
+    with pytest.raises(ValueError, match=r"noising\.window=0\.1 needs noising\.simulation='full'"):
+        make(process, 20, window=0.1, companion=True, simulation="quotient")
+    with pytest.raises(ValueError, match=r"noising\.path_weights='flat'"):
+        make(process, 20, weights="flat")
+
+
 @pytest.mark.parametrize("integrator", INTEGRATORS)
 def test_weak_error_of_the_integrators(integrator):
     """Second moments at T of a two-mode process against the Euler chain with steps of 1e-3.

@@ -32,13 +32,10 @@ def covariance(mass, rate, t):
     f, noise = generator(mass, rate)
     nodes, weights = np.polynomial.legendre.leggauss(20)
     ends = np.linspace(0, t, 13)
-    total = np.zeros((2, 2))
-    for low, high in zip(ends[:-1], ends[1:], strict=True):
-        half = 0.5 * (high - low)
-        for u, w in zip(low + half * (1 + nodes), half * weights, strict=True):
-            a = scipy.linalg.expm(f * u)
-            total += w * a @ noise @ a.T
-    return total
+    half = 0.5 * np.diff(ends)[:, None]
+    u = (ends[:-1, None] + half * (1 + nodes)).ravel()
+    a = scipy.linalg.expm(u[:, None, None] * f)
+    return np.einsum("n,nij,jk,nlk->il", (half * weights).ravel(), a, noise, a)
 
 
 def van_loan(mass, rate, t):

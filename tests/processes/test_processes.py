@@ -170,6 +170,6 @@ def test_process_takes_any_drift():
     clocked = processes.process(swirl, jnp.ones_like, process.reference, horizon=1.0, clock=own)
     assert float(clocked.clock.variance(jnp.float32(0.5))) == pytest.approx(2 * -np.expm1(-0.5))
     with pytest.raises(TypeError, match="saturation"):
-        Clock(decay=lambda t: t)  # type: ignore[call-arg]
+        Clock(decay=lambda t: t)
     with pytest.raises(ValueError, match=r"process\.horizon"):
         processes.process(swirl, jnp.ones_like, process.reference, horizon=-1.0)

@@ -280,7 +280,10 @@ class NoisingConfig(Section):
         "loss step adds this fraction of the variance already there; 0: off",
         low=0,
         high=10,
-        when=STEPPED,
+        when={
+            "objective.name": ("ndsm", "ndsm_cv", "ism"),
+            "process.name": ("langevin", PLUGIN),
+        },
     )
 
 

@@ -218,7 +218,8 @@ def make_chain(
     """
     if kind not in SIMULATIONS:
         raise ValueError(f"noising.simulation={kind!r}: choose one of {', '.join(SIMULATIONS)}")
-    if kind == "full" or (kind == "auto" and process.known.quotient is None):
+    has_quotient = process.known.quotient is not None and process.noisy is None
+    if kind == "full" or (kind == "auto" and not has_quotient):
         return FullSpace(process=process)
     small = quotient(process, grid, integrator=integrator)
     rows = paths if isinstance(small, Quotient) else 1

@@ -260,7 +260,7 @@ def quotient(
       ValueError: another process, or a covariance that is not isotropic outside a small subspace.
     """
     mixture = process.known.quotient
-    if mixture is None:
+    if mixture is None or process.noisy is not None:
         raise ValueError(
             f"noising.simulation='quotient': the drift of {process.name!r} is not known to be the"
             " score of a mixture that is isotropic outside a small subspace"

@@ -69,14 +69,21 @@ class Known:
             object.__setattr__(self, name, _pytree(getattr(self, name)))
 
     def still_true(self, drift: Any, diffusion: Any, noisy: Any) -> Known:
-        """What of it holds for these: all but the kernel depends on the drift alone."""
+        """What of it holds for these.
+
+        The kernel is one of drift and noise, the quotient one of the drift and noise in all
+        directions; the others of the drift alone.
+        """
         if self.of is None:
             return dataclasses.replace(self)
-        same_drift = self.of[0] is drift
-        same_noise = self.of[1] is diffusion and self.of[2] == noisy
-        if not same_drift:
+        if self.of[0] is not drift:
             return Known()
-        return dataclasses.replace(self) if same_noise else dataclasses.replace(self, kernel=None)
+        lost: dict[str, None] = {}
+        if self.of[1] is not diffusion:
+            lost["kernel"] = None
+        if self.of[2] != noisy:
+            lost |= {"kernel": None, "quotient": None}
+        return dataclasses.replace(self, **lost)
 
 
 @partial(

@@ -2,7 +2,7 @@
 
 from ndsm_jax.runs.checkpoints import Checkpoints, Restored, read_host
 from ndsm_jax.runs.loop import NonFiniteError
-from ndsm_jax.runs.run import Run, differences, fingerprint, has_checkpoints
+from ndsm_jax.runs.run import Run, differences, fingerprint, has_checkpoints, in_words
 from ndsm_jax.runs.writers import MetricWriter, json_text, read_metrics, replace_file
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "differences",
     "fingerprint",
     "has_checkpoints",
+    "in_words",
     "json_text",
     "read_host",
     "read_metrics",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -111,9 +112,14 @@ def _are_lists(*values: Any) -> bool:
 
 
 def fingerprint(tree: Any) -> int:
-    """CRC32 of the structure and the bytes of a pytree's arrays."""
+    """CRC32 of a pytree: its structure, the code of its functions, and the bytes of its arrays.
+
+    The same in another process, for functions that close over nothing but numbers and text.
+    """
     leaves, structure = jax.tree.flatten(tree)
-    crc = zlib.crc32(_named(structure).encode())
+    crc = zlib.crc32(in_words(structure).encode())
+    for function in _functions(structure):
+        crc = zlib.crc32(_code(function).encode(), crc)
     for leaf in leaves:
         array = np.asarray(leaf)
         crc = zlib.crc32(f"{array.dtype}{array.shape}".encode(), crc)
@@ -121,8 +127,26 @@ def fingerprint(tree: Any) -> int:
     return crc
 
 
-def _named(structure: Any) -> str:
-    """A structure in words that are the same in another process: no addresses of functions."""
-    import re
+def in_words(value: Any) -> str:
+    """A value in words that are the same in another process: no addresses of functions."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
 
-    return re.sub(r" at 0x[0-9a-f]+", "", str(structure))
+
+def _functions(structure: Any) -> list[Any]:
+    """The functions of the `Partial`s of a structure, in order."""
+    data = structure.node_data()
+    own = []
+    if data is not None and data[0] is jax.tree_util.Partial:
+        own = [data[1][0] if isinstance(data[1], tuple) else data[1]]
+    return own + [f for child in structure.children() for f in _functions(child)]
+
+
+def _code(function: Any) -> str:
+    """What a function does, in words: its code, constants, defaults and closed-over values."""
+    code = getattr(function, "__code__", None)
+    if code is None:
+        return in_words(function)
+    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    values = [*code.co_consts, *(function.__defaults__ or ()), *cells]
+    values = [v for v in values if isinstance(v, int | float | str | tuple | type(None))]
+    return in_words(f"{code.co_code.hex()} {code.co_names} {values}")

@@ -13,7 +13,7 @@ import numpy as np
 
 from ndsm_jax.datasets import batch_indices
 from ndsm_jax.experiment import Experiment
-from ndsm_jax.runs import Run, fingerprint, loop
+from ndsm_jax.runs import Run, fingerprint, in_words, loop
 from ndsm_jax.training.state import TrainState, init_state
 from ndsm_jax.training.step import make_dispatch, make_noise, minibatches_ahead, steps_on_host
 
@@ -125,9 +125,14 @@ def default_run(
 
     Sampler and sampling grid are free.
     """
-    own = {name: getattr(experiment, name) for name in ("process", "frame", "noising", "model")}
+    trained = ("process", "frame", "noising", "model", "control")
     facts = {
-        "experiment": {name: fingerprint(part) for name, part in own.items()},
+        "experiment": {
+            **{name: fingerprint(getattr(experiment, name)) for name in trained},
+            "objective": in_words(experiment.objective),
+            "estimator": in_words(experiment.estimator),
+            "optimiser": [experiment.optimiser.name, experiment.optimiser.ema_decay],
+        },
         "data": fingerprint(prepared),
         "batch_size": batch_size,
         "seed": seed,
@@ -140,6 +145,12 @@ def _checked(experiment: Experiment, data: np.ndarray) -> np.ndarray:
     data = np.asarray(data)
     if data.ndim != 2 or not len(data):
         raise ValueError(f"train: data of shape {data.shape}; [N, D] is needed")
+    expected = experiment.frame.data_dim
+    if expected is not None and data.shape[1] != expected:
+        raise ValueError(
+            f"train: the data have {data.shape[1]} coordinates, and the frame"
+            f" {type(experiment.frame).__name__} is of {expected}"
+        )
     x = experiment.frame.prepare(data)
     finite = np.isfinite(x).all(axis=1)
     if not finite.all():
