@@ -18,7 +18,8 @@ import numpy as np
 
 from ndsm_jax import app, references
 from ndsm_jax.config import Config
-from ndsm_jax.config.assemble import Parts, build
+from ndsm_jax.config.assemble import build
+from ndsm_jax.config.parts import Parts
 from ndsm_jax.frames import Identity
 
 COMPONENTS, BATCH = 10, 64

@@ -25,7 +25,8 @@ from ml_collections import config_flags
 
 from ndsm_jax import app, evaluation, plots
 from ndsm_jax.config import Config
-from ndsm_jax.config.assemble import build, fit
+from ndsm_jax.config.assemble import build
+from ndsm_jax.config.parts import fit
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.launch import load_data
 from ndsm_jax.reports.study import Run, Study

@@ -22,7 +22,8 @@ from noising_cost import synthetic_mixture
 
 from ndsm_jax import app, references
 from ndsm_jax.config import PAPER, Config
-from ndsm_jax.config.assemble import Parts, build
+from ndsm_jax.config.assemble import build
+from ndsm_jax.config.parts import Parts
 from ndsm_jax.control_variates import exact_products
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.frames import Identity

@@ -31,7 +31,8 @@ from jax import Array
 
 from ndsm_jax import app, control_variates
 from ndsm_jax.config import Config
-from ndsm_jax.config.assemble import Parts, build
+from ndsm_jax.config.assemble import build
+from ndsm_jax.config.parts import Parts
 from ndsm_jax.control_variates import Products, exact_products
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.experiment import Experiment

@@ -20,7 +20,8 @@ from ndsm_jax import (
     training,
 )
 from ndsm_jax.config import Config
-from ndsm_jax.config.assemble import Parts, build, stand_in
+from ndsm_jax.config.assemble import build
+from ndsm_jax.config.parts import Parts, stand_in
 from ndsm_jax.frames import Identity, OfComponent
 from ndsm_jax.integrators import time_grid
 

@@ -13,7 +13,8 @@ from jax.flatten_util import ravel_pytree
 from ndsm_jax import control_variates, noising, objectives, processes, references
 from ndsm_jax.clock import loss_weight, time_coordinate
 from ndsm_jax.config import Config
-from ndsm_jax.config.assemble import build, stand_in
+from ndsm_jax.config.assemble import build
+from ndsm_jax.config.parts import stand_in
 from ndsm_jax.integrators import time_grid
 from ndsm_jax.networks import EpsNet
 

@@ -25,7 +25,8 @@ import numpy as np
 from ndsm_jax import config as config_module
 from ndsm_jax import plots
 from ndsm_jax.config import Config
-from ndsm_jax.config.assemble import build, fit
+from ndsm_jax.config.assemble import build
+from ndsm_jax.config.parts import fit
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.launch import load_data
 from ndsm_jax.reports.study import Changes, Row, Study, load_config, over_seeds, seeded

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
+import os
 import pathlib
 import platform
 from collections.abc import Mapping
@@ -16,7 +17,9 @@ import numpy as np
 
 from ndsm_jax import __version__, datasets, plots
 from ndsm_jax.config import Config
-from ndsm_jax.config.assemble import Parts, build, fit, sources, stand_in
+from ndsm_jax.config.assemble import build
+from ndsm_jax.config.own import sources
+from ndsm_jax.config.parts import Parts, fit, stand_in
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.frames import Frame
@@ -139,6 +142,7 @@ def launch(
         raise ValueError(
             f"train.batch_size={c.batch_size} exceeds the {len(dataset.train)} training samples"
         )
+    _check_folder(folder)
     run = make_run(config, dataset, folder, allow_changed_source=allow_changed_source)
     if has_checkpoints(folder):
         _check_sources(config, folder, read_host(run.directory), allowed=allow_changed_source)
@@ -171,6 +175,15 @@ def launch(
         ahead_mb=config.noising.ahead_mb,
         progress=progress,
     )
+
+
+def _check_folder(folder: pathlib.Path) -> None:
+    """Raises ValueError where a run could not write, before anything is computed."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise ValueError(f"--workdir={folder}: {nearest} is a file; choose another folder")
+    if not os.access(nearest, os.W_OK):
+        raise ValueError(f"--workdir={folder}: {nearest} cannot be written to")
 
 
 def make_run(

@@ -9,6 +9,7 @@ import pytest
 
 from ndsm_jax import datasets, references
 from ndsm_jax.config import Config, assemble
+from ndsm_jax.config.parts import MAX_STEPS, fit, stand_in
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.frames import Identity
 from ndsm_jax.launch import restore
@@ -33,8 +34,8 @@ def test_the_stand_in_has_the_structure_of_what_is_fitted(kind, rng):
         value_range=None,
         source="",
     )
-    fitted = assemble.fit(config, dataset)
-    parts = [(p.frame, p.reference) for p in (fitted, assemble.stand_in(config, (5,)))]
+    fitted = fit(config, dataset)
+    parts = [(p.frame, p.reference) for p in (fitted, stand_in(config, (5,)))]
     assert jax.tree.structure(parts[0]) == jax.tree.structure(parts[1])
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), part) for part in parts]
     assert jax.tree.leaves(shapes[0]) == jax.tree.leaves(shapes[1])
@@ -90,8 +91,8 @@ def test_stand_ins_of_all_frames_and_references_have_the_structure_of_what_is_bu
         value_range=value_range,
         source="",
     )
-    fitted = assemble.fit(config, dataset)
-    parts = (fitted, assemble.stand_in(config, shape, value_range))
+    fitted = fit(config, dataset)
+    parts = (fitted, stand_in(config, shape, value_range))
     saved = [(p.frame, p.reference) for p in parts]
     assert jax.tree.structure(saved[0]) == jax.tree.structure(saved[1])
     shapes = [jax.tree.map(lambda x: (np.shape(x), np.result_type(x)), part) for part in saved]
@@ -126,7 +127,7 @@ def test_weight_power_changes_the_weights_of_the_prior_alone():
     priors = {}
     for power in (1.0, 0.0):
         mixture = {"num_components": 3, "num_inits": 1, "weight_power": power}
-        priors[power] = assemble.fit(Config.from_dict({"mixture": mixture}), data).reference
+        priors[power] = fit(Config.from_dict({"mixture": mixture}), data).reference
     np.testing.assert_allclose(priors[0.0].log_weights, np.log(1 / 3), rtol=1e-6)
     assert np.ptp(priors[1.0].log_weights) > 0.1
     np.testing.assert_array_equal(priors[0.0].means, priors[1.0].means)
@@ -136,13 +137,13 @@ def test_weight_power_changes_the_weights_of_the_prior_alone():
 def test_a_rank_that_does_not_fit_is_refused_before_fitting():
     config = Config.from_dict({"mixture": {"covariance": "low_rank", "rank": 8}})
     with pytest.raises(ValueError, match=r"mixture\.rank=8 .* 2 dimensions"):
-        assemble.stand_in(config, (2,))
+        stand_in(config, (2,))
 
 
 def build(**sample):
     """An experiment on a mixture of unit variance (horizon 4) with a sample section."""
     config = Config.from_dict({"sample": sample})
-    return assemble.build(config, (2,), assemble.stand_in(config, (2,)))
+    return assemble.build(config, (2,), stand_in(config, (2,)))
 
 
 def test_few_steps_are_refused_where_a_step_is_explicit():
@@ -197,12 +198,12 @@ def num_steps(config: Config, fitted) -> tuple[int, int]:
 def test_steps_are_as_many_as_the_stiffness_needs(rng, caplog):
     """A variance of 0.14^2 beside 1: more steps than usual resolve it, and nothing is raised."""
     config = with_steps(noising={"steps": 0}, sample={"steps": 0})
-    fitted = assemble.fit(config, emoji(rng, 0.14))
+    fitted = fit(config, emoji(rng, 0.14))
     assert fitted.reference.smallest_variance() == pytest.approx(0.02, rel=0.3)
     with caplog.at_level(logging.INFO, logger="ndsm_jax"):
         noising, sampling = num_steps(config, fitted)
-    assert assemble.MIN_NOISING_STEPS < noising < assemble.MAX_STEPS
-    assert assemble.MIN_SAMPLE_STEPS < sampling < assemble.MAX_STEPS
+    assert assemble.MIN_NOISING_STEPS < noising < MAX_STEPS
+    assert assemble.MIN_SAMPLE_STEPS < sampling < MAX_STEPS
     assert f"noising.steps: {noising}, as the stiffness of langevin" in caplog.text
     assert f"sample.steps: {sampling}, as the stiffness of langevin" in caplog.text
     made = assemble.build(config, (2,), fitted)
@@ -226,7 +227,7 @@ def test_one_tiny_variance_among_large_ones_trains_by_default(rng, tmp_path, cap
     assert "the stiffness of langevin" in caplog.text
     made = restore(tmp_path).experiment
     grid, stiffness = made.noising.times.grid, float(made.process.known.stiffness)
-    assert len(grid) - 1 <= assemble.MAX_STEPS
+    assert len(grid) - 1 <= MAX_STEPS
     assert np.diff(grid).max() * stiffness < 1
     variances = np.sort(np.asarray(made.process.reference.component_variances()).ravel())
     assert variances[0] == pytest.approx(1 / stiffness, rel=1e-3)

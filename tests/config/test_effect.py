@@ -6,9 +6,10 @@ import inspect
 import pytest
 
 from ndsm_jax.config import BASELINES, Config, check_effect, has_effect
-from ndsm_jax.config.assemble import build, stand_in
+from ndsm_jax.config.assemble import build
 from ndsm_jax.config.names import FITS, PROCESSES
 from ndsm_jax.config.options import PLUGIN
+from ndsm_jax.config.parts import stand_in
 from ndsm_jax.networks import NETWORKS
 from ndsm_jax.runs import fingerprint
 from ndsm_jax.sampling import SAMPLERS

@@ -9,7 +9,7 @@ import pytest
 
 from ndsm_jax import plugins
 from ndsm_jax.config import Config
-from ndsm_jax.config.assemble import sources
+from ndsm_jax.config.own import sources
 from ndsm_jax.launch import describe, launch, load_data, restore
 from ndsm_jax.references import Reference
 from ndsm_jax.reports.report import evaluate_run

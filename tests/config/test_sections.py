@@ -9,7 +9,8 @@ import pytest
 
 from ndsm_jax import config
 from ndsm_jax.config import Config
-from ndsm_jax.config.assemble import build, stand_in
+from ndsm_jax.config.assemble import build
+from ndsm_jax.config.parts import stand_in
 from ndsm_jax.frames import component_mixture
 
 CONFIGS = sorted(p.stem for p in pathlib.Path("configs").glob("*.py"))

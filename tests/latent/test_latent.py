@@ -13,7 +13,8 @@ from scipy import integrate, stats
 from ndsm_jax import datasets, latent, processes, references
 from ndsm_jax.codec import Latent, standard_codec
 from ndsm_jax.config import Config
-from ndsm_jax.config.assemble import build, fit
+from ndsm_jax.config.assemble import build
+from ndsm_jax.config.parts import fit
 from ndsm_jax.integrators import time_grid
 from ndsm_jax.latent.objective import normal_divergence, normal_entropy
 from ndsm_jax.launch import Restored, launch, load_data, restore

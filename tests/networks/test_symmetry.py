@@ -7,7 +7,8 @@ import pytest
 
 from ndsm_jax import references
 from ndsm_jax.config import Config
-from ndsm_jax.config.assemble import Parts, build, stand_in
+from ndsm_jax.config.assemble import build
+from ndsm_jax.config.parts import Parts, stand_in
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.frames import Identity
 from ndsm_jax.networks.symmetry import image_group, matrices, permutations, symmetrise

@@ -9,7 +9,8 @@ import pytest
 from studies import CONFIGS, low_dimensional, mnist
 
 from ndsm_jax.config import SMOKE
-from ndsm_jax.config.assemble import build, fit, stand_in
+from ndsm_jax.config.assemble import build
+from ndsm_jax.config.parts import fit, stand_in
 from ndsm_jax.launch import load_data
 from ndsm_jax.reports import study
 from ndsm_jax.reports.study import Study

@@ -5,29 +5,24 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-import math
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ndsm_jax import frames, noising, plugins, references
+from ndsm_jax import frames, noising, plugins
 from ndsm_jax.clock import loss_weight, time_coordinate
-from ndsm_jax.codec import Latent, standard_codec
-from ndsm_jax.config.names import FITS, PROCESSES
+from ndsm_jax.config.names import PROCESSES
+from ndsm_jax.config.own import call, taken
+from ndsm_jax.config.parts import MAX_STEPS, Parts, section_grid
 from ndsm_jax.config.sections import Config
 from ndsm_jax.control_variates import Constant, ControlVariate, Estimator, Learned, Optimal
-from ndsm_jax.datasets import Dataset
 from ndsm_jax.experiment import Experiment, experiment
 from ndsm_jax.frames import Frame
-from ndsm_jax.integrators import time_grid
 from ndsm_jax.networks import (
     NETWORKS,
     PRECONDITIONS,
-    Autoencoder,
     EpsNet,
     Precondition,
     ScoreModel,
@@ -39,287 +34,25 @@ from ndsm_jax.networks import (
 from ndsm_jax.noising import NoisingFn
 from ndsm_jax.objectives import OBJECTIVES, check_process
 from ndsm_jax.optimisation import Optimiser, adam
-from ndsm_jax.processes import Process, langevin
-from ndsm_jax.references import GaussianMixture, Reference
+from ndsm_jax.processes import Process
+from ndsm_jax.references import GaussianMixture
 from ndsm_jax.sampling import Sampler, make_sampler
-from ndsm_jax.sampling.noise_levels import largest_distance
 
 logger = logging.getLogger(__name__)
 
-MIN_NOISING_STEPS, MIN_SAMPLE_STEPS, MAX_STEPS = 150, 40, 500
-"""Grid steps where a config leaves their number open, and how many of them it may become."""
-
-TILT_ITEMS = 4096
-"""Draws of a reference among which its metastable states are looked for."""
-
-PLUGIN_KEYS = ("data.name", "reference.name", "process.name", "network.name")
-"""Keys that take `path/to/file.py:function`."""
+MIN_NOISING_STEPS, MIN_SAMPLE_STEPS = 150, 40
+"""Grid steps where a config leaves their number open."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What is fitted to the data; a checkpoint keeps it.
+@runtime_checkable
+class NetworkLike(Protocol):
+    """What a network of the user's has: the methods of a Flax module that are called."""
 
-    Attributes:
-      frame: from data to the coordinates in which the reference lives.
-      reference: fitted there; for component_ou the mixture whose components are the frame.
-      report: of the fit, to be read; None where nothing was fitted.
-    """
+    def init(self, *args: Any) -> Any:
+        """(key, *inputs) -> params."""
 
-    frame: Frame
-    reference: Reference
-    report: Any = None
-
-
-# --- frame and reference, of the data ---
-
-
-def frame_kind(
-    config: Config, shape: tuple[int, ...], value_range: tuple[float, float] | None
-) -> str:
-    """data.frame, decided where it is open, for items of a shape and a range (None: unbounded)."""
-    if config.data.frame != "auto":
-        return config.data.frame
-    own = config.data.name == "array" or plugins.is_plugin(config.data.name)
-    if not own or value_range is not None:
-        return "identity"
-    return "shared" if len(shape) == 3 else "standardised"
-
-
-def data_frame(config: Config, dataset: Dataset) -> Frame:
-    """The frame of the data that the config asks for, see `data.frame`."""
-    kind = frame_kind(config, dataset.shape, dataset.value_range)
-    if kind == "pixels" and dataset.value_range != (-1.0, 1.0):
-        raise ValueError(
-            f"data.frame='pixels' needs grey levels scaled to [-1, 1], and data.name="
-            f"{config.data.name!r} has the range {dataset.value_range}; give uint8 images"
-        )
-    if kind in ("standardised", "shared"):
-        return frames.standardised(dataset.train, shared=kind == "shared")
-    return _frames_without_arrays().get(kind, frames.Identity())
-
-
-def fit(config: Config, dataset: Dataset, *, frame: Frame | None = None) -> Parts:
-    """The frame of the data, and the reference fitted in it.
-
-    Args:
-      config: the experiment.
-      dataset: its data.
-      frame: in place of that of the config: the latent space of a trained autoencoder.
-
-    Raises:
-      ValueError: settings that do not fit the data.
-    """
-    if (config.autoencoder.kind != "none") != isinstance(frame, Latent):
-        raise ValueError(
-            f"autoencoder.kind={config.autoencoder.kind!r}: experiments/train_latent.py trains in a"
-            " latent space; use it, or set autoencoder.kind to none"
-        )
-    frame = frame or data_frame(config, dataset)
-    reference, report = fit_reference(config, frame.prepare(dataset.train))
-    return Parts(frame=frame, reference=reference, report=report)
-
-
-def fit_reference(
-    config: Config, states: np.ndarray, *, start: GaussianMixture | None = None
-) -> tuple[Reference, Any]:
-    """The reference fitted to states [N, d], and a report of the fit, to be read, or None.
-
-    The fit of a mixture starts from the mixture `start` if there is one.
-
-    Raises:
-      ValueError: settings that do not fit the data.
-    """
-    if takes_mixture(config):
-        return _fit_mixture(config, states, start)
-    if open_to_any(config):
-        return _fit_other(config, states)
-    if config.process.name == "variance_exploding":
-        sigma_max = config.process.sigma_max or largest_distance(states)
-        return references.standard_normal(states.shape[1], sigma_max**2), None
-    return references.standard_normal(states.shape[1]), None
-
-
-def open_to_any(config: Config) -> bool:
-    """Whether the process takes any reference."""
-    return config.process.name == "langevin" or plugins.is_plugin(config.process.name)
-
-
-def takes_mixture(config: Config) -> bool:
-    """Whether a mixture is fitted to the data."""
-    if config.process.name == "component_ou":
-        return True
-    return open_to_any(config) and config.reference.name in ("auto", "mixture")
-
-
-def stand_in(
-    config: Config,
-    shape: tuple[int, ...],
-    value_range: tuple[float, float] | None = None,
-) -> Parts:
-    """Parts of the right structure without data, of items of a shape and a range."""
-    frame, dim = _frame_stand_in(config, shape, value_range)
-    if takes_mixture(config):
-        return Parts(frame=frame, reference=_mixture_stand_in(config, dim))
-    if open_to_any(config):
-        return Parts(frame=frame, reference=_other_stand_in(config, dim))
-    variance = (config.process.sigma_max or 1e3 * config.process.sigma_min) ** 2
-    exploding = config.process.name == "variance_exploding"
-    reference = references.standard_normal(dim, variance if exploding else 1.0)
-    return Parts(frame=frame, reference=reference)
-
-
-def _frame_stand_in(
-    config: Config, shape: tuple[int, ...], value_range: tuple[float, float] | None
-) -> tuple[Frame, int]:
-    """A frame of the right structure, and the dimensions of its states."""
-    c, dim = config.autoencoder, math.prod(shape)
-    if c.kind != "none":
-        network = autoencoder(config, dim)
-        params = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, dim)))
-        params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
-        return Latent(codec=standard_codec(network, params), seed=c.seed), c.latent_dim
-    kind = frame_kind(config, shape, value_range)
-    if kind in ("standardised", "shared"):
-        return frames.Standardised(shift=np.zeros(dim), scale=np.ones(dim)), dim
-    return _frames_without_arrays().get(kind, frames.Identity()), dim
-
-
-def _frames_without_arrays() -> dict[str, Frame]:
-    return {"angles": frames.Angles(), "pixels": frames.Pixels()}
-
-
-def autoencoder(config: Config, dim: int) -> Autoencoder:
-    """The network of the section autoencoder for items of `dim` dimensions."""
-    c = config.autoencoder
-    return Autoencoder(
-        dim=dim, latent_dim=c.latent_dim, widths=c.widths, variational=c.kind == "vae"
-    )
-
-
-def _mixture_stand_in(config: Config, dim: int) -> GaussianMixture:
-    k, covariance = config.mixture.num_components, config.mixture.covariance
-    eye = np.eye(dim) if covariance in ("tied", "full") else np.ones(dim)
-    rank = config.mixture.rank
-    directions = np.broadcast_to(np.eye(dim, rank), (k, dim, rank))
-    covariances = {
-        "low_rank": references.LowRank(np.ones(k), directions, np.ones((k, rank))),
-        "spherical": np.ones(k),
-        "tied_spherical": np.float64(1.0),
-        "diag": np.ones((k, dim)),
-        "tied": eye,
-        "full": np.broadcast_to(eye, (k, *eye.shape)),
-    }[covariance]
-    return references.mixture(np.ones(k), np.zeros((k, dim)), covariances, covariance=covariance)
-
-
-def _fit_mixture(
-    config: Config, states: np.ndarray, start: GaussianMixture | None
-) -> tuple[GaussianMixture, Any]:
-    options = dataclasses.asdict(config.mixture)
-    power = options.pop("weight_power")
-    fitted, report = references.fit(states, options.pop("num_components"), start=start, **options)
-    if power != 1:
-        fitted = references.reweighted(fitted, power)
-    if config.process.name == "langevin":
-        fitted = _resolvable(config, fitted)
-    return fitted, report
-
-
-def _resolvable(config: Config, fitted: GaussianMixture) -> GaussianMixture:
-    """The mixture with its smallest variances raised to what `MAX_STEPS` explicit steps resolve.
-
-    Where the number of steps is left to us, and only as far as is needed.
-    """
-    if config.noising.steps and config.sample.steps:
-        return fitted
-    smallest = fitted.smallest_variance()
-    for _ in range(5):  # the horizon follows the typical variance, which rises a little
-        process = langevin(fitted, horizon=config.process.horizon or None)
-        longest = 0.0
-        for section in (config.noising, config.sample):
-            if not section.steps:
-                longest = max(longest, float(np.diff(_grid(process, section, MAX_STEPS)).max()))
-        if longest * _stiffness(process) < 1:
-            break
-        fitted = references.floored(fitted, 1.1 * longest)
-    if fitted.smallest_variance() > smallest:
-        logger.info(
-            "mixture: variances below %.3g (the smallest was %.3g, the typical is %.3g) are raised"
-            " to it, as %d explicit steps resolve no less; a coarser mixture (fewer components, a"
-            " larger mixture.min_covariance) or more steps (noising.steps, sample.steps) avoid it",
-            fitted.smallest_variance(),
-            smallest,
-            float(fitted.typical_variance()),
-            MAX_STEPS,
-        )
-    return fitted
-
-
-def _fit_other(config: Config, states: np.ndarray) -> tuple[Reference, Any]:
-    """A reference that is no mixture, fitted to states, reweighted by them if that is asked for."""
-    c = config.reference
-    if plugins.is_plugin(c.name):
-        wanted = "a references.Reference"
-        fitted = _own("reference", c.name, c.options, (states,), Reference, wanted, states.shape[1])
-    else:
-        fitted = FITS[c.name](states, **_options(FITS[c.name], c))
-    if not c.reweight:
-        return fitted, None
-    key_states, key_fit = jax.random.split(jax.random.key(config.data.seed))
-    items = np.asarray(fitted.sample(key_states, (TILT_ITEMS,)))
-    partition = references.metastable_states(items, c.reweight, period=_period(config))
-    return references.fit_tilt(fitted, states, partition, key=key_fit)
-
-
-def _other_stand_in(config: Config, dim: int) -> Reference:
-    items = np.random.default_rng(0).standard_normal((max(64, 2 * dim), dim), np.float32)
-    c = config.reference
-    alone = dataclasses.replace(config, reference=dataclasses.replace(c, reweight=0))
-    reference, _ = _fit_other(alone, items)
-    if not c.reweight:
-        return reference
-    positions = np.arange(c.reweight * dim, dtype=float).reshape(-1, dim)
-    partition = references.centres(positions, 1.0, period=_period(config))
-    return references.tilted(reference, partition, np.ones(c.reweight))
-
-
-def _period(config: Config) -> float | None:
-    return 2 * np.pi if config.data.frame == "angles" else None
-
-
-def _own(
-    section: str,
-    name: str,
-    text: str,
-    args: tuple[Any, ...],
-    kind: Any,
-    wanted: str,
-    dim: int | None,
-    **more: Any,
-) -> Any:
-    """What a function of the user's makes, of the right kind and dimension."""
-    plugin = plugins.load(name, key=f"{section}.name")
-    options = plugins.parse_options(text, key=f"{section}.options") | more
-    plugins.check_options(plugin.function, options, key=f"{section}.options", given=len(args))
-    try:
-        made = plugin.function(*args, **options)
-    except Exception as error:  # whatever the user's function raises
-        raise ValueError(
-            f"{section}.name={name!r} failed with {type(error).__name__}: {error}"
-        ) from error
-    if not isinstance(made, kind):
-        raise ValueError(
-            f"{section}.name={name!r} returned a {type(made).__name__}; {wanted} is needed"
-        )
-    if dim is not None and made.dim != dim:
-        raise ValueError(
-            f"{section}.name={name!r} is of {made.dim} dimensions, and the data have {dim}"
-        )
-    return made
-
-
-# --- the experiment ---
+    def apply(self, *args: Any) -> Any:
+        """(params, *inputs) -> outputs [n, r]."""
 
 
 def build(config: Config, shape: tuple[int, ...], parts: Parts) -> Experiment:
@@ -332,9 +65,9 @@ def build(config: Config, shape: tuple[int, ...], parts: Parts) -> Experiment:
     check_process(config.objective.name, process)
     sampler = _sampler(config)
     sampler.check(process)
-    grid = _grid(process, config.noising, _steps(process, config.noising, MIN_NOISING_STEPS))
+    grid = section_grid(process, config.noising, _steps(process, config.noising, MIN_NOISING_STEPS))
     sample_steps = _steps(process, config.sample, MIN_SAMPLE_STEPS, sampler)
-    sample_grid = _grid(process, config.sample, sample_steps)
+    sample_grid = section_grid(process, config.sample, sample_steps)
     local = OBJECTIVES[config.objective.name].noising in ("local", "state")
     first = (local and config.noising.loss_step) or float(grid[1])  # the smallest training time
     _check_grids(process, sampler, grid, sample_grid, first)
@@ -359,7 +92,7 @@ def _process_and_frame(config: Config, parts: Parts) -> tuple[Process, Frame]:
     c, reference, frame = config.process, parts.reference, parts.frame
     if plugins.is_plugin(c.name):
         horizon = {"horizon": c.horizon} if c.horizon else {}
-        made = _own(
+        made = call(
             "process", c.name, c.options, (reference,), Process, "a processes.Process", None,
             **horizon,
         )  # fmt: skip
@@ -373,7 +106,7 @@ def _process_and_frame(config: Config, parts: Parts) -> tuple[Process, Frame]:
     if c.name == "component_ou":
         assert isinstance(reference, GaussianMixture)
         frame = frames.chained(frame, frames.OfComponent(mixture=reference))
-    options = _options(make, c)
+    options = taken(make, c)
     if c.name == "variance_exploding":
         options["sigma_max"] = float(reference.typical_variance()) ** 0.5
     if c.name == "component_ou":
@@ -383,20 +116,6 @@ def _process_and_frame(config: Config, parts: Parts) -> tuple[Process, Frame]:
         std = jnp.sqrt(0.04 * jnp.float32(c.mass))
         frame = frames.chained(frame, frames.Augmented(std=std))
     return process, frame
-
-
-def _options(make: Callable[..., Any], section: Any) -> dict[str, Any]:
-    """The keys of a section that a constructor takes; a horizon of 0 is its own default."""
-    taken = inspect.signature(make).parameters
-    options = {key: value for key, value in vars(section).items() if key in taken}
-    if "horizon" in options:
-        options["horizon"] = options["horizon"] or None
-    return options
-
-
-def _grid(process: Process, section: Any, steps: int) -> np.ndarray:
-    smallest = section.smallest_variance
-    return time_grid(process, steps, kind=section.grid, smallest_variance=smallest)
 
 
 def _ratio(process: Process, grid: np.ndarray, sampler: Sampler | None) -> float:
@@ -424,7 +143,7 @@ def _steps(process: Process, section: Any, fewest: int, sampler: Sampler | None 
         return section.steps
     steps = fewest
     while _explicit(process, sampler) and steps < MAX_STEPS:
-        ratio = _ratio(process, _grid(process, section, steps), sampler)
+        ratio = _ratio(process, section_grid(process, section, steps), sampler)
         if ratio < 1:
             break
         steps = min(MAX_STEPS, int(np.ceil(1.1 * ratio * steps)))
@@ -563,8 +282,8 @@ def _network(
         offered = {key: given[key] for key in ("shape", "outputs", "zero_output")}
         asked = inspect.signature(plugin.function).parameters
         more = {key: value for key, value in offered.items() if key in asked}
-        return _own(
-            "network", c.name, c.options, (), _Network, "a Flax module (init and apply)", None,
+        return call(
+            "network", c.name, c.options, (), NetworkLike, "a Flax module (init and apply)", None,
             **more,
         )  # fmt: skip
     make = NETWORKS[c.name]
@@ -582,17 +301,6 @@ def _network(
             )
     taken = {field.name for field in dataclasses.fields(make)}
     return make(**{key: value for key, value in given.items() if key in taken})
-
-
-class _NetworkType(type):
-    def __instancecheck__(cls, instance: Any) -> bool:
-        return callable(getattr(instance, "init", None)) and callable(
-            getattr(instance, "apply", None)
-        )
-
-
-class _Network(metaclass=_NetworkType):
-    """Anything with `init` and `apply`."""
 
 
 def _control(config: Config, coordinate: Any) -> ControlVariate:
@@ -638,12 +346,3 @@ def _sampler(config: Config) -> Sampler:
     return make_sampler(
         c.sampler, churn=c.churn, rtol=c.rtol, atol=c.atol, langevin_steps=c.langevin_steps
     )
-
-
-def sources(config: Config) -> dict[str, str]:
-    """Dotted key -> SHA-256 of the file of the user's own that it names."""
-    tree = config.to_dict()
-    named = {key: tree[key.split(".")[0]][key.split(".")[1]] for key in PLUGIN_KEYS}
-    return {
-        key: plugins.digest(name, key=key) for key, name in named.items() if plugins.is_plugin(name)
-    }

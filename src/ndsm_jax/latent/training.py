@@ -23,7 +23,8 @@ from jax import Array
 from ndsm_jax import frames, plots
 from ndsm_jax.codec import Codec, Latent, decode, encode, posterior, standard_codec, standardised
 from ndsm_jax.config import Config
-from ndsm_jax.config.assemble import Parts, autoencoder, build, fit_reference, takes_mixture
+from ndsm_jax.config.assemble import build
+from ndsm_jax.config.parts import Parts, autoencoder, fit_reference, takes_mixture
 from ndsm_jax.datasets import Dataset, batch_indices
 from ndsm_jax.latent.objective import joint_terms, normal_divergence, reconstruction_loss
 from ndsm_jax.launch import Restored, launch, restore

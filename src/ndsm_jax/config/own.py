@@ -1,0 +1,75 @@
+"""What a config names by `path/to/file.py:function`, called and checked; keys that a call takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from ndsm_jax import plugins
+from ndsm_jax.config.sections import Config
+
+PLUGIN_KEYS = ("data.name", "reference.name", "process.name", "network.name")
+"""Keys that take `path/to/file.py:function`."""
+
+
+def call(
+    section: str,
+    name: str,
+    text: str,
+    args: tuple[Any, ...],
+    kind: Any,
+    wanted: str,
+    dim: int | None,
+    **more: Any,
+) -> Any:
+    """What a function of the user's makes, of the right kind and dimension.
+
+    Args:
+      section: of the config; its key `name` names the function.
+      name: `path/to/file.py:function`.
+      text: the section's options.
+      args: positional arguments.
+      kind: the type that it must return, which `wanted` describes.
+      dim: d of what it returns; None: not checked.
+      **more: keyword arguments beside the options.
+
+    Raises:
+      ValueError: it cannot be called so, fails, or returns something else.
+    """
+    plugin = plugins.load(name, key=f"{section}.name")
+    options = plugins.parse_options(text, key=f"{section}.options") | more
+    plugins.check_options(plugin.function, options, key=f"{section}.options", given=len(args))
+    try:
+        value = plugin.function(*args, **options)
+    except Exception as error:  # whatever the user's function raises
+        raise ValueError(
+            f"{section}.name={name!r} failed with {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"{section}.name={name!r} returned a {type(value).__name__}; {wanted} is needed"
+        )
+    if dim is not None and value.dim != dim:
+        raise ValueError(
+            f"{section}.name={name!r} is of {value.dim} dimensions, and the data have {dim}"
+        )
+    return value
+
+
+def taken(make: Callable[..., Any], section: Any) -> dict[str, Any]:
+    """The keys of a section that a constructor takes; a horizon of 0 is its own default."""
+    taken = inspect.signature(make).parameters
+    options = {key: value for key, value in vars(section).items() if key in taken}
+    if "horizon" in options:
+        options["horizon"] = options["horizon"] or None
+    return options
+
+
+def sources(config: Config) -> dict[str, str]:
+    """Dotted key -> SHA-256 of the file of the user's own that it names."""
+    tree = config.to_dict()
+    named = {key: tree[key.split(".")[0]][key.split(".")[1]] for key in PLUGIN_KEYS}
+    return {
+        key: plugins.digest(name, key=key) for key, name in named.items() if plugins.is_plugin(name)
+    }
