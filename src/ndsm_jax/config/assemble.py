@@ -102,20 +102,12 @@ def _process_and_frame(config: Config, parts: Parts) -> tuple[Process, Frame]:
                 f" {reference.dim}"
             )
         return made, frame
-    make, dim = PROCESSES[c.name], reference.dim
-    if c.name == "component_ou":
-        assert isinstance(reference, GaussianMixture)
-        frame = frames.chained(frame, frames.OfComponent(mixture=reference))
-    options = taken(make, c)
-    if c.name == "variance_exploding":
-        options["sigma_max"] = float(reference.typical_variance()) ** 0.5
-    if c.name == "component_ou":
-        del options["variance"]
-    process = make(reference if c.name == "langevin" else dim, **options)
-    if c.name == "critically_damped":
-        std = jnp.sqrt(0.04 * jnp.float32(c.mass))
-        frame = frames.chained(frame, frames.Augmented(std=std))
-    return process, frame
+    make = PROCESSES[c.name]
+    of = reference if "reference" in inspect.signature(make).parameters else reference.dim
+    framed = make(of, **taken(make, c))
+    if isinstance(framed, tuple):
+        return framed[0], frames.chained(frame, framed[1])
+    return framed, frame
 
 
 def _ratio(process: Process, grid: np.ndarray, sampler: Sampler | None) -> float:

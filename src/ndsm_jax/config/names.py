@@ -7,22 +7,44 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import numpy as np
 
-from ndsm_jax import processes, references
+from ndsm_jax import frames, processes, references
+from ndsm_jax.frames import Frame
 from ndsm_jax.processes import Process
-from ndsm_jax.references import Reference
+from ndsm_jax.references import GaussianMixture, Reference
 
-PROCESSES: dict[str, Callable[..., Process]] = {
+Framed = Process | tuple[Process, Frame]
+"""A process, or one with the frame that it needs after that of the data."""
+
+
+def _component_ou(reference: GaussianMixture, *, horizon: float | None) -> Framed:
+    process = processes.ornstein_uhlenbeck(reference.dim, horizon=horizon)
+    return process, frames.OfComponent(mixture=reference)
+
+
+def _variance_exploding(reference: Reference, *, sigma_min: float, horizon: float | None) -> Framed:
+    sigma_max = float(reference.typical_variance()) ** 0.5
+    return processes.variance_exploding(
+        reference.dim, sigma_min=sigma_min, sigma_max=sigma_max, horizon=horizon
+    )
+
+
+def _critically_damped(dim: int, *, mass: float, rate: float, horizon: float | None) -> Framed:
+    process = processes.critically_damped(dim, mass=mass, rate=rate, horizon=horizon)
+    return process, frames.Augmented(std=jnp.sqrt(0.04 * jnp.float32(mass)))
+
+
+PROCESSES: dict[str, Callable[..., Framed]] = {
     "langevin": processes.langevin,
-    "component_ou": processes.ornstein_uhlenbeck,
+    "component_ou": _component_ou,
     "ornstein_uhlenbeck": processes.ornstein_uhlenbeck,
     "variance_preserving": processes.variance_preserving,
-    "variance_exploding": processes.variance_exploding,
-    "critically_damped": processes.critically_damped,
+    "variance_exploding": _variance_exploding,
+    "critically_damped": _critically_damped,
 }
-"""Of a `reference`, or of the `dim` of the data. `component_ou` runs in the coordinates of
-components, see `frames.OfComponent`."""
+"""Of the `reference`, or of its `dim`."""
 
 
 def _uniform_torus(states: np.ndarray, *, period: float) -> Reference:
