@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 SMOKE: dict[str, dict[str, Any]] = {
-    "mixture": {"subset": 400, "num_inits": 1},
+    "mixture": {"subset": 400, "num_inits": 1, "min_covariance": 0.01},
     "network": {"width": 16, "depth": 2, "widths": (8, 16), "time_features": 16},
     "optimizer": {"warmup_steps": 0},
     "train": {

@@ -41,6 +41,7 @@ def _pytree(function: Any) -> Any:
     jax.tree_util.register_dataclass,
     data_fields=("kernel", "drift_vjp", "quotient", "stiffness"),
     meta_fields=(),
+    drop_fields=("of",),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Known:
@@ -53,16 +54,15 @@ class Known:
         can then be simulated in a few dimensions (`noising.quotient`).
       stiffness: the largest rate at which the drift contracts, 1 / time. Explicit steps times it
         must stay below 1.
-      of: the drift, diffusion and noisy coordinates that it is known of; set by `Process`.
+      of: the drift, diffusion and noisy coordinates that it is known of; set by `Process`, carried
+        along by `dataclasses.replace`. None for what is new: `Known(...)`.
     """
 
     kernel: Callable[[Array], Gaussian] | None = None
     drift_vjp: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None
     quotient: GaussianMixture | None = None
     stiffness: Array | None = None
-    of: tuple[Any, ...] | None = dataclasses.field(
-        default=None, init=False, repr=False, compare=False
-    )
+    of: tuple[Any, ...] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         for name in ("kernel", "drift_vjp"):
