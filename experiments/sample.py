@@ -56,6 +56,12 @@ def starts(run: Restored, num: int) -> tuple[np.ndarray | None, list[str]]:
         raise ValueError("--label needs a run whose samples start in components of a mixture")
     dataset = load_run_data(run.config, run.host, data_dir=DATA_DIR.value)
     states = dataclasses.replace(dataset, train=run.experiment.frame.prepare(dataset.train))
+    if prior.dim != states.train.shape[1]:
+        raise ValueError(
+            f"--label={','.join(LABEL.value)}: labels cannot choose among the components of this"
+            f" run, whose states have {prior.dim} dimensions and the data {states.train.shape[1]}"
+            f" (process.name={run.config.process.name!r}); give --component"
+        )
     per_class = LABELS_PER_CLASS.value or evaluate.labels_per_class
     table, _ = conditioning.sparse_class_table(
         prior, states, per_class=per_class, seed=evaluate.seed
@@ -89,11 +95,14 @@ def main(argv: Sequence[str]) -> None:
     out = pathlib.Path(OUT.value or pathlib.Path(WORKDIR.value) / "samples")
     out.parent.mkdir(parents=True, exist_ok=True)
     np.save(out.with_suffix(".npy"), x.reshape(-1, *run.shape))
+    limits = run.host["data"]["value_range"]
+    grey = plots.grey_limits(x, limits and tuple(limits))
     if names:
         rows = {name: x[i :: len(names)] for i, name in enumerate(names[: len(x)])}
-        picture = plots.rows_figure(rows, run.shape, columns=min(20, -(-len(x) // len(rows))))
+        columns = min(20, -(-len(x) // len(rows)))
+        picture = plots.rows_figure(rows, run.shape, columns=columns, grey=grey)
     else:
-        picture = plots.panels({"samples": x[:400]}, run.shape, size=6.0)
+        picture = plots.panels({"samples": x[:400]}, run.shape, size=6.0, grey=grey)
     out.with_suffix(".png").write_bytes(plots.png(picture))
     print(f"{len(x)} samples: {out.with_suffix('.npy')}, picture: {out.with_suffix('.png')}")
 

@@ -23,6 +23,9 @@ CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Experiment, configs/latent.py or configs/latent.py:joint.", lock_config=True
 )
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the runs.", required=True)
+ALLOW_CHANGED_SOURCE = flags.DEFINE_bool(
+    "allow_changed_source", False, "Resume although a file named file.py:function has changed."
+)
 flags.mark_flag_as_required("config")
 
 
@@ -30,7 +33,9 @@ def main(argv: Sequence[str]) -> None:
     config = app.configured(CONFIG)
     images = load_data(config)
     workdir = pathlib.Path(WORKDIR.value)
-    run = latent.train_latent(config, images, workdir)
+    run = latent.train_latent(
+        config, images, workdir, allow_changed_source=ALLOW_CHANGED_SOURCE.value
+    )
     result = evaluate(run, images, workdir)
     print(result.table())
     print(f"metrics: {result.metrics_path}")

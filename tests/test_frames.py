@@ -133,6 +133,37 @@ def test_angles_wrap_into_half_a_period_about_zero(period, rng):
     np.testing.assert_array_equal(frame.log_det(x), 0)
 
 
+@pytest.mark.parametrize("period", [2 * np.pi, 360.0])
+def test_angles_leave_in_the_interval_of_the_data(period, rng):
+    """Six conventions side by side; the last, unwrapped, has no interval of one period."""
+    low = np.array([-0.5, 0.0, 0.5, -0.25, 0.0, -1.0])
+    reach = np.array([1.0, 1.0, 1.0, 0.5, 0.3, 3.0])
+    x = period * (low + reach * rng.uniform(size=(400, 6)))
+    frame = Angles.of(x, period=period)
+    np.testing.assert_array_equal(frame.start, [-0.5, 0.0, 0.5, -0.5, -0.5, -0.5])
+    states = frame.prepare(x)
+    assert np.abs(states).max() <= 0.5 * period * (1 + 1e-6)  # wherever samples leave
+    turns = rng.integers(-3, 4, size=x.shape)
+    left = frame.leave(states.astype(np.float64) + period * turns)
+    np.testing.assert_allclose(left[:, :5], x[:, :5], atol=2e-6 * period)
+    assert np.abs(left[:, 5]).max() <= 0.5 * period
+    np.testing.assert_array_equal(Angles(period=period).start, [-0.5])
+
+
+def test_angles_on_circles(rng):
+    """Chords do not know where an angle is cut, and are lengths of arcs where these are short."""
+    x, frame = rng.uniform(-180, 180, size=(50, 3)), Angles(period=360.0)
+    on = frame.on_circles(x)
+    assert on.shape == (50, 6)
+    np.testing.assert_allclose(frame.on_circles(x + 720), on, atol=1e-10)
+    radius = 180 / np.pi
+    np.testing.assert_allclose(np.hypot(on[:, :3], on[:, 3:]), radius)
+    chord = np.linalg.norm(on - frame.on_circles(x + np.array([90.0, 0.0, 0.0])), axis=1)
+    np.testing.assert_allclose(chord, 2**0.5 * radius)
+    arc = np.linalg.norm(on - frame.on_circles(x + np.array([0.1, 0.0, 0.0])), axis=1)
+    np.testing.assert_allclose(arc, 0.1, rtol=1e-5)
+
+
 @pytest.mark.parametrize("levels", [256, 17, 2])
 def test_pixels_leave_as_the_levels_that_entered(levels):
     """For every level and many draws; the states fill the gaps between levels evenly."""

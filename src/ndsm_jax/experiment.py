@@ -70,6 +70,8 @@ def make_noising(objective: Objective, process: Process, grid: noising.Grid = 15
     """The way of noising that serves an objective, with its defaults: see `noising`."""
     if objective.noising == "path":
         return noising.path_windows(process, grid, companion=objective.controlled)
+    if objective.noising == "linearised":
+        return noising.linearised_windows(process, grid)
     if process.kernel is not None:
         return noising.exact_kernel(process, grid)
     return noising.local_steps(process, grid)

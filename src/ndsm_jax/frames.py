@@ -128,27 +128,53 @@ def standardised(x: np.ndarray, *, shared: bool = False) -> Standardised:
     return Standardised(shift=shift.copy(), scale=np.where(constant, 1.0, scale))
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("period",))
+@partial(jax.tree_util.register_dataclass, data_fields=("start",), meta_fields=("period",))
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Angles(Identity):
-    """Coordinates with a period: states run in the covering space, data in half a period about 0.
+    """Coordinates with a period: states run in the covering space from half a period about 0.
 
     Drift and score are to be periodic; the score at a state is then that of the wrapped law.
+
+    Attributes:
+      start: where the interval of one period in which samples leave starts, in periods: [D], or [1]
+        for all coordinates; float64, NumPy. `of` finds that of the data.
+      period: of all coordinates (static).
     """
 
+    start: np.ndarray = dataclasses.field(default_factory=lambda: np.array([-0.5]))
     period: float = 2 * np.pi
+
+    @classmethod
+    def of(cls, x: np.ndarray, *, period: float = 2 * np.pi) -> Angles:
+        """The frame from which samples leave as data x [N, D] are written, finite.
+
+        Each coordinate has the interval from -1/2 period that holds it, else the one from the last
+        multiple of half a period below it, such as [0, 2 pi). A coordinate that no such interval
+        holds, as of a trajectory that was unwrapped, leaves from -1/2 period.
+        """
+        turns = np.asarray(x, np.float64) / period
+        low, high = turns.min(axis=0), turns.max(axis=0)
+        start = np.floor(2 * low) / 2
+        about_zero = (low >= -0.5) & (high <= 0.5)
+        return cls(start=np.where(about_zero | (high > start + 1), -0.5, start), period=period)
 
     def prepare(self, x: np.ndarray) -> np.ndarray:
         """See `Frame`."""
-        return self._wrapped(x).astype(np.float32)
+        return self._wrapped(x, -0.5).astype(np.float32)
 
     def leave(self, y: np.ndarray, condition: Any = None) -> np.ndarray:
         """See `Frame`."""
-        return self._wrapped(y)
+        return self._wrapped(y, self.start)
 
-    def _wrapped(self, x: np.ndarray) -> np.ndarray:
-        half = 0.5 * self.period
-        return (np.asarray(x, np.float64) + half) % self.period - half
+    def on_circles(self, x: np.ndarray) -> np.ndarray:
+        """Data [N, D] on circles as long as the period: [N, 2 D], whose distances are chords."""
+        turns = 2 * np.pi / self.period
+        angles = np.asarray(x, np.float64) * turns
+        return np.concatenate([np.cos(angles), np.sin(angles)], axis=-1) / turns
+
+    def _wrapped(self, x: np.ndarray, start: np.ndarray | float) -> np.ndarray:
+        low = start * self.period
+        return (np.asarray(x, np.float64) - low) % self.period + low
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("levels",))

@@ -87,6 +87,57 @@ def time_grid(
     return clock_grid(process, num_steps, smallest_variance=smallest_variance, rho=rho)
 
 
+MAX_STEPS = 500
+"""Steps of a grid that we choose at most."""
+
+
+def stiffness(process: Process) -> float:
+    """Largest rate of the drift, 1 / time: as known, otherwise that of the reference it noises to.
+
+    For a drift of which nothing is known the second is a guess: right near the horizon, where the
+    law is the reference.
+    """
+    known = process.known.stiffness
+    return float(process.reference.stiffness()) if known is None else float(known)
+
+
+def step_ratio(
+    process: Process, grid: np.ndarray, explicit_step: Callable[[float], float] | None = None
+) -> float:
+    """The longest explicit step of a grid, times the `stiffness`: below 1 it is stable.
+
+    explicit_step: of the longest step, that of an Euler step as stable (`Sampler.explicit_step`).
+    """
+    longest = float(np.diff(grid).max())
+    return (longest if explicit_step is None else explicit_step(longest)) * stiffness(process)
+
+
+def stable_grid(
+    process: Process,
+    fewest: int,
+    *,
+    explicit_step: Callable[[float], float] | None = None,
+    make: Callable[[int], np.ndarray] | None = None,
+) -> np.ndarray:
+    """The grid of the fewest steps, from `fewest` to `MAX_STEPS`, that are stable: [n + 1].
+
+    Args:
+      process: the process.
+      fewest: steps in any case.
+      explicit_step: see `step_ratio`.
+      make: number of steps -> grid; by default `time_grid`.
+    """
+    make = make or (lambda steps: time_grid(process, steps))
+    steps, grid = fewest, make(fewest)
+    while steps < MAX_STEPS:
+        ratio = step_ratio(process, grid, explicit_step)
+        if ratio < 1:
+            break
+        steps = min(MAX_STEPS, int(np.ceil(1.1 * ratio * steps)))
+        grid = make(steps)
+    return grid
+
+
 INTEGRATORS = ("euler", "exponential")
 
 

@@ -17,9 +17,9 @@ import numpy as np
 
 from ndsm_jax import __version__, datasets, plots
 from ndsm_jax.config import Config
-from ndsm_jax.config.assemble import build
+from ndsm_jax.config.assemble import build, resolvable
 from ndsm_jax.config.own import sources
-from ndsm_jax.config.parts import Parts, fit, stand_in
+from ndsm_jax.config.parts import Parts, check_structure, examples, fit, stand_in
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.frames import Frame
@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 PICTURE_SAMPLES = 64
 """Samples in an interim picture of images; four times as many points in the plane."""
+
+EXAMPLES_FILE = "examples.npy"
+"""In a run's folder: some states, for a reference of the user's own."""
 
 FREE = frozenset(
     [
@@ -127,7 +130,7 @@ def launch(
       config: the experiment.
       dataset: its data.
       folder: of the run.
-      frame: see `config.assemble.fit`.
+      frame: see `config.parts.fit`.
       allow_changed_source: whether a run may go on with another content of a file of the user's
         own (`process.name=path/to/file.py:function` and the like).
       progress: whether to show progress bars.
@@ -150,12 +153,16 @@ def launch(
         parts, experiment, state, _ = _restore(config, folder, run.facts["data"])
         logger.info("resuming %s from step %d", folder, int(state.step))
     else:
-        build(
-            config, dataset.shape, stand_in(config, dataset.shape, dataset.value_range)
-        )  # contradictions show here
-        parts = fit(config, dataset, frame=frame)
+        some = examples(config, dataset, frame)
+        abstract = stand_in(config, dataset.shape, dataset.value_range, some)
+        build(config, dataset.shape, abstract, quiet=True)  # contradictions show here
+        parts = resolvable(config, fit(config, dataset, frame=frame))
+        if some is not None:
+            check_structure(config, abstract.reference, parts.reference)
         experiment = build(config, dataset.shape, parts)
         folder.mkdir(parents=True, exist_ok=True)
+        if some is not None:
+            np.save(folder / EXAMPLES_FILE, some)
         state = init_state(experiment, seed=c.seed)
         if parts.report is not None:
             logger.info("%s", parts.report)
@@ -295,8 +302,10 @@ def _restore(
     config: Config, folder: pathlib.Path, data: Mapping[str, Any]
 ) -> tuple[Parts, Experiment, TrainState, dict[str, Any]]:
     shape, limits = tuple(data["shape"]), data["value_range"]
-    parts = stand_in(config, shape, None if limits is None else (limits[0], limits[1]))
-    abstract = build(config, shape, parts)
+    value_range = None if limits is None else (limits[0], limits[1])
+    path = folder / EXAMPLES_FILE
+    parts = stand_in(config, shape, value_range, np.load(path) if path.exists() else None)
+    abstract = build(config, shape, parts, quiet=True)
     like = {
         "train": jax.eval_shape(lambda: init_state(abstract, seed=0)),
         "kept": _arrays(parts),
@@ -352,8 +361,11 @@ def draw_as_configured(
 
 def describe(config: Config, dataset: Dataset) -> str:
     """What a dry run prints: data, network, first batch's shapes; nothing is fitted or trained."""
-    experiment = build(config, dataset.shape, stand_in(config, dataset.shape, dataset.value_range))
-    x0 = jax.ShapeDtypeStruct((config.train.batch_size, dataset.dim), np.float32)
+    parts = stand_in(config, dataset.shape, dataset.value_range, examples(config, dataset))
+    experiment = build(config, dataset.shape, parts, quiet=True)
+    # Prepared data have the data's width, but for those of an autoencoder.
+    width = dataset.dim if config.autoencoder.kind == "none" else parts.reference.dim
+    x0 = jax.ShapeDtypeStruct((config.train.batch_size, width), np.float32)
     batch = jax.eval_shape(lambda x0: noised(experiment, jax.random.key(0), x0), x0)
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -102,8 +102,8 @@ class Objective:
 
     Attributes:
       terms: (score_fn, batch) -> (loss [B, k], control variate [B, k] or None).
-      noising: what it regresses on: the `kernel` of a linear process, a `local` step, or a `path`;
-        `state` if on nothing, but for the noised state.
+      noising: what it regresses on: the `kernel` of a linear process, a `local` step, a
+        `linearised` window, or a `path`; `state` if on nothing, but for the noised state.
       controlled: whether there is a control variate, for which the noising has to give mu.
     """
 
@@ -131,6 +131,7 @@ OBJECTIVES = {
     "dsm": Objective(terms=_dsm_terms, noising="kernel"),
     "ism": Objective(terms=_ism_terms, noising="state"),
     "path_dsm": Objective(terms=_dsm_terms, noising="path"),
+    "local_dsm": Objective(terms=_dsm_terms, noising="linearised"),
     "path_dsm_cv": Objective(terms=ndsm_terms, noising="path", controlled=True),
     "ndsm": Objective(terms=_ndsm_terms, noising="local"),
     "ndsm_cv": Objective(terms=ndsm_terms, noising="local", controlled=True),

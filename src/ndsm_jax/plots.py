@@ -47,25 +47,54 @@ def png(figure: Any, dpi: int = 110) -> bytes:
     return buffer.getvalue()
 
 
-def tile(images: np.ndarray, shape: tuple[int, ...], columns: int) -> np.ndarray:
-    """Flat images [n, d] with values in [-1, 1] as one picture with thin gaps, values in [0, 1]."""
+Limits = tuple[float, float]
+
+SCALED: Limits = (-1.0, 1.0)
+"""Grey levels of the images that `datasets` scales: black and white."""
+
+
+def grey_limits(images: np.ndarray, value_range: Limits | None = None) -> Limits:
+    """The values to show as black and as white: the range of the data where they have one.
+
+    Else the darkest and the brightest of images [n, d], but for a twentieth of them on either side:
+    samples may have diverged.
+    """
+    finite = images[np.isfinite(images).all(axis=1)]
+    if value_range is not None or not finite.size:
+        return value_range or SCALED
+    low, high = np.quantile(finite.min(axis=1), 0.05), np.quantile(finite.max(axis=1), 0.95)
+    return float(low), float(high)
+
+
+def tile(
+    images: np.ndarray, shape: tuple[int, ...], columns: int, *, grey: Limits = SCALED
+) -> np.ndarray:
+    """Flat images [n, d] as one picture with thin gaps, `grey` to [0, 1] and clipped there."""
+    low, span = grey[0], (grey[1] - grey[0]) or 1.0
     height, width, channels = shape
     shown = channels if channels in (1, 3, 4) else 1  # of other images, the first channel
     rows = -(-len(images) // columns)
     canvas = np.ones((rows * (height + 1) + 1, columns * (width + 1) + 1, shown), np.float32)
     for i, image in enumerate(images):
         top, left = 1 + (i // columns) * (height + 1), 1 + (i % columns) * (width + 1)
-        pixels = np.nan_to_num(image).reshape(shape)[..., :shown]
-        canvas[top : top + height, left : left + width] = np.clip((pixels + 1) / 2, 0, 1)
+        shades = np.nan_to_num(image - low, nan=span / 2) / span
+        pixels = np.clip(shades, 0, 1).reshape(shape)[..., :shown]
+        canvas[top : top + height, left : left + width] = pixels
     return canvas[..., 0] if shown == 1 else canvas
 
 
 def _show(
-    axis: Any, x: np.ndarray, shape: tuple[int, ...], limits: np.ndarray, framed: np.ndarray
+    axis: Any,
+    x: np.ndarray,
+    shape: tuple[int, ...],
+    limits: np.ndarray,
+    framed: np.ndarray,
+    grey: Limits,
 ) -> None:
     if len(shape) == 3:
         columns = int(np.ceil(np.sqrt(len(x))))
-        axis.imshow(tile(x, shape, columns), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        picture = tile(x, shape, columns, grey=grey)
+        axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         _frame(axis, np.flatnonzero(framed), shape, columns)
         axis.axis("off")
         return
@@ -93,11 +122,13 @@ def panels(
     *,
     framed: Mapping[str, np.ndarray] | None = None,
     size: float = 4.0,
+    grey: Limits = SCALED,
 ) -> Any:
     """Point sets or images [n, d], one panel a title, five a row at most, in common limits.
 
     Data of more than two dimensions that are no images show their first two coordinates, data of
-    one dimension a histogram. Images where `framed` [n] of their title is true get a red frame.
+    one dimension a histogram. Images where `framed` [n] of their title is true get a red frame;
+    `grey` are the values that are black and white.
     """
     framed = framed or {}
     titles = [textwrap.fill(title, int(9 * size)) for title in sets]
@@ -109,22 +140,29 @@ def panels(
     margin = 0.15 * (high - low).max() + 1e-6
     limits = np.stack([low - margin, high + margin], axis=1)
     for axis, wrapped, (title, x) in zip(axes, titles, sets.items(), strict=False):
-        _show(axis, x, shape, limits, framed.get(title, np.zeros(len(x), bool)))
+        _show(axis, x, shape, limits, framed.get(title, np.zeros(len(x), bool)), grey)
         axis.set_title(wrapped)
     return figure
 
 
-def rows_figure(rows: Mapping[str, np.ndarray], shape: tuple[int, ...], *, columns: int) -> Any:
-    """Images [n, d], one row a name, the first `columns` of each.
+def rows_figure(
+    rows: Mapping[str, np.ndarray],
+    shape: tuple[int, ...],
+    *,
+    columns: int,
+    grey: Limits = SCALED,
+) -> Any:
+    """Images [n, d], one row a name, the first `columns` of each; `grey` as in `panels`.
 
     Of other data all points in one panel, one colour a name.
     """
     if len(shape) != 3:
         return _groups_figure(rows)
-    blank = np.ones((columns, next(iter(rows.values())).shape[1]), np.float32)
+    blank = np.full((columns, next(iter(rows.values())).shape[1]), grey[1], np.float32)
     images = [np.concatenate([x[:columns], blank[len(x) :]]) for x in rows.values()]
     figure, axis = _new(0.5 * columns + 0.1 * max(map(len, rows)), 0.5 * len(rows) + 0.2)
-    axis.imshow(tile(np.concatenate(images), shape, columns), cmap="gray", vmin=0, vmax=1)
+    picture = tile(np.concatenate(images), shape, columns, grey=grey)
+    axis.imshow(picture, cmap="gray", vmin=0, vmax=1)
     axis.set_anchor("E")  # constrained layout leaves a square image no room for long names
     middles = (np.arange(len(rows)) + 0.5) * (shape[0] + 1)
     axis.set_yticks(middles, list(rows))
@@ -145,16 +183,25 @@ def _groups_figure(groups: Mapping[str, np.ndarray]) -> Any:
     return figure
 
 
-def samples_figure(samples: np.ndarray, shape: tuple[int, ...], *, reference: np.ndarray) -> Any:
-    """Data beside samples."""
-    return panels({"data": reference, "samples": samples}, shape)
+def samples_figure(
+    samples: np.ndarray,
+    shape: tuple[int, ...],
+    *,
+    reference: np.ndarray,
+    value_range: Limits | None = None,
+) -> Any:
+    """Data beside samples; the grey of images spans their range, or else what the data span."""
+    grey = grey_limits(reference, value_range)
+    return panels({"data": reference, "samples": samples}, shape, grey=grey)
 
 
-def neighbours_figure(samples: np.ndarray, nearest: np.ndarray, shape: tuple[int, ...]) -> Any:
+def neighbours_figure(
+    samples: np.ndarray, nearest: np.ndarray, shape: tuple[int, ...], *, grey: Limits = SCALED
+) -> Any:
     """Images above their nearest training images, to see what is memorised: both [n, d]."""
     figure, axis = _new(0.55 * len(samples) + 1.2, 1.7)
     rows = np.concatenate([samples, nearest])
-    axis.imshow(tile(rows, shape, len(samples)), cmap="gray", vmin=0, vmax=1)
+    axis.imshow(tile(rows, shape, len(samples), grey=grey), cmap="gray", vmin=0, vmax=1)
     axis.set_yticks([shape[0] / 2, 1.5 * shape[0]], ["sample", "nearest\ntraining image"])
     axis.set_xticks([])
     return figure

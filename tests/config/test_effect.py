@@ -176,6 +176,8 @@ def test_references_take_what_is_declared_to_be_theirs(name):
 CASES = {
     "langevin, path": {},
     "langevin, local": {"objective": {"name": "ndsm_cv"}},
+    "langevin, linearised": {"objective": {"name": "local_dsm"}},
+    "langevin, fixed gap": {"objective": {"name": "local_dsm"}, "noising": {"schedule": "gap"}},
     "langevin, state": {"objective": {"name": "ism"}},
     "langevin, no mixture": {"reference": {"name": "student_t"}},
     "critically damped": {

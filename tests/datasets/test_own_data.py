@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ndsm_jax import evaluation
 from ndsm_jax.datasets import load
+from ndsm_jax.evaluation.evaluator import shipped
 
 Write = Callable[..., str]
 
@@ -43,7 +45,7 @@ def rows(*splits: np.ndarray) -> np.ndarray:
 
 def test_an_array_is_split_and_keeps_float64(write: Write) -> None:
     data = load(write("return rng.normal(size=(40, 3))"), test_fraction=0.25)
-    assert (data.name, data.shape, data.value_range) == ("wells", (3,), None)
+    assert (data.name, data.shape, data.value_range) == ("mine.py:wells", (3,), None)
     assert (data.train.dtype, len(data.train), len(data.test)) == (np.float64, 30, 10)
     np.testing.assert_array_equal(rows(data.train, data.test), rows(X))
     assert (data.train_labels, data.class_names) == (None, ())
@@ -189,3 +191,28 @@ def test_a_function_with_the_name_of_a_toy_is_not_the_toy(write: Write, tmp_path
     path = tmp_path / "mine.py"
     path.write_text(path.read_text().replace("wells", "moons"))
     assert load(f"{path}:moons").dim == 3
+
+
+def test_a_function_named_as_data_of_ours_is_not_taken_for_them(tmp_path: Path) -> None:
+    """No distance to our support, and no evaluator of MNIST, for data of the same name."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "import numpy as np\n"
+        "def circle8():\n    return np.random.default_rng(0).normal(size=(60, 2))\n"
+        "def mnist():\n"
+        "    x = np.random.default_rng(0).normal(size=(60, 28, 28)).astype(np.float32)\n"
+        "    return {'x': x, 'labels': np.arange(60) % 2}\n"
+    )
+    data = load(f"{path}:circle8")
+    assert data.name == "mine.py:circle8"
+    metrics = evaluation.evaluate(data.train, data.train, data)["metrics"]
+    assert "support_distance" not in metrics
+    images = load(f"{path}:mnist")
+    classifier = evaluation.evaluator(images)
+    assert classifier.digest != shipped().digest
+    assert classifier.probabilities(images.test).shape == (len(images.test), 2)
+    evaluation.reference(images, classifier, split="test", folder=tmp_path)
+    (cached,) = tmp_path.glob("*.npz")
+    assert cached.name.startswith(
+        "mine.py_mnist-"
+    )  # a colon is no part of a file's name everywhere

@@ -1,10 +1,22 @@
 """Evaluation of a run: facts, refusals, the command to reproduce it."""
 
+import dataclasses
+import pathlib
+import re
+import runpy
+import shlex
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
-from ndsm_jax import plots
-from ndsm_jax.config import Config
+from ndsm_jax import evaluation, frames, plots, references
+from ndsm_jax.config import Config, check_effect
+from ndsm_jax.config.effect import has_effect
+from ndsm_jax.datasets import Dataset, load
 from ndsm_jax.reports import measure, report
 from tests.training.tiny_runs import run, tiny
 
@@ -50,11 +62,184 @@ def test_missing_run_is_one_clear_error(tmp_path):
 
 
 def test_reproduce_command_holds_every_changed_key():
-    config = Config.from_dict({"train": {"steps": 7}, "network": {"widths": (4, 8)}})
+    config = Config.from_dict(
+        {"train": {"steps": 7}, "network": {"name": "unet", "widths": (4, 8)}}
+    )
     text = report.reproduce_command(config)
     assert "--config.train.steps=7" in text
     assert "--config.network.widths='(4, 8)'" in text
-    assert text.count("--config.") == 2
+    assert text.count("--config.") == 3
+
+
+def variants():
+    for path in sorted(pathlib.Path("configs").glob("*.py")):
+        with pytest.raises(ValueError, match="choose one of") as error:
+            runpy.run_path(str(path))["get_config"]("?")
+        names = re.findall(r"\w+", str(error.value).partition("one of")[2])
+        assert "smoke" in names
+        yield from ((path.stem, name) for name in ["", *names])
+
+
+def own_options(config):
+    """With functions of one's own, whose options hold quotes and commas."""
+    own = {"name": "my dir/mine.py:f", "options": "force=3.0, word='x y', values=[1, 2]"}
+    return Config.from_dict(config.to_dict() | {"data": own, "process": own})
+
+
+@pytest.mark.parametrize(("file", "variant"), [*variants(), ("default", "own")])
+def test_reproduce_command_is_accepted_and_makes_the_same_config(file, variant, monkeypatch):
+    """What the command line's own parser makes of it, in every key that is read."""
+    name = "" if variant == "own" else variant
+    config = Config.from_dict(runpy.run_path(f"configs/{file}.py")["get_config"](name))
+    config = own_options(config) if variant == "own" else config
+    train = report.reproduce_command(config).replace("\\\n", " ").splitlines()[0]
+    words = [w for w in shlex.split(train)[1:] if not w.startswith("--workdir")]
+    monkeypatch.setattr(sys, "argv", words)  # where the flag of a config finds its overrides
+    values = flags.FlagValues()
+    flag = config_flags.DEFINE_config_file("config", None, flag_values=values, lock_config=True)
+    values(words)
+    made = Config.from_dict(flag.value)
+    check_effect(made, config_flags.get_override_values(values["config"]))
+    tree, again = config.to_dict(), made.to_dict()
+    for section, keys in tree.items():
+        for key in keys:
+            if has_effect(config, f"{section}.{key}"):
+                assert again[section][key] == tree[section][key], f"{section}.{key}"
+    latent = config.autoencoder.kind != "none"
+    assert words[0] == f"experiments/{'train_latent' if latent else 'train'}.py"
+
+
+@pytest.mark.parametrize("name", ["path_dsm_cv", "ndsm_cv", "path_dsm"])
+def test_the_objective_names_its_control_variate(name):
+    config = Config.from_dict({"objective": {"name": name}, "control_variate": {"kind": "optimal"}})
+    text = report._objective_text(config, controlled=name.endswith("_cv"))
+    assert text == (f"{name}, eps optimal" if name.endswith("_cv") else name)
+
+
+# --- units ---
+
+
+def as_run(frame, components=None):
+    """What `measure` reads of a run."""
+    experiment = SimpleNamespace(frame=frame, components=components)
+    return SimpleNamespace(config=Config(), experiment=experiment)
+
+
+def test_units_do_not_change_what_a_classifier_sees(rng):
+    """Digits as floats from 0 to 255: a rule on pixels gives what it gives on the data themselves.
+
+    Distances are those of the standardised digits. The mixture's components are its classes.
+    """
+    digits = load("digits")
+    own = dataclasses.replace(
+        digits,
+        train=127.5 * (digits.train + 1),
+        test=127.5 * (digits.test + 1),
+        value_range=None,
+    )
+    frame = frames.standardised(own.train, shared=True)
+    states = frame.prepare(own.train)
+    means = np.stack([states[digits.train_labels == c].mean(axis=0) for c in range(10)])
+    mixture = references.mixture(np.ones(10), means, np.full(10, 0.3))
+    weights = rng.normal(size=(64, 10))
+
+    class Rule:
+        """Classes and features that depend on the units."""
+
+        def __call__(self, x):
+            e = np.exp((x - 100) / 255 @ weights)
+            return e / e.sum(axis=1, keepdims=True), np.tanh((x - 100) / 100)[:, :20]
+
+        def predict(self, x):
+            return self(x)[0].argmax(axis=1)
+
+    rule, plain = Rule(), evaluation.evaluate
+    components = rng.integers(10, size=300)
+    noise = rng.normal(size=(300, 64)).astype(np.float32)
+    samples = frame.leave(np.asarray(mixture.sample_component(components, noise)))
+    prior = own.train[:300]
+    result = measure.measure(
+        as_run(frame, mixture), samples, prior, own, components=components, classifier=rule
+    )
+    in_data = plain(samples, prior, own, classifier=rule)
+    at = dataclasses.replace(own, train=frame.prepare(own.train), test=frame.prepare(own.test))
+    in_frame = plain(frame.prepare(samples), frame.prepare(prior), at)
+    assert result["modes"] == in_data["modes"]
+    for name in ("mode_tv", "frechet_distance", "inception_score"):
+        for column in ("value", "floor", "prior"):
+            expected = in_data["metrics"][name][column]
+            assert result["metrics"][name][column] == pytest.approx(expected, rel=1e-4), name
+    for name in ("sliced_wasserstein", "energy_distance", "nearest_train", "precision"):
+        assert result["metrics"][name] == in_frame["metrics"][name]
+    rows = result["conditioning"]["agreement"]
+    assert rows["component"]["value"] > 0.99  # the mixture is asked in its own coordinates
+    classes = rule.predict(samples)
+    likeliest = np.asarray(result["conditioning"]["classes"])[components]
+    assert rows["class of the component"]["value"] == pytest.approx(np.mean(classes == likeliest))
+    # The starting points are what the samples are: 300 draws of the same components.
+    chance = np.sqrt(0.5 / 300)
+    difference = rows["class of the component"]["prior"] - rows["class of the component"]["value"]
+    assert abs(difference) < 4 * chance
+
+
+def test_the_distance_to_the_support_is_in_units_of_the_data(rng):
+    dataset = load("circle8", num_train=300, num_test=300)
+    frame = frames.standardised(dataset.train)
+    samples = dataset.train + 0.1 * rng.normal(size=(300, 2))
+    found = measure.measure(as_run(frame), samples, dataset.train, dataset)
+    expected = evaluation.evaluate(samples, dataset.train, dataset)
+    for column in ("value", "floor", "prior"):
+        value = found["metrics"]["support_distance"][column]
+        assert value == pytest.approx(expected["metrics"]["support_distance"][column], rel=1e-5)
+
+
+@pytest.mark.parametrize("low", [-np.pi, 0.0, 1.0])
+def test_angles_are_compared_on_circles(low, rng):
+    """The data themselves are perfect samples in whatever interval they are written."""
+    x = np.concatenate([rng.normal(0, 0.3, (400, 2)), rng.normal(3, 0.3, (400, 2))])
+    x = rng.permutation((x - low) % (2 * np.pi) + low)
+    dataset = Dataset(
+        name="array",
+        train=x[:400],
+        test=x[400:],
+        train_labels=None,
+        test_labels=None,
+        shape=(2,),
+        value_range=None,
+        source="test",
+    )
+    frame = frames.Angles()
+    result = measure.measure(as_run(frame), frame.leave(x[:400]), x[:400] + 1, dataset)
+    assert "circles" in result["units"]
+    for name in ("energy_distance", "sliced_wasserstein", "coverage"):
+        m = result["metrics"][name]
+        assert m["value"] == pytest.approx(m["floor"], rel=1e-6)
+    assert result["metrics"]["nearest_train"]["value"] < 1e-6
+    assert result["metrics"]["energy_distance"]["prior"] > 0.05
+
+
+# --- pictures ---
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.0, 255.0), (-3.0, 5.0)])
+def test_grey_spans_the_data(low, high, rng):
+    images = rng.uniform(low, high, size=(50, 64))
+    images[:, 0], images[:, 1] = low, high
+    grey = plots.grey_limits(np.concatenate([images, [np.full(64, np.nan), np.full(64, 1e9)]]))
+    assert grey == pytest.approx((low, high))
+    canvas = plots.tile(images, (8, 8, 1), 10, grey=grey)
+    np.testing.assert_allclose(
+        canvas[1:9, 1:9].ravel(), (images[0] - low) / (high - low), atol=1e-5
+    )
+    assert plots.grey_limits(images, (-1.0, 1.0)) == (-1.0, 1.0)
+    for figure in (
+        plots.samples_figure(images[:4], (8, 8, 1), reference=images),
+        plots.panels({"a": images[:4]}, (8, 8, 1), grey=grey),
+        plots.rows_figure({"a": images[:4]}, (8, 8, 1), columns=4, grey=grey),
+        plots.neighbours_figure(images[:4], images[4:8], (8, 8, 1), grey=grey),
+    ):
+        shown = np.asarray(figure.axes[-1].images[0].get_array())
+        assert np.std(shown[1:9, 1:9]) > 0.2  # 0.29 of uniform grey
 
 
 def test_tile_places_images_row_by_row():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
@@ -15,11 +16,12 @@ from ndsm_jax import frames, noising, plugins
 from ndsm_jax.clock import loss_weight, time_coordinate
 from ndsm_jax.config.names import PROCESSES
 from ndsm_jax.config.own import call, taken
-from ndsm_jax.config.parts import MAX_STEPS, Parts, section_grid
+from ndsm_jax.config.parts import Parts, section_grid
 from ndsm_jax.config.sections import Config
 from ndsm_jax.control_variates import Constant, ControlVariate, Estimator, Learned, Optimal
 from ndsm_jax.experiment import Experiment, experiment
 from ndsm_jax.frames import Frame
+from ndsm_jax.integrators import MAX_STEPS, stable_grid, step_ratio, stiffness
 from ndsm_jax.networks import (
     NETWORKS,
     PRECONDITIONS,
@@ -35,8 +37,8 @@ from ndsm_jax.noising import NoisingFn
 from ndsm_jax.objectives import OBJECTIVES, check_process
 from ndsm_jax.optimisation import Optimiser, adam
 from ndsm_jax.processes import Process
-from ndsm_jax.references import GaussianMixture
-from ndsm_jax.sampling import Sampler, make_sampler
+from ndsm_jax.references import GaussianMixture, floored
+from ndsm_jax.sampling import SAMPLERS, Sampler
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +57,12 @@ class NetworkLike(Protocol):
         """(params, *inputs) -> outputs [n, r]."""
 
 
-def build(config: Config, shape: tuple[int, ...], parts: Parts) -> Experiment:
+def build(
+    config: Config, shape: tuple[int, ...], parts: Parts, *, quiet: bool = False
+) -> Experiment:
     """Builds an experiment for items of `shape` and what was fitted to them.
+
+    Logs the numbers of steps that it chooses, unless it is to be `quiet`.
 
     Raises:
       ValueError: an objective that the process cannot serve, or contradicting settings.
@@ -65,12 +71,12 @@ def build(config: Config, shape: tuple[int, ...], parts: Parts) -> Experiment:
     check_process(config.objective.name, process)
     sampler = _sampler(config)
     sampler.check(process)
-    grid = section_grid(process, config.noising, _steps(process, config.noising, MIN_NOISING_STEPS))
-    sample_steps = _steps(process, config.sample, MIN_SAMPLE_STEPS, sampler)
-    sample_grid = section_grid(process, config.sample, sample_steps)
+    level = logging.DEBUG if quiet else logging.INFO
+    grid = _chosen_grid(level, process, config.noising, MIN_NOISING_STEPS)
+    sample_grid = _chosen_grid(level, process, config.sample, MIN_SAMPLE_STEPS, sampler)
     local = OBJECTIVES[config.objective.name].noising in ("local", "state")
     first = (local and config.noising.loss_step) or float(grid[1])  # the smallest training time
-    _check_grids(process, sampler, grid, sample_grid, first)
+    _check_grids(config, process, sampler, grid, sample_grid, first)
     c = config.network
     coordinate = time_coordinate(process.clock, process.horizon, c.time, first=float(grid[1]))
     precondition = PRECONDITIONS[c.parameterisation](process=process, coordinate=coordinate)
@@ -92,6 +98,12 @@ def _process_and_frame(config: Config, parts: Parts) -> tuple[Process, Frame]:
     c, reference, frame = config.process, parts.reference, parts.frame
     if plugins.is_plugin(c.name):
         horizon = {"horizon": c.horizon} if c.horizon else {}
+        takes = inspect.signature(plugins.load(c.name, key="process.name").function).parameters
+        if c.horizon and "horizon" not in takes:
+            raise ValueError(
+                f"process.horizon={c.horizon}: {c.name!r} has no parameter horizon; give it one, or"
+                " leave process.horizon at 0"
+            )
         made = call(
             "process", c.name, c.options, (reference,), Process, "a processes.Process", None,
             **horizon,
@@ -110,18 +122,38 @@ def _process_and_frame(config: Config, parts: Parts) -> tuple[Process, Frame]:
     return framed, frame
 
 
-def _ratio(process: Process, grid: np.ndarray, sampler: Sampler | None) -> float:
-    """The longest explicit step of a grid, times the stiffness: below 1 it is stable."""
-    longest = float(np.diff(grid).max())
-    if sampler is not None:
-        longest = sampler.explicit_step(longest, process.clock)
-    return longest * _stiffness(process)
+def resolvable(config: Config, parts: Parts) -> Parts:
+    """The parts with a mixture's smallest variances raised to what `MAX_STEPS` steps resolve.
 
-
-def _stiffness(process: Process) -> float:
-    """That of the drift where it is known, otherwise that of the reference it noises to."""
-    known = process.known.stiffness
-    return process.reference.stiffness() if known is None else float(known)
+    Where the number of explicit steps is left to us and the drift's stiffness is known, and only as
+    far as is needed.
+    """
+    sections = [c for c in (config.noising, config.sample) if not c.steps]
+    fitted = parts.reference
+    if not sections or not isinstance(fitted, GaussianMixture):
+        return parts
+    mixture = fitted
+    for _ in range(5):  # the horizon follows the typical variance, which rises a little
+        process, _ = _process_and_frame(config, dataclasses.replace(parts, reference=mixture))
+        if process.kernel is not None or process.known.stiffness is None:
+            return parts
+        longest = max(float(np.diff(section_grid(process, c, MAX_STEPS)).max()) for c in sections)
+        if longest * stiffness(process) < 1:
+            break
+        mixture = floored(mixture, 1.1 * longest)
+    raised, smallest = mixture.smallest_variance(), fitted.smallest_variance()
+    if raised == smallest:
+        return parts
+    logger.info(
+        "mixture: variances below %.3g (the smallest was %.3g, the typical is %.3g) are raised to"
+        " it, as %d explicit steps resolve no less; a coarser mixture (fewer components, a larger"
+        " mixture.min_covariance) or more steps (noising.steps, sample.steps) avoid it",
+        raised,
+        smallest,
+        float(mixture.typical_variance()),
+        MAX_STEPS,
+    )
+    return dataclasses.replace(parts, reference=mixture)
 
 
 def _explicit(process: Process, sampler: Sampler | None) -> bool:
@@ -129,31 +161,47 @@ def _explicit(process: Process, sampler: Sampler | None) -> bool:
     return process.kernel is None or (process.noisy is not None and sampler is not None)
 
 
-def _steps(process: Process, section: Any, fewest: int, sampler: Sampler | None = None) -> int:
-    """The number of steps that a section asks for, or the fewest that are stable."""
-    if section.steps:
-        return section.steps
-    steps = fewest
-    while _explicit(process, sampler) and steps < MAX_STEPS:
-        ratio = _ratio(process, section_grid(process, section, steps), sampler)
-        if ratio < 1:
-            break
-        steps = min(MAX_STEPS, int(np.ceil(1.1 * ratio * steps)))
-    if steps > fewest:
-        logger.info(
-            "%s.steps: %d, as the stiffness of %s, %.3g per unit of time, needs explicit steps"
+def _explicit_step(process: Process, sampler: Sampler | None) -> Callable[[float], float] | None:
+    if sampler is None:
+        return None
+    return lambda longest: sampler.explicit_step(longest, process.clock)
+
+
+def _chosen_grid(
+    level: int, process: Process, section: Any, fewest: int, sampler: Sampler | None = None
+) -> np.ndarray:
+    """The grid of as many steps as a section asks for, or as few as are stable (logged)."""
+    steps = section.steps or fewest
+    if section.steps or not _explicit(process, sampler):
+        return section_grid(process, section, steps)
+    grid = stable_grid(
+        process,
+        fewest,
+        explicit_step=_explicit_step(process, sampler),
+        make=lambda steps: section_grid(process, section, steps),
+    )
+    if len(grid) - 1 > fewest:
+        logger.log(
+            level,
+            "%s.steps: %d, as the stiffness of %s, %.3g per unit of time%s, needs explicit steps"
             " shorter than those of %d",
             "noising" if sampler is None else "sample",
-            steps,
+            len(grid) - 1,
             process.name,
-            _stiffness(process),
+            stiffness(process),
+            " (a guess by its reference)" if process.known.stiffness is None else "",
             fewest,
         )
-    return steps
+    return grid
 
 
 def _check_grids(
-    process: Process, sampler: Sampler, grid: np.ndarray, sample_grid: np.ndarray, first: float
+    config: Config,
+    process: Process,
+    sampler: Sampler,
+    grid: np.ndarray,
+    sample_grid: np.ndarray,
+    first: float,
 ) -> None:
     """Raises ValueError where explicit steps are unstable, or sampling visits untrained times."""
     if sample_grid[1] < 0.99 * first:
@@ -163,15 +211,29 @@ def _check_grids(
             " uniform grid), or lower noising.smallest_variance"
         )
     for section, times, by in (("noising", grid, None), ("sample", sample_grid, sampler)):
-        ratio, num_steps = _ratio(process, times, by), len(times) - 1
-        if ratio > 1 and _explicit(process, by):
-            steps = int(np.ceil(1.1 * ratio * num_steps))
-            raise ValueError(
-                f"the longest step of {section}.steps={num_steps} is {ratio:.3g} times what the"
-                f" stiffness of {process.name!r} allows an explicit one; set {section}.steps to"
-                f" about {steps}, or to 0, which chooses it and raises a mixture's smallest"
-                " variances where they need too many"
+        ratio, num_steps = step_ratio(process, times, _explicit_step(process, by)), len(times) - 1
+        if ratio <= 1 or not _explicit(process, by):
+            continue
+        needed = int(np.ceil(1.1 * ratio * num_steps))
+        if process.known.stiffness is None:
+            logger.warning(
+                "%s.steps: %d may be too few for %s, whose stiffness is not known: by that of its"
+                " reference it needs %d (processes.Known(stiffness=...) says it)",
+                section,
+                num_steps,
+                process.name,
+                needed,
             )
+            continue
+        chosen = getattr(config, section).steps == 0
+        remedy = "lower the drift's stiffness" if chosen else f"or {section}.steps to 0"
+        if isinstance(process.reference, GaussianMixture) and not chosen:
+            remedy += ", which chooses it and raises a mixture's smallest variances where needed"
+        raise ValueError(
+            f"the longest step of {section}.steps={num_steps} is {ratio:.3g} times what the"
+            f" stiffness of {process.name!r} allows an explicit one; set {section}.steps to about"
+            f" {needed}, {remedy}"
+        )
 
 
 def _noising(
@@ -197,6 +259,18 @@ def _noising(
             weights=c.path_weights,
             curvature=c.curvature,
             companion=objective.controlled,
+            simulation=c.simulation,
+            integrator=c.integrator,
+            **common,
+        )
+    if objective.noising == "linearised":
+        return noising.linearised_windows(
+            process,
+            grid,
+            schedule=c.schedule,
+            gap=c.gap,
+            tolerance=c.tolerance,
+            jacobian=c.jacobian,
             simulation=c.simulation,
             integrator=c.integrator,
             **common,
@@ -335,6 +409,4 @@ def _optimiser(config: Config) -> Optimiser:
 
 def _sampler(config: Config) -> Sampler:
     c = config.sample
-    return make_sampler(
-        c.sampler, churn=c.churn, rtol=c.rtol, atol=c.atol, langevin_steps=c.langevin_steps
-    )
+    return SAMPLERS[c.sampler](**taken(SAMPLERS[c.sampler], c))

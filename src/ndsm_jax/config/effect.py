@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from ndsm_jax.config.options import PLUGIN, When, range_text
+from ndsm_jax.config.options import PLUGIN, POSITIVE, When, range_text
 from ndsm_jax.config.sections import Config, sections
 from ndsm_jax.plugins import is_plugin
 
@@ -39,20 +39,28 @@ def check_effect(config: Config, keys: Iterable[str]) -> None:
 def conditions_text(alternatives: Iterable[When]) -> str:
     """Where an option has an effect, in words."""
     return "; or ".join(
-        " and ".join(f"{key}={' or '.join(map(str, values))}" for key, values in when.items())
+        " and ".join(_condition_text(key, values) for key, values in when.items())
         for when in alternatives
     )
 
 
+def _condition_text(key: str, values: tuple[Any, ...]) -> str:
+    if values == (POSITIVE,):
+        return f"{key} {POSITIVE}"
+    return f"{key}={' or '.join(map(str, values))}"
+
+
 def _holds(config: Config, when: When) -> bool:
     return all(
-        has_effect(config, key)
-        and any(
-            is_plugin(str(_value(config, key))) if value == PLUGIN else _value(config, key) == value
-            for value in values
-        )
+        has_effect(config, key) and any(_is(_value(config, key), value) for value in values)
         for key, values in when.items()
     )
+
+
+def _is(found: Any, wanted: Any) -> bool:
+    if wanted == PLUGIN:
+        return is_plugin(str(found))
+    return found > 0 if wanted == POSITIVE else found == wanted
 
 
 def _asked(dotted: str) -> list[str]:

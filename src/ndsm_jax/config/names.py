@@ -47,8 +47,12 @@ PROCESSES: dict[str, Callable[..., Framed]] = {
 """Of the `reference`, or of its `dim`."""
 
 
-def _uniform_torus(states: np.ndarray, *, period: float) -> Reference:
-    return references.uniform_torus(states.shape[1], period=period)
+NONLINEAR = ("langevin",)
+"""Processes that take any reference and are simulated, as those of the user's own are."""
+
+
+def _uniform_torus(states: np.ndarray) -> Reference:
+    return references.uniform_torus(states.shape[1])
 
 
 FITS: dict[str, Callable[..., Reference]] = {

@@ -14,6 +14,9 @@ from ndsm_jax.plugins import is_plugin
 PLUGIN = "file.py:function"
 """Stands for a name of this form in a condition."""
 
+POSITIVE = "> 0"
+"""Stands for any positive number in a condition."""
+
 When = Mapping[str, tuple[Any, ...]]
 """Dotted key -> the values of it with which an option has an effect; all of them must hold."""
 

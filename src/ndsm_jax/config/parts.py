@@ -13,21 +13,19 @@ import numpy as np
 
 from ndsm_jax import frames, plugins, references
 from ndsm_jax.codec import Latent, standard_codec
-from ndsm_jax.config.names import FITS
+from ndsm_jax.config.names import FITS, NONLINEAR
 from ndsm_jax.config.own import call, taken
 from ndsm_jax.config.sections import Config
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.frames import Frame
 from ndsm_jax.integrators import time_grid
 from ndsm_jax.networks import Autoencoder
-from ndsm_jax.processes import Process, langevin
+from ndsm_jax.processes import Process
 from ndsm_jax.references import GaussianMixture, Reference
+from ndsm_jax.runs import fingerprint
 from ndsm_jax.sampling.noise_levels import largest_distance
 
 logger = logging.getLogger(__name__)
-
-MAX_STEPS = 500
-"""Grid steps that we choose at most."""
 
 TILT_ITEMS = 4096
 """Draws of a reference among which its metastable states are looked for."""
@@ -119,7 +117,7 @@ def fit_reference(
 
 def open_to_any(config: Config) -> bool:
     """Whether the process takes any reference."""
-    return config.process.name == "langevin" or plugins.is_plugin(config.process.name)
+    return config.process.name in NONLINEAR or plugins.is_plugin(config.process.name)
 
 
 def takes_mixture(config: Config) -> bool:
@@ -129,17 +127,47 @@ def takes_mixture(config: Config) -> bool:
     return open_to_any(config) and config.reference.name in ("auto", "mixture")
 
 
+EXAMPLES = 256
+"""Data points, at most, from which the structure of a reference of the user's own is found."""
+
+
+def examples(config: Config, dataset: Dataset, frame: Frame | None = None) -> np.ndarray | None:
+    """The first states [n, d], for a reference of the user's own; None where there is none."""
+    if not (open_to_any(config) and plugins.is_plugin(config.reference.name)):
+        return None
+    return (frame or data_frame(config, dataset)).prepare(dataset.train[:EXAMPLES])
+
+
+def check_structure(config: Config, found: Reference, fitted: Reference) -> None:
+    """Raises ValueError where two fits of a reference to other data differ in more than arrays.
+
+    Such a reference could not be restored.
+    """
+    prints = [fingerprint(jax.tree.map(lambda a: 0, one)) for one in (found, fitted)]
+    if prints[0] != prints[1]:
+        raise ValueError(
+            f"reference.name={config.reference.name!r}: what depends on the states must be arrays"
+            " that are fields of a pytree (jax.tree_util.register_dataclass) or arguments of a"
+            " jax.tree_util.Partial; static fields and closed-over numbers are not restored from a"
+            " checkpoint"
+        )
+
+
 def stand_in(
     config: Config,
     shape: tuple[int, ...],
     value_range: tuple[float, float] | None = None,
+    examples: np.ndarray | None = None,
 ) -> Parts:
-    """Parts of the right structure without data, of items of a shape and a range."""
+    """Parts of the right structure without data, of items of a shape and a range.
+
+    examples: some states [n, d], for a reference of the user's own; see `examples`.
+    """
     frame, dim = _frame_stand_in(config, shape, value_range)
     if takes_mixture(config):
         return Parts(frame=frame, reference=_mixture_stand_in(config, dim))
     if open_to_any(config):
-        return Parts(frame=frame, reference=_other_stand_in(config, dim))
+        return Parts(frame=frame, reference=_other_stand_in(config, dim, examples))
     variance = (config.process.sigma_max or 1e3 * config.process.sigma_min) ** 2
     exploding = config.process.name == "variance_exploding"
     reference = references.standard_normal(dim, variance if exploding else 1.0)
@@ -198,46 +226,17 @@ def _fit_mixture(
     fitted, report = references.fit(states, options.pop("num_components"), start=start, **options)
     if power != 1:
         fitted = references.reweighted(fitted, power)
-    if config.process.name == "langevin":
-        fitted = _resolvable(config, fitted)
     return fitted, report
-
-
-def _resolvable(config: Config, fitted: GaussianMixture) -> GaussianMixture:
-    """The mixture with its smallest variances raised to what `MAX_STEPS` explicit steps resolve.
-
-    Where the number of steps is left to us, and only as far as is needed.
-    """
-    if config.noising.steps and config.sample.steps:
-        return fitted
-    smallest = fitted.smallest_variance()
-    for _ in range(5):  # the horizon follows the typical variance, which rises a little
-        process = langevin(fitted, horizon=config.process.horizon or None)
-        longest = 0.0
-        for section in (config.noising, config.sample):
-            if not section.steps:
-                longest = max(
-                    longest, float(np.diff(section_grid(process, section, MAX_STEPS)).max())
-                )
-        if longest * float(process.known.stiffness or 0.0) < 1:
-            break
-        fitted = references.floored(fitted, 1.1 * longest)
-    if fitted.smallest_variance() > smallest:
-        logger.info(
-            "mixture: variances below %.3g (the smallest was %.3g, the typical is %.3g) are raised"
-            " to it, as %d explicit steps resolve no less; a coarser mixture (fewer components, a"
-            " larger mixture.min_covariance) or more steps (noising.steps, sample.steps) avoid it",
-            fitted.smallest_variance(),
-            smallest,
-            float(fitted.typical_variance()),
-            MAX_STEPS,
-        )
-    return fitted
 
 
 def _fit_other(config: Config, states: np.ndarray) -> tuple[Reference, Any]:
     """A reference that is no mixture, fitted to states, reweighted by them if that is asked for."""
     c = config.reference
+    if c.name == "uniform_torus" and config.data.frame != "angles":
+        raise ValueError(
+            "reference.name='uniform_torus' is of coordinates with a period of 2 pi; set data.frame"
+            " to angles, or choose another reference"
+        )
     if plugins.is_plugin(c.name):
         wanted = "a references.Reference"
         fitted = call("reference", c.name, c.options, (states,), Reference, wanted, states.shape[1])
@@ -251,8 +250,9 @@ def _fit_other(config: Config, states: np.ndarray) -> tuple[Reference, Any]:
     return references.fit_tilt(fitted, states, partition, key=key_fit)
 
 
-def _other_stand_in(config: Config, dim: int) -> Reference:
-    items = np.random.default_rng(0).standard_normal((max(64, 2 * dim), dim), np.float32)
+def _other_stand_in(config: Config, dim: int, items: np.ndarray | None) -> Reference:
+    if items is None:
+        items = np.random.default_rng(0).standard_normal((max(64, 2 * dim), dim), np.float32)
     c = config.reference
     alone = dataclasses.replace(config, reference=dataclasses.replace(c, reweight=0))
     reference, _ = _fit_other(alone, items)

@@ -8,6 +8,7 @@ fill in and that `--config.section.key=value` overrides; `Config.from_dict` turn
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -15,13 +16,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ndsm_jax.clock import TIME_COORDINATES, WEIGHTS
-from ndsm_jax.config.names import DATA_FRAMES, PROCESSES, REFERENCES
-from ndsm_jax.config.options import PLUGIN, Section, When, hint, option
+from ndsm_jax.config.names import DATA_FRAMES, FITS, NONLINEAR, PROCESSES, REFERENCES
+from ndsm_jax.config.options import PLUGIN, POSITIVE, Section, When, hint, option
 from ndsm_jax.control_variates import ESTIMATORS
 from ndsm_jax.datasets import DATASETS
 from ndsm_jax.integrators import GRIDS, INTEGRATORS
 from ndsm_jax.networks import DTYPES, NETWORKS, PRECONDITIONS, SYMMETRIES
-from ndsm_jax.noising import PATH_WEIGHTS, SIMULATIONS, TIME_LAWS
+from ndsm_jax.noising import JACOBIANS, PATH_WEIGHTS, SCHEDULES, SIMULATIONS, TIME_LAWS
 from ndsm_jax.objectives import OBJECTIVES
 from ndsm_jax.references import COVARIANCES, INITS
 from ndsm_jax.sampling import SAMPLERS
@@ -33,30 +34,40 @@ def _own(key: str) -> When:
     return {key: (PLUGIN,)}
 
 
-def _process(*names: str) -> When:
-    return {"process.name": names}
+def _takers(chooser: str, constructors: Mapping[str, Any], key: str, *more: str) -> When:
+    """The names in a config whose constructors take a key, by their signatures."""
+    names = (n for n, make in constructors.items() if key in inspect.signature(make).parameters)
+    return {chooser: (*names, *more)}
 
 
-def _network(*names: str) -> When:
-    return {"network.name": names}
+def _process(key: str) -> When:
+    return _takers("process.name", PROCESSES, key)
 
 
-def _sampler(*names: str) -> When:
-    return {"sample.sampler": names}
+def _network(key: str) -> When:
+    return _takers("network.name", NETWORKS, key)
+
+
+def _sampler(key: str) -> When:
+    return _takers("sample.sampler", SAMPLERS, key)
+
+
+def _objectives(*noising: str) -> When:
+    """The objectives that regress on one of these, see `objectives.Objective`."""
+    return {"objective.name": tuple(n for n, o in OBJECTIVES.items() if o.noising in noising)}
 
 
 FILES: When = {"data.name": ("array", "folder", "mnist", "approx_c2_mnist", "mnist_orientations")}
+WITHOUT_KERNEL: When = {"process.name": (*NONLINEAR, PLUGIN)}
 MIXTURE: tuple[When, ...] = (
     {"process.name": ("component_ou",)},
-    {"process.name": ("langevin", PLUGIN), "reference.name": ("auto", "mixture")},
+    {**WITHOUT_KERNEL, "reference.name": ("auto", "mixture")},
 )
-PATH: When = {"objective.name": ("path_dsm", "path_dsm_cv")}
-STEPPED: When = {"objective.name": ("ndsm", "ndsm_cv"), "process.name": ("langevin", PLUGIN)}
-SIMULATED: tuple[When, ...] = (
-    PATH,
-    {"objective.name": ("ndsm", "ndsm_cv", "ism"), "process.name": ("langevin", PLUGIN)},
-)
-CONTROLLED: When = {"objective.name": ("ndsm_cv", "path_dsm_cv")}
+PATH = _objectives("path")
+LINEARISED: When = {"objective.name": ("local_dsm",)}
+STEPPED: When = {**_objectives("local"), **WITHOUT_KERNEL}
+SIMULATED: tuple[When, ...] = (PATH, {**_objectives("local", "state"), **WITHOUT_KERNEL})
+CONTROLLED: When = {"objective.name": tuple(n for n, o in OBJECTIVES.items() if o.controlled)}
 
 
 # --- the sections ---
@@ -77,6 +88,7 @@ class DataConfig(Section):
         " shift and scale for all features, angles in (-pi, pi), grey levels made continuous; auto:"
         " standardised for your own arrays without a range, shared for images among them",
         choices=DATA_FRAMES,
+        when={"autoencoder.kind": ("none",)},
     )
     num_train: int = option(0, "training samples used, a seeded stratified subset; 0: all", low=0)
     num_test: int = option(0, "held-out samples used; 0: all", low=0)
@@ -112,7 +124,7 @@ class ReferenceConfig(Section):
         "auto: the process's own, which is a mixture for langevin",
         choices=REFERENCES,
         plugin=True,
-        when={"process.name": ("langevin", PLUGIN)},
+        when=WITHOUT_KERNEL,
     )
     options: str = option(
         "",
@@ -120,20 +132,17 @@ class ReferenceConfig(Section):
         when=_own("reference.name"),
     )
     degrees: float = option(
-        0.0, "of freedom of student_t; 0: fitted", low=0, when={"reference.name": ("student_t",)}
+        0.0,
+        "of freedom of student_t; 0: fitted",
+        low=0,
+        when=_takers("reference.name", FITS, "degrees"),
     )
     reweight: int = option(
         0,
         "metastable states of the reference whose weights are fitted to the data's shares; 0: its"
         " own weights",
         low=0,
-        when={"reference.name": ("student_t", "logistic", "uniform_torus", PLUGIN)},
-    )
-    period: float = option(
-        6.283185307179586,
-        "of uniform_torus, units of the frame",
-        above=0,
-        when={"reference.name": ("uniform_torus",)},
+        when={"reference.name": (*FITS, PLUGIN)},
     )
 
 
@@ -188,32 +197,28 @@ class ProcessConfig(Section):
         1.0,
         "stationary variance of ornstein_uhlenbeck",
         above=0,
-        when=_process("ornstein_uhlenbeck"),
+        when=_process("variance"),
     )
     beta_min: float = option(
-        0.1, "beta(0) of variance_preserving", above=0, when=_process("variance_preserving")
+        0.1, "beta(0) of variance_preserving", above=0, when=_process("beta_min")
     )
     beta_max: float = option(
-        20.0, "beta(T) of variance_preserving", above=0, when=_process("variance_preserving")
+        20.0, "beta(T) of variance_preserving", above=0, when=_process("beta_max")
     )
     sigma_min: float = option(
         0.01,
         "sigma(0) of variance_exploding, units of the frame",
         above=0,
-        when=_process("variance_exploding"),
+        when=_process("sigma_min"),
     )
     sigma_max: float = option(
         0.0,
         "sigma(T) of variance_exploding; 0: the largest distance between two training items",
         low=0,
-        when=_process("variance_exploding"),
+        when={"process.name": ("variance_exploding",)},
     )
-    mass: float = option(
-        0.25, "M of critically_damped", above=0, when=_process("critically_damped")
-    )
-    rate: float = option(
-        4.0, "beta of critically_damped, 1 / time", above=0, when=_process("critically_damped")
-    )
+    mass: float = option(0.25, "M of critically_damped", above=0, when=_process("mass"))
+    rate: float = option(4.0, "beta of critically_damped, 1 / time", above=0, when=_process("rate"))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -263,6 +268,31 @@ class NoisingConfig(Section):
         low=0,
         when={**PATH, "noising.path_weights": ("sinh",)},
     )
+    schedule: str = option(
+        "controlled",
+        "start of local_dsm's windows: as early as the local mean allows, or a fixed gap",
+        choices=SCHEDULES,
+        when=LINEARISED,
+    )
+    tolerance: float = option(
+        0.02,
+        "error of the local mean, in units of sqrt(v(t))",
+        above=0,
+        when={**LINEARISED, "noising.schedule": ("controlled",)},
+    )
+    gap: float = option(
+        0.05,
+        "length of a window, time units",
+        above=0,
+        when={**LINEARISED, "noising.schedule": ("gap",)},
+    )
+    jacobian: str = option(
+        "auto",
+        "of the drift: dense, a scalar plus a few directions (isotropic mixtures), diagonal"
+        " (elementwise drifts), or the cheapest that is known to hold",
+        choices=JACOBIANS,
+        when=LINEARISED,
+    )
     noises: int = option(1, "normals that share one mu", low=1, when=STEPPED)
     ahead_mb: float = option(
         4.0,
@@ -273,7 +303,7 @@ class NoisingConfig(Section):
         0.0,
         "fixed length of the loss step, time units; 0: off; a kernel's smallest time",
         low=0,
-        when={"objective.name": ("ndsm", "ndsm_cv", "ism")},
+        when=_objectives("local", "state"),
     )
     loss_fraction: float = option(
         2.0,
@@ -281,8 +311,9 @@ class NoisingConfig(Section):
         low=0,
         high=10,
         when={
-            "objective.name": ("ndsm", "ndsm_cv", "ism"),
-            "process.name": ("langevin", PLUGIN),
+            **_objectives("local", "state"),
+            **WITHOUT_KERNEL,
+            "noising.loss_step": (0.0,),
         },
     )
 
@@ -379,28 +410,28 @@ class NetworkConfig(Section):
     prior_mean: bool = option(
         False,
         "the network sees the mean of the mixture's components given y, beside y",
-        when={"process.name": ("langevin", PLUGIN)},
+        when=WITHOUT_KERNEL,
     )
-    width: int = option(256, "hidden width of mlp", low=1, when=_network("mlp"))
-    depth: int = option(5, "hidden layers of mlp", low=1, when=_network("mlp"))
-    skip: bool = option(True, "residual, normalised hidden layers in mlp", when=_network("mlp"))
+    width: int = option(256, "hidden width of mlp", low=1, when=_network("width"))
+    depth: int = option(5, "hidden layers of mlp", low=1, when=_network("depth"))
+    skip: bool = option(True, "residual, normalised hidden layers in mlp", when=_network("skip"))
     widths: tuple[int, ...] = option(
-        (32, 64, 128, 256), "channels of each unet level", low=1, when=_network("unet")
+        (32, 64, 128, 256), "channels of each unet level", low=1, when=_network("widths")
     )
     time_features: int = option(
         64,
         "Gaussian Fourier features; 0 (mlp only): append the time",
         low=0,
-        when=_network("mlp", "unet"),
+        when=_network("time_features"),
     )
     time_scale: float = option(
-        1.0, "standard deviation of their frequencies", above=0, when=_network("mlp", "unet")
+        1.0, "standard deviation of their frequencies", above=0, when=_network("time_scale")
     )
     dtype: str = option(
         "float32",
         "precision of the hidden layers; parameters, first and last layer are float32",
         choices=DTYPES,
-        when=_network("mlp", "unet"),
+        when=_network("dtype"),
     )
 
 
@@ -455,23 +486,23 @@ class SampleConfig(Section):
         " the reverse SDE",
         low=0,
         high=1,
-        when=_sampler("heun_flow", "multistep_flow"),
+        when=_sampler("churn"),
     )
     rtol: float = option(
         1e-3,
         "relative tolerance of adaptive_flow",
         above=0,
         high=0.1,
-        when=_sampler("adaptive_flow"),
+        when=_sampler("rtol"),
     )
     atol: float = option(
         1e-3,
-        "absolute tolerance of adaptive_flow, data units",
+        "absolute tolerance of adaptive_flow, units of the frame",
         above=0,
-        when=_sampler("adaptive_flow"),
+        when=_sampler("atol"),
     )
     langevin_steps: int = option(
-        5, "of annealed_langevin, at each noise level", low=1, when=_sampler("annealed_langevin")
+        5, "of annealed_langevin, at each noise level", low=1, when=_sampler("langevin_steps")
     )
     chunk: int = option(500, "samples in memory at a time", low=1)
     ema: bool = option(True, "use the average of the parameters")
@@ -546,19 +577,19 @@ class JointConfig(Section):
         low=0,
         when={"autoencoder.kind": ("vae",)},
     )
-    batch_size: int = option(128, "items a step", low=1, when={"autoencoder.kind": ("vae",)})
-    k: int = option(4, "random times a path", low=1, when={"autoencoder.kind": ("vae",)})
+    batch_size: int = option(128, "items a step", low=1, when={"joint.steps": (POSITIVE,)})
+    k: int = option(4, "random times a path", low=1, when={"joint.steps": (POSITIVE,)})
     learning_rate: float = option(
-        2e-4, "of all parameters (Adam)", above=0, when={"autoencoder.kind": ("vae",)}
+        2e-4, "of all parameters (Adam)", above=0, when={"joint.steps": (POSITIVE,)}
     )
     clip_norm: float = option(
-        100.0, "largest global gradient norm", above=0, when={"autoencoder.kind": ("vae",)}
+        100.0, "largest global gradient norm", above=0, when={"joint.steps": (POSITIVE,)}
     )
     refit_every: int = option(
         1000,
         "steps between fits of the mixture to current latents",
         low=1,
-        when={"autoencoder.kind": ("vae",)},
+        when={"joint.steps": (POSITIVE,)},
     )
 
 

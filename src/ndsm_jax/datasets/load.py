@@ -18,7 +18,7 @@ from ndsm_jax.datasets.dataset import Dataset, Options, Raw
 from ndsm_jax.datasets.digits import digits
 from ndsm_jax.datasets.files import array, folder
 from ndsm_jax.datasets.mnist import approx_c2_mnist, mnist, mnist_orientations
-from ndsm_jax.datasets.own import own
+from ndsm_jax.datasets.own import own, short_name
 from ndsm_jax.datasets.toys import TOYS, torsion, toy
 
 Loader = Callable[[Options], Raw]
@@ -115,7 +115,7 @@ def load(
 
     item_shape = train.x.shape[1:]
     return Dataset(
-        name=name.rpartition(":")[2],
+        name=short_name(name) if plugins.is_plugin(name) else name,
         train=dataset.states(train.x),
         test=dataset.states(test.x),
         train_labels=_labels(train.labels),

@@ -16,6 +16,12 @@ from ndsm_jax.datasets.files import from_arrays
 _KEYS = ("x", "data", "labels", "y", "test", "test_labels")
 
 
+def short_name(name: str) -> str:
+    """`path/to/file.py:function` as `file.py:function`, which is no name of ours."""
+    path, _, attribute = name.rpartition(":")
+    return f"{Path(path).name}:{attribute}"
+
+
 def own(name: str, options: str, seed: int) -> Raw:
     """Call the function with the options as keyword arguments, and bring its result to one form.
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ndsm_jax import conditioning
+from ndsm_jax.frames import Frame, Identity
 from ndsm_jax.references import GaussianMixture
 
 if TYPE_CHECKING:
@@ -34,11 +35,13 @@ class Starts:
       prior: the mixture.
       components: component of each sample, drawn by the prior's weights [n].
       labels_per_class: labelled training items, per class on average, that name the components.
+      frame: from data to the coordinates that the prior is a mixture in.
     """
 
     prior: GaussianMixture
     components: Array
     labels_per_class: int
+    frame: Frame = dataclasses.field(default_factory=Identity)
 
 
 def agreement(
@@ -66,10 +69,10 @@ def agreement(
     most likely component (None for components, where it is 1 by definition).
 
     Args:
-      samples: [n, d], n >= 2, finite.
+      samples: [n, d], n >= 2, finite, in the units of the data.
       starts: where they started.
       dataset: the data.
-      class_of: the class of points, [n, d] -> [n]; None leaves out the classes.
+      class_of: the class of points in these units, [n, d] -> [n]; None leaves out the classes.
       seed: of the choice of labelled items and of the starting points.
 
     Returns:
@@ -77,14 +80,15 @@ def agreement(
       without labels), "agreement": {name: {"value", "se", "chance", "prior", "data", "what"}}},
       made of JSON types.
     """
-    prior, k = starts.prior, starts.components
+    prior, k, frame = starts.prior, starts.components, starts.frame
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal(samples.shape, np.float32)
     points = np.asarray(prior.sample_component(jnp.asarray(k), jnp.asarray(noise)))
     one_hot = np.eye(prior.num_components)[k]
+    states = frame.prepare(samples)
     rows: dict[str, dict[str, Any]] = {
         "component": {
-            **_share(one_hot, conditioning.most_likely_component(prior, samples)),
+            **_share(one_hot, conditioning.most_likely_component(prior, states)),
             "prior": _share(one_hot, conditioning.most_likely_component(prior, points))["value"],
             "data": None,
         }
@@ -92,12 +96,15 @@ def agreement(
     result: dict[str, Any] = {"labels": 0, "classes": None}
     if class_of is not None and dataset.test_labels is not None:
         table, num_labels = conditioning.sparse_class_table(
-            prior, dataset, per_class=starts.labels_per_class, seed=seed
+            prior,
+            dataclasses.replace(dataset, train=frame.prepare(dataset.train)),
+            per_class=starts.labels_per_class,
+            seed=seed,
         )
         classes = table.argmax(axis=1)
         result = {"labels": num_labels, "classes": classes.tolist()}
-        held_out = conditioning.most_likely_component(prior, dataset.test)
-        of_samples, of_points = class_of(samples), class_of(points)
+        held_out = conditioning.most_likely_component(prior, frame.prepare(dataset.test))
+        of_samples, of_points = class_of(samples), class_of(frame.leave(points, None))
         likeliest = np.eye(dataset.num_classes)[classes]
         for name, target in (("class of the component", likeliest), ("class asked for", table)):
             rows[name] = {

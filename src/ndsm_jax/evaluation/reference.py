@@ -90,7 +90,8 @@ def reference(
         "count": count,
         "evaluator": classifier.digest,
     }
-    name = f"{dataset.name}-{dataset.digest[:12]}-{split}-{count}-{classifier.digest[:12]}.npz"
+    of = dataset.name.replace(":", "_")  # file.py:function
+    name = f"{of}-{dataset.digest[:12]}-{split}-{count}-{classifier.digest[:12]}.npz"
     path = pathlib.Path(folder) / name
     if path.exists():
         return _read(path, facts)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 ModeOf = Callable[[Array], Array]
+Coordinates = Callable[[Array], Array]
 
 MIN_POINTS = 10
 NUM_CLUSTERS = 10
@@ -73,6 +74,7 @@ def evaluate(
     dataset: Dataset,
     *,
     classifier: ImageClassifier | None = None,
+    coordinates: Coordinates | None = None,
     starts: Starts | None = None,
     seed: int = 0,
     max_points: int = 5000,
@@ -98,11 +100,16 @@ def evaluate(
     or the nearest of 10 k-means clusters of the training data when there are no labels. Their data
     fractions are those of all real items, from the labels themselves where there are any.
 
+    All that goes by distances between points (the bounding box, nearest items and clusters
+    included) is measured in `coordinates`. The classifier and the distance to the support see the
+    points themselves.
+
     Args:
-        samples: [n, d] points of the model.
-        prior_samples: [p, d] points of the prior.
+        samples: [n, d] points of the model, in the units of the data.
+        prior_samples: [p, d] points of the prior, in the same.
         dataset: the data.
         classifier: from `evaluator`; adds the Frechet distance and the inception score.
+        coordinates: in which distances mean something, [n, d] -> [n, e]; None: those of the data.
         starts: where the samples started in the prior; adds how often they are of their component
             and, with labels, of their class (as the modes are assigned).
         seed: of subsets, directions and folds.
@@ -116,32 +123,38 @@ def evaluate(
 
     Raises ValueError when a set has the wrong shape or fewer than 10 points.
     """
-    with np.errstate(over="ignore"):  # beyond float32 is as good as infinite
-        samples = np.asarray(samples, np.float32)
-        prior_samples = np.asarray(prior_samples, np.float32)
+    if coordinates is None:
+        with np.errstate(over="ignore"):  # beyond float32 is as good as infinite
+            samples = np.asarray(samples, np.float32)
+            prior_samples = np.asarray(prior_samples, np.float32)
+    samples, prior_samples = np.asarray(samples), np.asarray(prior_samples)
     _check(dataset.dim, samples=samples, prior_samples=prior_samples)
     _check(dataset.dim, training_set=dataset.train, held_out_set=dataset.test)
 
     rng = np.random.default_rng(seed)
     sets = {"value": samples, "floor": dataset.train, "prior": prior_samples}
-    inside = {key: _inside_box(points, dataset.train) for key, points in sets.items()}
+    into = _finite_or_nan(coordinates)
+    train = into(dataset.train)
+    inside = {key: _inside_box(into(points), train) for key, points in sets.items()}
     valid = {key: sets[key][mask] for key, mask in inside.items()}
     usable = [key for key, points in valid.items() if len(points) >= MIN_POINTS]
     size = min(max_points, *(len(valid[key]) for key in usable))
     points = {key: rng.permutation(valid[key])[:size] for key in usable}
     held_out = rng.permutation(dataset.test)[:max_points]
-    labels, data_fractions, mode_of = _modes(dataset, classifier, seed)
+    compared_with = into(held_out)
+    labels, data_fractions, mode_of = _modes(dataset, into, classifier, seed)
     # Of all points, not `size` of them, so the floor needs the number of samples.
     fractions = {key: _fractions(mode_of, valid[key], len(labels)) for key in ("value", "prior")}
 
     columns: dict[str, dict[str, float]] = {
         key: {"finite_fraction": float(np.mean(mask))} for key, mask in inside.items()
     }
-    bandwidth = median_distance(held_out, seed=seed)
+    bandwidth = median_distance(compared_with, seed=seed)
     reference = None if classifier is None else summarise(held_out, classifier)
     for key, x in points.items():
-        columns[key] |= _against_held_out(x, held_out, bandwidth, seed)
-        columns[key] |= _against_training(held_out if key == "floor" else x, dataset.train)
+        at = into(x)
+        columns[key] |= _against_held_out(at, compared_with, bandwidth, seed)
+        columns[key] |= _against_training(compared_with if key == "floor" else at, train)
         columns[key] |= _to_support(x, dataset.name)
         if key in fractions:
             columns[key]["mode_tv"] = total_variation(fractions[key], data_fractions)
@@ -188,6 +201,18 @@ def evaluate(
                 valid["value"], kept, dataset, class_of=class_of, seed=seed
             )
     return result
+
+
+def _finite_or_nan(coordinates: Coordinates | None) -> Coordinates:
+    """The coordinates, of points that may not be finite, or too large for float32, too."""
+
+    def into(x: Array) -> Array:
+        if coordinates is None:
+            return x
+        with np.errstate(over="ignore", invalid="ignore"):
+            return coordinates(x)
+
+    return into
 
 
 def expected_total_variation(fractions: Array, size: int) -> float:
@@ -263,22 +288,33 @@ def _in_feature_space(x: Summary, held_out: Summary) -> dict[str, float]:
 
 
 def _modes(
-    dataset: Dataset, classifier: ImageClassifier | None, seed: int
+    dataset: Dataset, into: Coordinates, classifier: ImageClassifier | None, seed: int
 ) -> tuple[list[str], Array, ModeOf]:
-    """Names of the modes, their fractions in all real data, and the rule that assigns them."""
-    train_labels, test_labels = dataset.train_labels, dataset.test_labels
+    """Names of the modes, their fractions in all real data, and the rule that assigns them.
+
+    The rule takes points in the units of the data, `into` the coordinates of distances.
+    """
+    train, train_labels, test_labels = (
+        into(dataset.train),
+        dataset.train_labels,
+        dataset.test_labels,
+    )
     mode_of: ModeOf
     if train_labels is None or test_labels is None:
         from sklearn.cluster import KMeans
 
-        k_means = KMeans(min(NUM_CLUSTERS, len(dataset.train)), n_init=1, random_state=seed)
-        mode_of = k_means.fit(dataset.train).predict
+        k_means = KMeans(min(NUM_CLUSTERS, len(train)), n_init=1, random_state=seed).fit(train)
+
+        def cluster_of(x: Array) -> Array:
+            return k_means.predict(into(x))
+
+        mode_of = cluster_of
         all_labels = np.concatenate([k_means.labels_, mode_of(dataset.test)])
         names = [f"cluster {i}" for i in range(k_means.n_clusters)]
     else:
 
         def label_of_nearest(x: Array) -> Array:
-            return train_labels[nearest_distances(x, dataset.train)[1]]
+            return train_labels[nearest_distances(into(x), train)[1]]
 
         mode_of = label_of_nearest if classifier is None else classifier.predict
         all_labels = np.concatenate([train_labels, test_labels])

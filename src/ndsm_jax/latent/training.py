@@ -72,7 +72,12 @@ def check_data(config: Config, dataset: Dataset) -> None:
 
 
 def train_latent(
-    config: Config, dataset: Dataset, workdir: str | pathlib.Path, *, progress: bool = True
+    config: Config,
+    dataset: Dataset,
+    workdir: str | pathlib.Path,
+    *,
+    allow_changed_source: bool = False,
+    progress: bool = True,
 ) -> Restored:
     """All stages in workdir, each resumed or, where finished, kept: see the module's docstring.
 
@@ -83,8 +88,19 @@ def train_latent(
     workdir = pathlib.Path(workdir)
     codec = train_autoencoder(config, dataset, workdir / "autoencoder", progress=progress)
     score = score_config(config)
-    launch(score, dataset, workdir / "score", frame=frame_of(config, codec), progress=progress)
-    run = restore(workdir / "score", sample=dataclasses.asdict(config.sample))
+    launch(
+        score,
+        dataset,
+        workdir / "score",
+        frame=frame_of(config, codec),
+        allow_changed_source=allow_changed_source,
+        progress=progress,
+    )
+    run = restore(
+        workdir / "score",
+        sample=dataclasses.asdict(config.sample),
+        allow_changed_source=allow_changed_source,
+    )
     if not config.joint.steps:
         return run
     return train_joint(config, dataset, run, workdir / "joint", progress=progress)
@@ -266,6 +282,11 @@ def train_joint(
             "joint training fits the mixture again, and noises in all of the latent space; with"
             f" process.name={score.process.name!r} it cannot: choose langevin, or set joint.steps"
             " to 0"
+        )
+    if start.experiment.process.noisy is not None:
+        raise ValueError(
+            "joint training needs noise in every coordinate, and that of process.name="
+            f"{score.process.name!r} is not; choose langevin, or set joint.steps to 0"
         )
     assert isinstance(frame, Latent)
     codec, shape, beta = frame.codec, start.shape, config.autoencoder.beta

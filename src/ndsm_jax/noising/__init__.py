@@ -18,17 +18,30 @@ from ndsm_jax.noising.chain import (
     walk,
 )
 from ndsm_jax.noising.kernel import ExactKernel, exact_kernel
+from ndsm_jax.noising.linearised import (
+    JACOBIANS,
+    SCHEDULES,
+    LinearisedWindows,
+    LocalGaussian,
+    controlled_starts,
+    linearise,
+    linearised_windows,
+)
 from ndsm_jax.noising.local import LocalSteps, local_steps, loss_steps
 from ndsm_jax.noising.quotient import Quotient, TiedQuotient
 from ndsm_jax.noising.windows import PathWindows, path_windows, window_starts
 
 __all__ = [
+    "JACOBIANS",
     "PATH_WEIGHTS",
+    "SCHEDULES",
     "SIMULATIONS",
     "TIME_LAWS",
     "ExactKernel",
     "FullSpace",
     "Grid",
+    "LinearisedWindows",
+    "LocalGaussian",
     "LocalSteps",
     "NoisedBatch",
     "NoisingFn",
@@ -38,7 +51,10 @@ __all__ = [
     "TiedQuotient",
     "TimeLaw",
     "Weight",
+    "controlled_starts",
     "exact_kernel",
+    "linearise",
+    "linearised_windows",
     "local_steps",
     "loss_steps",
     "make_chain",

@@ -40,7 +40,7 @@ def _pytree(function: Any) -> Any:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("kernel", "drift_vjp", "quotient", "stiffness"),
-    meta_fields=(),
+    meta_fields=("elementwise",),
     drop_fields=("of",),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,8 @@ class Known:
         can then be simulated in a few dimensions (`noising.quotient`).
       stiffness: the largest rate at which the drift contracts, 1 / time. Explicit steps times it
         must stay below 1.
+      elementwise: whether each coordinate's drift depends on that coordinate alone (static), so
+        that its Jacobian is diagonal.
       of: the drift, diffusion and noisy coordinates that it is known of; set by `Process`, carried
         along by `dataclasses.replace`. None for what is new: `Known(...)`.
     """
@@ -62,6 +64,7 @@ class Known:
     drift_vjp: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None
     quotient: GaussianMixture | None = None
     stiffness: Array | None = None
+    elementwise: bool = False
     of: tuple[Any, ...] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -78,7 +81,7 @@ class Known:
             return dataclasses.replace(self)
         if self.of[0] is not drift:
             return Known()
-        lost: dict[str, None] = {}
+        lost: dict[str, Any] = {}
         if self.of[1] is not diffusion:
             lost["kernel"] = None
         if self.of[2] != noisy:

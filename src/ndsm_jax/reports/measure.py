@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -48,10 +48,21 @@ def drawn(run: Restored, num: int | None = None, *, progress: bool = True) -> Dr
     return Drawn(samples=samples, prior=prior, components=components, seconds=seconds)
 
 
-def standardising(frame: Frame) -> frames.Standardised | None:
-    """The part of a frame that takes the units off the data, or None."""
+def data_frame(frame: Frame) -> Frame:
+    """The part of a frame that takes the units or the period off the data, or the identity."""
     outer = frame.outer if isinstance(frame, frames.Chained) else frame
-    return outer if isinstance(outer, frames.Standardised) else None
+    known = isinstance(outer, frames.Standardised | frames.Angles)
+    return outer if known else frames.Identity()
+
+
+def coordinates(frame: Frame) -> tuple[Callable[[np.ndarray], np.ndarray] | None, str]:
+    """In which distances between data of a `data_frame` mean something (None: as they are), and
+    the units of these."""
+    if isinstance(frame, frames.Standardised):
+        return frame.prepare, "standard deviations of each feature of the data"
+    if isinstance(frame, frames.Angles):
+        return frame.on_circles, "chords of circles, one for each angle, as long as its period"
+    return None, "of the data"
 
 
 def measure(
@@ -66,28 +77,29 @@ def measure(
 ) -> dict[str, Any]:
     """`evaluation.evaluate` of samples of a run, in coordinates in which distances mean something.
 
-    Where the run standardises its data these are the standardised ones, whatever the units: then
-    "units" says so.
+    Where the run standardises its data these are the standardised ones, and where the data are
+    angles, points on circles: "units" says so. Samples, prior and data are in the data's units.
     """
     c = run.config.evaluate
-    frame = standardising(run.experiment.frame)
-    if frame is not None:
-        samples, prior = frame.prepare(samples), frame.prepare(prior)
-        dataset = dataclasses.replace(
-            dataset, train=frame.prepare(dataset.train), test=frame.prepare(dataset.test)
-        )
+    frame = data_frame(run.experiment.frame)
+    measured_in, units = coordinates(frame)
     starts = None
     mixture = run.experiment.components
     if components is not None and mixture is not None and mixture.dim == dataset.dim:
-        starts = Starts(prior=mixture, components=components, labels_per_class=c.labels_per_class)
+        starts = Starts(
+            prior=mixture,
+            components=components,
+            labels_per_class=c.labels_per_class,
+            frame=frame,
+        )
     result: Mapping[str, Any] = evaluation.evaluate(
         samples,
         prior,
         dataset,
         classifier=classifier,
+        coordinates=measured_in,
         starts=starts,
         seed=c.seed,
         max_points=max_points or c.max_points,
     )
-    units = "of the data" if frame is None else "standard deviations of each feature of the data"
     return {"units": units, **result}

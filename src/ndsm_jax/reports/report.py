@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import pathlib
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from ndsm_jax import evaluation, plots
 from ndsm_jax.config import Config
+from ndsm_jax.config.effect import has_effect
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.frames import Chained, Frame
@@ -149,7 +151,7 @@ def evaluate(
         f" {len(experiment.noising.times.grid) - 1} steps",
         "reference": type(experiment.process.reference).__name__,
         "frame": _frame_text(experiment.frame),
-        "objective": _objective_text(config),
+        "objective": _objective_text(config, controlled=experiment.objective.controlled),
         "training": f"{int(run.state.step)} steps, seed {config.train.seed}",
         "sampling": f"{len(made.samples)} samples, {config.sample.sampler},"
         f" {len(experiment.sample_grid) - 1} steps, seed {config.sample.seed},"
@@ -172,9 +174,9 @@ def evaluate(
     )
 
 
-def _objective_text(config: Config) -> str:
+def _objective_text(config: Config, *, controlled: bool) -> str:
     name = config.objective.name
-    return f"{name}, eps {config.control_variate.kind}" if name == "ndsm_cv" else name
+    return f"{name}, eps {config.control_variate.kind}" if controlled else name
 
 
 def _frame_text(frame: Frame) -> str:
@@ -197,8 +199,9 @@ def _pictures(
     test = np.random.default_rng(run.config.evaluate.seed).permutation(dataset.test)
     sets = {"data (held out)": test, "samples": made.samples, "prior": made.prior}
     modes = result["modes"]
+    grey = plots.grey_limits(dataset.test, dataset.value_range)
     figures = {
-        "samples": plots.panels({k: x[:shown] for k, x in sets.items()}, dataset.shape),
+        "samples": plots.panels({k: x[:shown] for k, x in sets.items()}, dataset.shape, grey=grey),
         "modes": plots.modes_figure(
             modes["labels"], {k: modes[k] for k in ("data", "samples", "prior")}
         ),
@@ -207,14 +210,16 @@ def _pictures(
     if dataset.is_image:
         first = made.samples[:12]
         nearest = dataset.train[evaluation.nearest_distances(first, dataset.train)[1]]
-        figures["neighbours"] = plots.neighbours_figure(first, nearest, dataset.shape)
+        figures["neighbours"] = plots.neighbours_figure(first, nearest, dataset.shape, grey=grey)
     if made.components is not None and result.get("conditioning") is not None:
         mixture = run.experiment.components
         assert mixture is not None
         weights = np.asarray(mixture.log_weights)
         classes = result["conditioning"]["classes"]
         rows = _started(weights, made.components, made.samples, classes)
-        figures["conditioning"] = plots.rows_figure(rows, dataset.shape, columns=STARTED_COLUMNS)
+        figures["conditioning"] = plots.rows_figure(
+            rows, dataset.shape, columns=STARTED_COLUMNS, grey=grey
+        )
     if run.experiment.objective.controlled:
         figures["eps"] = plots.eps_figure({"eps": eps_curve(run.experiment, run.state)})
     pictures = {name: plots.png(figure) for name, figure in figures.items()}
@@ -292,23 +297,26 @@ def _page(
 
 
 def reproduce_command(config: Config) -> str:
-    """The commands that repeat a run: its config file's nearest relative, and every changed key."""
+    """The commands that repeat a run: from the defaults, with every changed key that is read."""
     defaults = Config().to_dict()
     changed = [
         f"--config.{section}.{key}={_flag(value)}"
         for section, values in config.to_dict().items()
         for key, value in values.items()
-        if value != defaults[section][key]
+        if value != defaults[section][key] and has_effect(config, f"{section}.{key}")
     ]
+    latent = config.autoencoder.kind != "none"
+    script = "train_latent" if latent else "train"
     train = [
-        "python experiments/train.py --config=configs/default.py --workdir=runs/again",
+        f"python experiments/{script}.py --config=configs/default.py --workdir=runs/again",
         *changed,
     ]
-    return " \\\n    ".join(train) + "\npython experiments/evaluate.py --workdir=runs/again"
+    evaluate = "" if latent else "\npython experiments/evaluate.py --workdir=runs/again"
+    return " \\\n    ".join(train) + evaluate
 
 
 def _flag(value: Any) -> str:
-    return f"'{value}'" if isinstance(value, tuple | str) else str(value)
+    return shlex.quote(str(value))
 
 
 def _number(value: float | None) -> str:

@@ -108,7 +108,7 @@ class Study:
           name: of its folder.
           config: the experiment.
           dataset: its data.
-          frame: see `config.assemble.fit`.
+          frame: see `config.parts.fit`.
 
         Raises:
           ValueError: the folder of that name holds a run of other settings or other data.

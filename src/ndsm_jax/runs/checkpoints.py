@@ -95,7 +95,7 @@ class Checkpoints:
         self.wait()
         specs = _leaf_specs(state)
         # On a CPU these are views, not copies: orbax copies them once, before its `save` returns.
-        arrays = jax.tree.map(_to_numpy, jax.device_get(state))
+        arrays = _numbered(jax.tree.map(_to_numpy, jax.device_get(state)))
         manifest = _make_manifest(
             host=host,
             leaves=specs,
@@ -135,7 +135,7 @@ class Checkpoints:
             of another structure, shape or dtype than `like`.
         """
         self.wait()
-        specs, template = _leaf_specs(like), jax.tree.map(_empty_numpy, like)
+        specs, template = _leaf_specs(like), _numbered(jax.tree.map(_empty_numpy, like))
         skipped: list[tuple[int, str]] = []
         for candidate in _candidates(self.directory, step):
             path = self.directory / str(candidate)
@@ -150,7 +150,7 @@ class Checkpoints:
             placed = [
                 _place_like(leaf, array, manifest["keys"].get(name))
                 for name, leaf, array in zip(
-                    specs, jax.tree.leaves(like), jax.tree.leaves(arrays), strict=True
+                    specs, jax.tree.leaves(like), arrays.values(), strict=True
                 )
             ]
             state = jax.tree.unflatten(jax.tree.structure(like), placed)
@@ -273,6 +273,12 @@ def _all_damaged(directory: pathlib.Path, skipped: list[tuple[int, str]]) -> Val
 
 
 # --- the state as named leaves ---
+
+
+def _numbered(state: PyTree) -> dict[str, Any]:
+    """The leaves by their number, in order: orbax knows fewer kinds of nodes than JAX."""
+    leaves = jax.tree.leaves(state)
+    return {f"{i:06d}": leaf for i, leaf in enumerate(leaves)}
 
 
 def _is_key(leaf: Any) -> bool:

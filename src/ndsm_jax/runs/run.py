@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import dis
+import functools
+import hashlib
 import pathlib
 import re
+import sys
+import sysconfig
+import types
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -112,16 +118,22 @@ def _are_lists(*values: Any) -> bool:
 
 
 def fingerprint(tree: Any) -> int:
-    """CRC32 of a pytree: its structure, the code of its functions, and the bytes of its arrays.
+    """CRC32 of a pytree: its structure, what its functions do, and the bytes of its arrays.
 
-    The same in another process, for functions that close over nothing but numbers and text.
+    What a function does is its code with the code within it, its defaults, what it closes over and
+    the globals that it reads, as far as they are the user's: a function or a class of an installed
+    package counts by its name. The same in another process, and of the same tree built again.
     """
     leaves, structure = jax.tree.flatten(tree)
     crc = zlib.crc32(in_words(structure).encode())
-    for function in _functions(structure):
-        crc = zlib.crc32(_code(function).encode(), crc)
+    words = _Words()
+    for text in words.nodes(structure):
+        crc = zlib.crc32(text.encode(), crc)
     for leaf in leaves:
-        array = np.asarray(leaf)
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | complex):
+            crc = zlib.crc32(words(leaf).encode(), crc)
+            continue
+        array = _on_host(leaf)
         crc = zlib.crc32(f"{array.dtype}{array.shape}".encode(), crc)
         crc = zlib.crc32(np.ascontiguousarray(array).tobytes(), crc)
     return crc
@@ -129,24 +141,165 @@ def fingerprint(tree: Any) -> int:
 
 def in_words(value: Any) -> str:
     """A value in words that are the same in another process: no addresses of functions."""
-    return re.sub(r" at 0x[0-9a-f]+", "", str(value))
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", str(value))
 
 
-def _functions(structure: Any) -> list[Any]:
-    """The functions of the `Partial`s of a structure, in order."""
-    data = structure.node_data()
-    own = []
-    if data is not None and data[0] is jax.tree_util.Partial:
-        own = [data[1][0] if isinstance(data[1], tuple) else data[1]]
-    return own + [f for child in structure.children() for f in _functions(child)]
+def _on_host(array: Any) -> np.ndarray:
+    if isinstance(array, jax.Array) and jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    return np.asarray(array)
 
 
-def _code(function: Any) -> str:
-    """What a function does, in words: its code, constants, defaults and closed-over values."""
-    code = getattr(function, "__code__", None)
-    if code is None:
-        return in_words(function)
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
-    values = [*code.co_consts, *(function.__defaults__ or ()), *cells]
-    values = [v for v in values if isinstance(v, int | float | str | tuple | type(None))]
-    return in_words(f"{code.co_code.hex()} {code.co_names} {values}")
+PACKAGE = pathlib.Path(__file__).parents[1]
+INSTALLED = tuple(
+    pathlib.Path(sysconfig.get_path(name)).resolve()
+    for name in ("stdlib", "platstdlib", "purelib", "platlib")
+)
+
+
+def _origin(module: str | None) -> str:
+    """Whose a module is, by its name: `package` (ours), `installed`, or `user`."""
+    name = module or ""
+    found = (getattr(sys.modules.get(n), "__file__", None) for n in (name, name.split(".")[0]))
+    file = next(filter(None, found), None)
+    if file is None or name == "__main__":
+        return "installed" if name in sys.builtin_module_names else "user"
+    path = pathlib.Path(file).resolve()
+    if path.is_relative_to(PACKAGE):
+        return "package"
+    within = any(path.is_relative_to(folder) for folder in INSTALLED)
+    return "installed" if within or "site-packages" in path.parts else "user"
+
+
+_BY_DATACLASS = {"__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__"}
+"""Methods that are often generated, and say no more than the fields of an instance."""
+
+
+class _Words:
+    """What values are and what functions do, as text; remembers what it has seen."""
+
+    def __init__(self) -> None:
+        # With the value, whose address then stays its own. None while it is being described.
+        self.known: dict[int, tuple[Any, str | None]] = {}
+
+    def __call__(self, value: Any) -> str:
+        if value is None or isinstance(value, bool | int | float | complex | str | bytes):
+            return f"{type(value).__name__} {value!r}"
+        if id(value) not in self.known:
+            self.known[id(value)] = (value, None)
+            text = "\n".join([type(value).__qualname__, *self.parts(value)])
+            self.known[id(value)] = (value, hashlib.sha256(text.encode()).hexdigest())
+        return self.known[id(value)][1] or "itself"
+
+    def parts(self, value: Any) -> list[str]:
+        """Descriptions of all that a value consists of."""
+        if isinstance(value, jax.Array | np.ndarray | np.generic):
+            if isinstance(value, jax.core.Tracer):
+                return [str(value.aval)]
+            array = _on_host(value)
+            if array.dtype == object:
+                return [self(array.tolist())]
+            return [str(array.dtype), str(array.shape), hashlib.sha256(array.tobytes()).hexdigest()]
+        if isinstance(value, tuple | list):
+            return [self(v) for v in value]
+        if isinstance(value, set | frozenset):
+            return sorted(self(v) for v in value)
+        if isinstance(value, dict):
+            return sorted(f"{self(k)}: {self(v)}" for k, v in value.items())
+        if isinstance(value, types.CodeType):
+            return [value.co_code.hex(), str(value.co_names), *map(self, value.co_consts)]
+        if isinstance(value, functools.partial):
+            return [self(value.func), self(value.args), self(value.keywords)]
+        if isinstance(value, types.MethodType):
+            return [self(value.__self__), self(value.__func__)]
+        if isinstance(value, types.FunctionType):
+            return self.function(value)
+        if isinstance(value, types.ModuleType):
+            return [value.__name__]
+        if isinstance(value, type):
+            return self.type(value)
+        if hasattr(value, "__wrapped__"):  # such as by jax.jit
+            return [self(value.__wrapped__)]
+        return self.instance(value)
+
+    def function(self, function: types.FunctionType) -> list[str]:
+        """Its name, and what it does beyond what that says."""
+        code, origin = function.__code__, _origin(function.__globals__.get("__name__"))
+        found = [function.__qualname__]
+        found += [self(function.__defaults__), self(function.__kwdefaults__)]
+        found += [self(_content(cell)) for cell in function.__closure__ or ()]
+        if hasattr(function, "__wrapped__"):
+            found.append(self(function.__wrapped__))
+        if origin != "installed":
+            found.append(self(code))
+        if origin == "user":
+            found += self.globals(code, function.__globals__)
+        return found
+
+    def globals(self, code: types.CodeType, scope: Mapping[str, Any]) -> list[str]:
+        """The globals that a code reads; of the user's modules the members that it names."""
+        found = []
+        for one in _codes(code):
+            read = {i.argval for i in dis.get_instructions(one) if i.opname in _READS}
+            for name in sorted(read & scope.keys()):
+                value = scope[name]
+                found.append(f"{name}: {self(value)}")
+                if isinstance(value, types.ModuleType) and _origin(value.__name__) == "user":
+                    members = sorted(set(one.co_names) & vars(value).keys())
+                    found += [f"{name}.{n}: {self(vars(value)[n])}" for n in members]
+        return found
+
+    def type(self, cls: type) -> list[str]:
+        """Its name; of the user's classes what its methods do, and its constants."""
+        found = [f"{cls.__module__}.{cls.__qualname__}"]
+        if _origin(cls.__module__) != "user":
+            return found
+        found = [cls.__qualname__, *map(self, cls.__bases__)]
+        for name, member in sorted(vars(cls).items()):
+            of = getattr(member, "fget", None) or getattr(member, "__func__", member)
+            constant = isinstance(of, int | float | str | tuple | np.ndarray | jax.Array)
+            special = name.startswith("__")
+            if (isinstance(of, types.FunctionType) and name not in _BY_DATACLASS) or (
+                constant and not special
+            ):
+                found.append(f"{name}: {self(of)}")
+        return found
+
+    def instance(self, value: Any) -> list[str]:
+        """Of any other type: a pytree, a dataclass, a callable, or an object of the user's."""
+        cls = type(value)
+        found = [self(cls)]
+        if not jax.tree_util.all_leaves([value]):
+            leaves, structure = jax.tree.flatten(value)
+            return [*found, in_words(structure), *self.nodes(structure), *map(self, leaves)]
+        if dataclasses.is_dataclass(value):
+            named = {f.name: getattr(value, f.name, None) for f in dataclasses.fields(value)}
+            return [*found, self(named)]
+        if hasattr(value, "__dict__") and (callable(value) or _origin(cls.__module__) == "user"):
+            return [*found, self(vars(value))]
+        return [*found, in_words(value)]
+
+    def nodes(self, structure: Any) -> list[str]:
+        """Of a pytree's structure: the classes of its nodes, with their static fields, in order."""
+        data = structure.node_data()
+        own = []
+        if data is not None and data[0] not in (tuple, list, dict):
+            own = [self(data[0]), self(data[1])]
+        return own + [text for child in structure.children() for text in self.nodes(child)]
+
+
+_READS = ("LOAD_GLOBAL", "LOAD_NAME")
+
+
+def _codes(code: types.CodeType) -> list[types.CodeType]:
+    """A code and all codes within it."""
+    inner = [c for c in code.co_consts if isinstance(c, types.CodeType)]
+    return [code, *(found for c in inner for found in _codes(c))]
+
+
+def _content(cell: Any) -> Any:
+    """Of a cell; None of one that is empty yet."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None

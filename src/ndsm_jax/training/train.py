@@ -13,7 +13,7 @@ import numpy as np
 
 from ndsm_jax.datasets import batch_indices
 from ndsm_jax.experiment import Experiment
-from ndsm_jax.runs import Run, fingerprint, in_words, loop
+from ndsm_jax.runs import Run, fingerprint, has_checkpoints, in_words, loop
 from ndsm_jax.training.state import TrainState, init_state
 from ndsm_jax.training.step import make_dispatch, make_noise, minibatches_ahead, steps_on_host
 
@@ -71,6 +71,8 @@ def train(
         raise ValueError(f"train.batch_size={batch_size}: from 1 to the {len(x)} training samples")
     if run is not None and not isinstance(run, Run):
         run = default_run(experiment, x, run, batch_size=batch_size, seed=seed)
+    if run is not None and has_checkpoints(run.folder):
+        run.check()
     if state is None:
         state = init_state(experiment, seed=seed)
         if run is not None:

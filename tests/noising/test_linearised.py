@@ -1,0 +1,437 @@
+"""Local-DSM: the linearised Gaussian, its schedules, and the targets of its windows."""
+
+import dataclasses
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.linalg
+from conftest import assert_mean
+
+from ndsm_jax import noising, processes, references
+from ndsm_jax.experiment import experiment
+from ndsm_jax.integrators import local_kernel, time_grid
+from ndsm_jax.noising.linearised import linear_step, mean_error
+from ndsm_jax.objectives import OBJECTIVES, dsm
+
+TWO = references.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4])
+
+
+def covariance(root, like):
+    """L L^T of a root [..., d], in float64."""
+    columns = [root.mv(jnp.broadcast_to(e, like.shape)) for e in jnp.eye(like.shape[-1])]
+    matrix = np.stack([np.asarray(c, np.float64) for c in columns], axis=-1)
+    return matrix @ np.swapaxes(matrix, -1, -2)
+
+
+def assert_same_law(actual, mean, cov, like, tolerance=2e-5):
+    """Means, and covariances in units of their own diagonals."""
+    np.testing.assert_allclose(actual.mean, mean, rtol=tolerance, atol=tolerance)
+    std = np.sqrt(np.diagonal(cov, axis1=-2, axis2=-1))
+    error = (covariance(actual.root, like) - cov) / std[..., None] / std[..., None, :]
+    np.testing.assert_allclose(error, np.zeros_like(error), atol=tolerance)
+
+
+def at(y, s, h):
+    return jnp.full(y.shape[:-1], s, jnp.float32), jnp.full(y.shape[:-1], h, jnp.float32)
+
+
+# --- one step of a linear drift ---
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0, 10.0])
+def test_linear_step_is_the_block_exponential_and_the_quadrature(scale, rng):
+    """In float32 to 1e-4 of every covariance's own scale, against both in float64."""
+    noisy = np.array([0.0, 1, 1, 0])
+    a = (rng.normal(size=(4, 4)) - 2.5 * np.eye(4)) * scale
+    f = rng.normal(size=4)
+    mean, cov = jax.jit(linear_step)(jnp.float32(a), jnp.float32(f), jnp.float32(noisy))
+    a, f = np.asarray(a, np.float32).astype(float), np.asarray(f, np.float32).astype(float)
+    block = np.block([[a, np.diag(noisy)], [np.zeros((4, 4)), -a.T]])
+    block = scipy.linalg.expm(block)
+    van_loan = block[:4, 4:] @ block[:4, :4].T
+    flow = lambda u: scipy.linalg.expm(a * u)  # noqa: E731
+    integral = scipy.integrate.quad_vec(lambda u: flow(u) * noisy @ flow(u).T, 0, 1, epsrel=1e-10)[
+        0
+    ]
+    std = np.sqrt(np.diag(integral))
+    units = np.outer(std, std)
+    if scale < 10:  # it has e^{-A}, with which it loses the small entries even in float64
+        np.testing.assert_allclose(van_loan / units, integral / units, atol=1e-6)
+    np.testing.assert_allclose(cov / units, integral / units, atol=1e-4)
+    expected = scipy.integrate.quad_vec(lambda u: flow(u) @ f, 0, 1, epsrel=1e-10)[0]
+    np.testing.assert_allclose(mean, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_step_that_expands_beyond_all_measure_is_an_euler_step():
+    mean, cov = linear_step(200 * jnp.eye(2), jnp.ones(2), jnp.ones(2))
+    np.testing.assert_array_equal(mean, np.ones(2))
+    np.testing.assert_array_equal(cov, np.eye(2))
+
+
+# --- the Gaussian of a process ---
+
+LINEAR = {
+    "ou": processes.ornstein_uhlenbeck(3, variance=0.5),
+    "critically damped": processes.critically_damped(2),
+    "variance exploding": processes.variance_exploding(2, sigma_max=3.0),
+}
+
+
+@pytest.mark.parametrize("h", [1e-4, 1e-2, 0.3, 1.0])
+@pytest.mark.parametrize("name", LINEAR)
+def test_it_is_the_kernel_of_a_linear_drift(name, h, rng):
+    process = LINEAR[name]
+    y = jnp.float32(rng.normal(size=(5, process.dim)))
+    kernel = process.kernel(jnp.full(5, h))
+    local = noising.linearise(process)(process, y, *at(y, 0.0, h))
+    assert_same_law(local, kernel.scale.mv(y), covariance(kernel.root, y), y)
+
+
+@pytest.mark.parametrize("jacobian", ["dense", "diagonal"])
+@pytest.mark.parametrize(("s", "h"), [(0.0, 1e-3), (0.2, 0.5), (0.0, 1.0)])
+def test_it_is_the_kernel_of_variance_preserving_noise(jacobian, s, h, rng):
+    """a(t) / a(s) and the rest of the variance, though the rate depends on time."""
+    process = processes.variance_preserving(2, beta_max=8.0)
+    known = dataclasses.replace(process.known, elementwise=True)
+    process = dataclasses.replace(process, known=known)
+    y = jnp.float32(rng.normal(size=(4, 2)))
+    decay = [float(process.clock.decay(jnp.float32(t))) for t in (s, s + h)]
+    x = decay[1] - decay[0]
+    local = noising.linearise(process, jacobian=jacobian)(process, y, *at(y, s, h))
+    cov = np.broadcast_to(-np.expm1(-x) * np.eye(2), (4, 2, 2))
+    assert_same_law(local, np.exp(-0.5 * x) * y, cov, y)
+
+
+def mixtures(kind, rng, dim=9):
+    means = rng.normal(size=(3, dim))
+    if kind == "low_rank":
+        directions = np.linalg.qr(rng.normal(size=(3, dim, 2)))[0]
+        spread = references.LowRank(np.array([0.3, 0.5, 0.4]), directions, np.full((3, 2), 0.9))
+        return references.mixture([1.0, 2.0, 1.0], means, spread, covariance=kind)
+    variances = 0.5 if kind == "tied_spherical" else np.array([0.3, 0.5, 0.4])
+    return references.mixture([1.0, 2.0, 1.0], means, variances, covariance=kind)
+
+
+@pytest.mark.parametrize("kind", ["spherical", "tied_spherical", "low_rank"])
+def test_scalar_plus_low_rank_is_the_dense_map(kind, rng):
+    """States, targets and laws, in a batch, at a component's mean and in the span of the means."""
+    mixture = mixtures(kind, rng)
+    process = processes.langevin(mixture)
+    y = mixture.sample(jax.random.key(0), (2, 4)).at[0, 0].set(mixture.means[0])
+    y = y.at[0, 1].set(mixture.means.mean(axis=0))
+    z = jax.random.normal(jax.random.key(1), y.shape)
+    low, dense = (noising.linearise(process, jacobian=j) for j in ("low_rank", "dense"))
+    assert type(noising.linearise(process)) is type(low)
+    for h in (1e-3, 0.1, 0.5):
+        one, other = (jax.jit(f)(process, y, *at(y, 0.1, h)) for f in (low, dense))
+        cov = covariance(other.root, y)
+        assert_same_law(one, other.mean, cov, y)
+        # Of the roots, which need not be the same: E z z^T = I, and the score is -Sigma^{-1} L z.
+        pull = np.linalg.solve(cov, np.asarray(one.root.mv(z), np.float64)[..., None])[..., 0]
+        np.testing.assert_allclose(one.score(z), -pull, rtol=1e-3, atol=1e-3 * np.abs(pull).max())
+        pull = np.linalg.solve(cov, np.asarray(other.root.mv(z), np.float64)[..., None])[..., 0]
+        np.testing.assert_allclose(other.score(z), -pull, rtol=1e-3, atol=1e-3 * np.abs(pull).max())
+
+
+def logistic_process(dim=3):
+    process = processes.langevin(references.logistic(np.zeros(dim), np.linspace(0.5, 1.5, dim)))
+    known = dataclasses.replace(process.known, elementwise=True)
+    return dataclasses.replace(process, known=known)
+
+
+def test_the_diagonal_is_the_dense_map(rng):
+    process = logistic_process()
+    y = jnp.float32(rng.normal(size=(6, 3)) * 2)
+    diagonal, dense = (noising.linearise(process, jacobian=j) for j in ("auto", "dense"))
+    for h in (1e-4, 0.05, 1.0):
+        one, other = (f(process, y, *at(y, 0.0, h)) for f in (diagonal, dense))
+        assert_same_law(one, other.mean, covariance(other.root, y), y)
+        z = jnp.float32(rng.normal(size=y.shape))
+        np.testing.assert_allclose(one.sample(z), other.sample(z), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(one.score(z), other.score(z), rtol=1e-4, atol=1e-4)
+
+
+def test_elementwise_belongs_to_the_drift():
+    process = logistic_process()
+    other = dataclasses.replace(process, drift=processes.langevin(TWO).drift)
+    assert process.known.elementwise
+    assert not other.known.elementwise
+    kept = dataclasses.replace(process, horizon=jnp.float32(2.0))
+    assert kept.known.elementwise
+    with pytest.raises(ValueError, match=r"noising\.jacobian='diagonal'"):
+        noising.linearise(other, jacobian="diagonal")
+
+
+def constant_drift(y, t):
+    return jnp.broadcast_to(jnp.asarray([1.0, -2.0]), y.shape)
+
+
+@pytest.mark.parametrize("noisy", [None, (1,)])
+def test_one_step_with_no_jacobian_is_that_of_ndsm(noisy, rng):
+    process = processes.process(constant_drift, 0.7, TWO, horizon=1.0, noisy=noisy)
+    y = jnp.float32(rng.normal(size=(5, 2)))
+    s, h = at(y, 0.2, 0.03)
+    local = noising.linearise(process)(process, y, s, h)
+    mu, sigma = local_kernel(process, y, s, h)
+    np.testing.assert_allclose(local.mean, mu, rtol=1e-6)
+    z = jnp.float32(rng.normal(size=y.shape))
+    noise = process.project(z)
+    np.testing.assert_allclose(local.sample(z), mu + process.spread(sigma[:, None] * noise), 1e-5)
+    np.testing.assert_allclose(process.project(local.score(z)), -noise / sigma[:, None], 1e-5)
+
+
+def test_a_short_step_is_that_of_ndsm(rng):
+    process = processes.langevin(TWO)
+    y = TWO.sample(jax.random.key(0), (50,))
+    s, h = at(y, 0.0, 1e-3)
+    local = noising.linearise(process)(process, y, s, h)
+    mu, sigma = local_kernel(process, y, s, h)
+    np.testing.assert_allclose(local.mean, mu, atol=2e-5)  # h^2 |J b| / 2
+    np.testing.assert_allclose(
+        covariance(local.root, y),
+        np.asarray(sigma[:, None, None] ** 2 * jnp.eye(2)[None]),
+        atol=2e-5,
+    )
+
+
+# --- batches ---
+
+
+@pytest.mark.parametrize("name", ["ou", "critically damped"])
+def test_a_window_from_the_data_is_dsm_for_a_linear_drift(name):
+    """y and the target against the kernel from x_0, state by state."""
+    process = LINEAR[name]
+    noise = noising.linearised_windows(process, 40, k=3, schedule="gap", gap=1e3)
+    assert not np.any(noise.starts)
+    x0 = process.reference.sample(jax.random.key(1), (30,))
+    batch = jax.jit(lambda n, k, x: n(k, x))(noise, jax.random.key(0), x0)
+    chex.assert_tree_all_finite(batch)
+    kernel = process.kernel(batch.t)
+    np.testing.assert_allclose(batch.mu, kernel.scale.mv(x0[:, None]), rtol=1e-4, atol=1e-5)
+    deviation = np.asarray(batch.y - batch.mu, np.float64)[..., None]
+    cov = covariance(kernel.root, batch.y)
+    pull = process.project(jnp.asarray(-np.linalg.solve(cov, deviation)[..., 0], jnp.float32))
+    scale = np.abs(pull).max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(batch.score_target / scale, pull / scale, atol=2e-3)
+    assert batch.noisy == process.noisy
+    np.testing.assert_allclose(batch.weight, process.clock.variance(batch.t), rtol=1e-6)
+
+
+def test_controlled_windows_of_a_linear_drift_start_at_the_data():
+    noise = noising.linearised_windows(LINEAR["ou"], 30, tolerance=1e-3)
+    assert not np.any(noise.starts)
+
+
+def two_modes():
+    return processes.langevin(references.mixture([0.3, 0.7], [[-1.0], [0.8]], [0.15, 0.25]))
+
+
+def density(process, x0_std, grid, mesh):
+    """Of Y_t from N(0.1, x0_std^2), by Euler's kernels on a grid and quadrature on a mesh."""
+    p = np.exp(-0.5 * ((mesh - 0.1) / x0_std) ** 2) / (x0_std * np.sqrt(2 * np.pi))
+    dx = mesh[1] - mesh[0]
+    drift = np.asarray(process.drift(jnp.float32(mesh)[:, None], jnp.zeros(len(mesh))))[:, 0]
+    for h in np.diff(grid):
+        step = np.exp(-((mesh[:, None] - (mesh + h * drift)[None, :]) ** 2) / (4 * h))
+        p = step @ p * dx / np.sqrt(4 * np.pi * h)
+    return p
+
+
+def test_targets_have_the_score_as_conditional_mean():
+    """1-D, two modes, from N(0.1, 0.2^2) at t = 0.15, with windows of 0.03, against quadrature.
+
+    40,000 states in 12 bins of y. Allowed beyond 4.5 standard errors (0.1 to 0.2): 0.12, of scores
+    of up to 2.5. It covers the window's linearisation and the score's curvature within a bin.
+    """
+    process = two_modes()
+    grid = np.linspace(0, 0.15, 61, dtype=np.float32)
+    process = dataclasses.replace(process, horizon=jnp.float32(0.15))
+    noise = noising.linearised_windows(process, grid, k=1, schedule="gap", gap=0.03)
+    only_last = jnp.zeros(61).at[-1].set(1.0)
+    noise = dataclasses.replace(noise, times=dataclasses.replace(noise.times, cdf=only_last))
+    x0 = 0.1 + 0.2 * jax.random.normal(jax.random.key(0), (40_000, 1))
+    batch = jax.jit(lambda n, k, x: n(k, x))(noise, jax.random.key(1), x0)
+    np.testing.assert_allclose(batch.t, 0.15, rtol=1e-6)
+    mesh = np.linspace(-4, 4, 1601)
+    p = density(process, 0.2, np.linspace(0, 0.15, 301), mesh)
+    np.testing.assert_allclose(np.trapezoid(p, mesh), 1, atol=1e-3)
+    score = np.gradient(np.log(p), mesh)
+    y, target = (np.asarray(a, np.float64).ravel() for a in (batch.y, batch.score_target))
+    edges = np.quantile(y, np.linspace(0.02, 0.98, 13))
+    for low, high in itertools.pairwise(edges):
+        inside = (y > low) & (y < high)
+        assert_mean(target[inside] - np.interp(y[inside], mesh, score), 0.0, bias=0.12)
+
+
+def test_degenerate_noise_and_a_nonlinear_drift_give_finite_targets_of_the_noisy_coordinates():
+    """The active swimmer, dx = (-x^3 + v) dt, dv = -gamma v dt + sqrt(2 gamma) dW."""
+
+    def drift(y, t):
+        x, v = y[..., :1], y[..., 1:]
+        return jnp.concatenate([-(x**3) + v, -0.1 * v], axis=-1)
+
+    swimmer = processes.process(
+        drift, 0.2**0.5, references.standard_normal(2), horizon=5.0, noisy=(1,)
+    )
+    noise = noising.linearised_windows(swimmer, 60)
+    batch = noise(jax.random.key(0), jax.random.normal(jax.random.key(1), (200, 2)))
+    chex.assert_shape(batch.score_target, (200, 4, 1))
+    chex.assert_tree_all_finite(batch)
+    assert_mean(batch.score_target.ravel() * np.asarray(swimmer.clock.std(batch.t)).ravel(), 0.0)
+
+
+# --- schedules ---
+
+
+def test_the_gap_is_kept():
+    process = two_modes()
+    grid = time_grid(process, 50)
+    noise = noising.linearised_windows(process, grid, schedule="gap", gap=0.1)
+    starts = np.asarray(noise.starts)
+    length = grid[1:] - grid[starts]
+    assert np.all((length <= 0.1 * (1 + 1e-5)) | (starts == np.arange(50)))
+    assert np.all((starts == 0) | (grid[1:] - grid[np.maximum(starts - 1, 0)] > 0.1))
+
+
+def cubic(y, t):
+    return -y - jnp.where(t > 0.5, 3.0, 0.0)[..., None] * y**3
+
+
+def test_windows_are_short_where_the_drift_is_curved():
+    """A cubic force is switched on at t = 0.5: until then a window reaches back to the data."""
+    process = processes.process(cubic, 1.0, references.standard_normal(1), horizon=1.0)
+    grid = np.linspace(0, 1, 41, dtype=np.float32)
+    windows = [
+        noising.linearised_windows(process, grid, tolerance=tolerance)
+        for tolerance in (0.1, 0.02, 0.02)
+    ]
+    lengths = [grid[1:] - grid[np.asarray(w.starts)] for w in windows]
+    np.testing.assert_array_equal(windows[1].starts[:19], np.zeros(19))
+    assert lengths[1][24:].max() < 0.3
+    assert np.all(lengths[0] >= lengths[1])
+    assert lengths[0].mean() > 1.2 * lengths[1].mean()
+    np.testing.assert_array_equal(windows[1].starts, windows[2].starts)
+
+
+@pytest.mark.parametrize("tolerance", [0.05, 0.02])
+def test_the_error_of_the_local_mean_is_below_the_tolerance(tolerance):
+    """E[y_t | y_s] by 4,096 simulated paths in antithetic pairs, from each of 48 states.
+
+    Root mean square over the states, less the variance of the simulation's own mean, in units of
+    sqrt(v(t)); allowed is 1.25 times the tolerance, as both are means over few states.
+    """
+    process = two_modes()
+    grid = time_grid(process, 60)
+    noise = noising.linearised_windows(process, grid, tolerance=tolerance)
+    starts = np.asarray(noise.starts)
+    states = process.reference.sample(jax.random.key(7), (48,))
+
+    @jax.jit
+    def simulated(y, h):
+        start = jnp.broadcast_to(y[:, None], (48, 4096, 1))
+
+        def step(n, y):
+            z = jax.random.normal(jax.random.fold_in(jax.random.key(8), n), (48, 2048, 1))
+            z = jnp.concatenate([z, -z], axis=1)
+            return y + h / 64 * process.reference.score(y) + jnp.sqrt(2 * h / 64) * z
+
+        end = jax.lax.fori_loop(0, 64, step, start)
+        pairs = 0.5 * (end[:, :2048] + end[:, 2048:])
+        return pairs.mean(axis=1), pairs.var(axis=1) / 2048
+
+    errors = []
+    for interval in (20, 35, 45, 55):
+        h = float(grid[interval + 1] - grid[starts[interval]])
+        local = noise.linearised(process, states, *at(states, 0.0, h))
+        mean, noise_variance = simulated(states, h)
+        square = np.mean((local.mean - mean) ** 2 - noise_variance)
+        errors.append(np.sqrt(max(float(square), 0)) / float(process.clock.std(grid[interval + 1])))
+    assert max(errors) < 1.25 * tolerance, errors
+    assert max(errors) > 0.2 * tolerance, errors  # not by windows that are needlessly short
+
+
+def test_mean_error_is_the_curvature_of_the_drift():
+    """b = -c y^2 / 2 at 0: E[y_t] = -c g^2 h^2 / 4 to leading order, where the linear mean is 0."""
+
+    def drift(y, t):
+        return -0.5 * 0.3 * y**2
+
+    process = processes.process(drift, 1.0, references.standard_normal(1), horizon=1.0)
+    y = jnp.zeros((3, 1))
+    square = mean_error(jax.random.key(0), process, noising.linearise(process), y, *at(y, 0.0, 0.1))
+    np.testing.assert_allclose(np.sqrt(square), 0.3 * 0.1**2 / 4, rtol=0.02)
+
+
+# --- the parts together ---
+
+
+def test_another_mixture_of_equal_shape_does_not_retrace():
+    traces = []
+
+    @jax.jit
+    def noised(noise, key, x0):
+        traces.append(None)
+        return noise(key, x0)
+
+    rng = np.random.default_rng(3)
+    for _ in range(2):
+        mixture = mixtures("spherical", rng)
+        noise = noising.linearised_windows(processes.langevin(mixture), 20, schedule="gap")
+        noised(noise, jax.random.key(0), mixture.sample(jax.random.key(1), (5,)))
+    assert len(traces) == 1
+
+
+def test_the_quotient_is_simulated_for_many_dimensions(rng):
+    """E[T] = 0 and E[T . y] = -d, for the law of y_t is smooth: 2,000 states of 40 dimensions."""
+    mixture = mixtures("spherical", rng, dim=40)
+    process = processes.langevin(mixture)
+    noise = noising.linearised_windows(process, 30, k=2)
+    assert isinstance(noise.chain, noising.Quotient)
+    assert (
+        noising.linearised_windows(process, 30, simulation="full", schedule="gap").chain is not None
+    )
+    batch = jax.jit(lambda n, k, x: n(k, x))(
+        noise, jax.random.key(0), mixture.sample(jax.random.key(1), (1000,))
+    )
+    std = np.asarray(process.clock.std(batch.t))[..., None]
+    assert_mean((batch.score_target * std).reshape(-1, 40), np.zeros(40))
+    moment = np.sum(batch.score_target * (batch.y - batch.mu), axis=-1)
+    assert_mean(moment.ravel(), -40.0)
+
+
+def test_objective_by_name():
+    process = processes.langevin(TWO)
+    setup = experiment(process, objective="local_dsm")
+    assert isinstance(setup.noising, noising.LinearisedWindows)
+    batch = setup.noising(jax.random.key(0), TWO.sample(jax.random.key(1), (8,)))
+    score = lambda y, t: process.reference.score(y)  # noqa: E731
+    loss, control = OBJECTIVES["local_dsm"].terms(score, batch)
+    np.testing.assert_array_equal(loss, dsm(score, batch))
+    assert control is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"schedule": "never"}, r"noising\.schedule"),
+        ({"schedule": "gap", "gap": 0.0}, r"noising\.gap"),
+        ({"tolerance": 0.0}, r"noising\.tolerance"),
+        ({"jacobian": "sparse"}, r"noising\.jacobian"),
+        ({"jacobian": "low_rank"}, r"noising\.jacobian='low_rank'"),
+        ({"jacobian": "diagonal"}, r"noising\.jacobian='diagonal'"),
+    ],
+)
+def test_errors_name_the_key(changes, words):
+    with pytest.raises(ValueError, match=words):
+        noising.linearised_windows(processes.langevin(TWO), 10, **changes)
+
+
+def test_a_large_dense_jacobian_is_refused():
+    process = processes.langevin(references.student_t(np.zeros(200), np.ones(200), 5.0))
+    with pytest.raises(ValueError, match="elementwise"):
+        noising.linearise(process)
