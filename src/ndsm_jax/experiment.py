@@ -20,7 +20,7 @@ from ndsm_jax.objectives import EXACT_DIVERGENCE_DIM, OBJECTIVES, Objective, che
 from ndsm_jax.optimisation import Optimiser, adam
 from ndsm_jax.processes import Process
 from ndsm_jax.references import GaussianMixture
-from ndsm_jax.sampling import MultistepSDE, Sampler
+from ndsm_jax.sampling import MultistepSDE, ReverseSDE, Sampler
 
 
 @partial(
@@ -97,23 +97,30 @@ def experiment(
       process: the noising process.
       frame: from data to the process's coordinates; by default the data are the states.
       objective: a key of `objectives.OBJECTIVES`.
-      noise: a way of noising that serves it; by default `make_noising`.
+      noise: a way of noising this process that serves it; by default `make_noising`.
       network: of the default model, (y [n, d], c [n]) -> [n, r], see `networks`.
-      model: the score; by default a residual one of `network`, by default a `ScoreMLP`.
+      model: the score of this process; by default a residual one of `network`, by default a
+        `ScoreMLP`.
       control: eps(t), by default the closed form in 20 bins of time, for objectives that have one.
       estimator, optimiser: by default `Estimator()` and `optimisation.adam()`.
-      sampler: by default `sampling.MultistepSDE()`, where it serves the process.
+      sampler: by default `sampling.MultistepSDE()`, or `ReverseSDE()` where noise drives some
+        coordinates only.
       sample_grid: times [n + 1], or a number of steps.
 
     Raises:
-      ValueError: parts that do not go together: an objective or a sampler that the process cannot
-        serve, or sampling at times earlier than any that training visits.
+      ValueError: parts that do not go together: an objective or a sampler that cannot serve the
+        process, a way of noising or a model of another process, or an objective that needs the
+        `mu` that the way of noising does not give.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective.name={objective!r}: choose one of {', '.join(OBJECTIVES)}")
-    check_process(objective, process)
+    sampler = sampler or (MultistepSDE() if process.noisy is None else ReverseSDE())
+    _check_serve(objective, sampler, process)
     kind, frame = OBJECTIVES[objective], frame or frames.Identity()
-    noise = noise or make_noising(kind, process)
+    if noise is None:
+        noise = make_noising(kind, process)
+    else:
+        _check_noise(objective, noise, process)
     if kind.noising == "state" and process.noise_dim > EXACT_DIVERGENCE_DIM:
         noise = Probed(noising=noise)
     grid = np.asarray(noise.times.grid)
@@ -133,10 +140,10 @@ def experiment(
             precondition=PRECONDITIONS["residual"](process=process, coordinate=coordinate),
             tells=None if frames.component_mixture(frame) is None else described(frame),
         )
+    else:
+        _check_model(model, process)
     if control is None:
         control = Optimal(coordinate=coordinate, num_bins=20) if kind.controlled else Constant()
-    sampler = sampler or MultistepSDE()
-    sampler.check(process)
     if isinstance(sample_grid, int):
         sample_grid = time_grid(process, sample_grid)
     return Experiment(
@@ -151,3 +158,52 @@ def experiment(
         sampler=sampler,
         sample_grid=np.asarray(sample_grid, np.float32),
     )
+
+
+def _check_serve(objective: str, sampler: Sampler, process: Process) -> None:
+    """Raises one ValueError for all of objective and sampler that cannot serve the process."""
+    problems = []
+    for check in (lambda: check_process(objective, process), lambda: sampler.check(process)):
+        try:
+            check()
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("; and ".join(problems))
+
+
+def _check_noise(objective: str, noise: NoisingFn, process: Process) -> None:
+    """Raises ValueError for noise of another process, or without the mu that is needed."""
+    of = getattr(noise, "process", None)
+    if of is not None and not _same_dynamics(of, process):
+        raise ValueError(
+            f"experiment: noise is of another process ({of.name!r} of {of.dim} dimensions) than the"
+            f" experiment's ({process.name!r} of {process.dim}); build it of the same one"
+        )
+    if OBJECTIVES[objective].controlled or OBJECTIVES[objective].noising == "local":
+        row = jax.ShapeDtypeStruct((1, process.dim), np.float32)
+        if jax.eval_shape(lambda x0: noise(jax.random.key(0), x0), row).mu is None:
+            raise ValueError(
+                f"experiment: objective={objective!r} needs mu, which this noise does not give;"
+                " path_windows(..., companion=True) does"
+            )
+
+
+def _check_model(model: ScoreModel, process: Process) -> None:
+    """Raises ValueError for a model of another process."""
+    of = getattr(model.precondition, "process", None)
+    if model.dim != process.dim or (of is not None and not _same_dynamics(of, process)):
+        raise ValueError(
+            f"experiment: the model is of another process (of {model.dim} dimensions) than the"
+            f" experiment's ({process.name!r} of {process.dim}); build it of the same one"
+        )
+
+
+def _same_dynamics(a: Process, b: Process) -> bool:
+    """Whether two processes have one drift, noise and horizon, as built alike from equal arrays."""
+    if a is b:
+        return True
+    of = [(p.drift, p.diffusion, p.noisy, p.horizon) for p in (a, b)]
+    forms: list[Any] = [jax.tree.structure(parts) for parts in of]
+    leaves = [jax.tree.leaves(parts) for parts in of]
+    return forms[0] == forms[1] and all(map(np.array_equal, *leaves))

@@ -333,7 +333,10 @@ def _picture(
         stream=STREAM_PICTURE,
         progress=False,
     )
-    return plots.render(plots.samples_figure(x, dataset.shape, reference=dataset.test[:num]))
+    figure = plots.samples_figure(
+        x, dataset.shape, reference=dataset.test[:num], value_range=dataset.value_range
+    )
+    return plots.render(figure)
 
 
 def draw_as_configured(

@@ -77,8 +77,8 @@ def tile(
     canvas = np.ones((rows * (height + 1) + 1, columns * (width + 1) + 1, shown), np.float32)
     for i, image in enumerate(images):
         top, left = 1 + (i // columns) * (height + 1), 1 + (i % columns) * (width + 1)
-        shades = np.nan_to_num(image - low, nan=span / 2) / span
-        pixels = np.clip(shades, 0, 1).reshape(shape)[..., :shown]
+        shades = np.nan_to_num((np.clip(image, *grey) - low) / span, nan=0.5)
+        pixels = shades.reshape(shape)[..., :shown]
         canvas[top : top + height, left : left + width] = pixels
     return canvas[..., 0] if shown == 1 else canvas
 

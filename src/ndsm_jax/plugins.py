@@ -31,6 +31,10 @@ class Plugin:
     digest: str
 
 
+_SCOPES: dict[tuple[pathlib.Path, str], dict[str, Any]] = {}
+"""What running a file defined, by its path and SHA-256."""
+
+
 def is_plugin(name: str) -> bool:
     """Whether a name in a config is `file.py:function` and not one of ours."""
     return ".py:" in name
@@ -44,6 +48,7 @@ def digest(name: str, *, key: str) -> str:
 def load(name: str, *, key: str) -> Plugin:
     """Runs the file of `path/to/file.py:function` and returns the function.
 
+    A file is run once, and anew where it has changed: names of one file share its classes.
     The path is relative to the working directory; `~` is the home directory. The file may import
     modules that lie beside it only if Python finds them otherwise (PYTHONPATH).
 
@@ -57,24 +62,29 @@ def load(name: str, *, key: str) -> Plugin:
     """
     content = _read(name, key)
     path, _, attribute = name.rpartition(":")
-    try:
-        scope = runpy.run_path(str(pathlib.Path(path).expanduser()))
-    except Exception as error:  # whatever the user's file raises
-        raise ValueError(
-            f"{key}={name!r}: running {path} failed with {type(error).__name__}: {error}"
-        ) from error
+    source = pathlib.Path(path).expanduser()
+    found = hashlib.sha256(content).hexdigest()
+    file = (source.resolve(), found)
+    if file not in _SCOPES:
+        try:
+            _SCOPES[file] = runpy.run_path(str(source))
+        except Exception as error:  # whatever the user's file raises
+            raise ValueError(
+                f"{key}={name!r}: running {path} failed with {type(error).__name__}: {error}"
+            ) from error
+    scope = _SCOPES[file]
     function = scope.get(attribute)
     if not callable(function):
-        found = [
+        functions = [
             word
             for word, value in scope.items()
             if inspect.isfunction(value) and value.__module__ == "<run_path>"
         ]
         raise ValueError(
             f"{key}={name!r}: {path} has no function {attribute!r}; it has"
-            f" {', '.join(found) or 'no functions'}"
+            f" {', '.join(functions) or 'no functions'}"
         )
-    return Plugin(name=name, function=function, digest=hashlib.sha256(content).hexdigest())
+    return Plugin(name=name, function=function, digest=found)
 
 
 def _read(name: str, key: str) -> bytes:

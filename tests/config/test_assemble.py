@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from ndsm_jax import datasets, references
-from ndsm_jax.config import Config, assemble
-from ndsm_jax.config.parts import MAX_STEPS, fit, stand_in
+from ndsm_jax.config import Config, assemble, check_effect
+from ndsm_jax.config.parts import fit, stand_in
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.frames import Identity
+from ndsm_jax.integrators import MAX_STEPS
 from ndsm_jax.launch import restore
 from ndsm_jax.runs import fingerprint
 from ndsm_jax.training import init_state
@@ -161,8 +162,9 @@ def test_few_steps_are_refused_where_a_step_is_explicit():
 
 
 def test_churn_without_a_flow_is_refused():
-    with pytest.raises(ValueError, match=r"sample\.churn"):
-        build(sampler="reverse_sde", churn=0.5)
+    config = Config.from_dict({"sample": {"sampler": "reverse_sde", "churn": 0.5}})
+    with pytest.raises(ValueError, match=r"sample\.churn=0\.5 has no effect"):
+        check_effect(config, ["sample.churn"])
 
 
 # --- steps that are left to us ---
@@ -198,7 +200,7 @@ def num_steps(config: Config, fitted) -> tuple[int, int]:
 def test_steps_are_as_many_as_the_stiffness_needs(rng, caplog):
     """A variance of 0.14^2 beside 1: more steps than usual resolve it, and nothing is raised."""
     config = with_steps(noising={"steps": 0}, sample={"steps": 0})
-    fitted = fit(config, emoji(rng, 0.14))
+    fitted = assemble.resolvable(config, fit(config, emoji(rng, 0.14)))
     assert fitted.reference.smallest_variance() == pytest.approx(0.02, rel=0.3)
     with caplog.at_level(logging.INFO, logger="ndsm_jax"):
         noising, sampling = num_steps(config, fitted)

@@ -8,7 +8,7 @@ import pytest
 from ndsm_jax.config import BASELINES, Config, check_effect, has_effect
 from ndsm_jax.config.assemble import build
 from ndsm_jax.config.names import FITS, PROCESSES
-from ndsm_jax.config.options import PLUGIN
+from ndsm_jax.config.options import PLUGIN, POSITIVE
 from ndsm_jax.config.parts import stand_in
 from ndsm_jax.networks import NETWORKS
 from ndsm_jax.runs import fingerprint
@@ -118,6 +118,8 @@ def test_conditions_name_existing_keys_and_values_that_they_can_have(dotted):
             for value in values:
                 if value == PLUGIN:
                     assert allowed["plugin"], f"{dotted}: {key} takes no {PLUGIN}"
+                elif value == POSITIVE:
+                    assert type(OPTIONS[key].default) in (int, float)
                 elif allowed["choices"]:
                     assert value in allowed["choices"], f"{dotted}: {key}={value}"
                 else:

@@ -40,6 +40,19 @@ def test_paths_are_relative_to_the_working_directory_or_to_home(tmp_path, monkey
         assert plugins.load(name, key="data.name").function() == 1
 
 
+def test_a_file_is_run_once_until_it_changes(tmp_path, monkeypatch):
+    """So that two of its functions know each other's classes."""
+    path = tmp_path / "own.py"
+    text = "class Law: ...\ndef law(): return Law()\ndef is_law(x): return isinstance(x, Law)\n"
+    path.write_text(text)
+    monkeypatch.chdir(tmp_path)
+    law = plugins.load(f"{path}:law", key="reference.name").function()
+    for name in (f"{path}:is_law", "own.py:is_law"):
+        assert plugins.load(name, key="process.name").function(law)
+    path.write_text(text + "# changed\n")
+    assert not plugins.load(f"{path}:is_law", key="process.name").function(law)
+
+
 FILE = """
 import numpy
 LIMIT = 3

@@ -40,6 +40,16 @@ def at(y, s, h):
     return jnp.full(y.shape[:-1], s, jnp.float32), jnp.full(y.shape[:-1], h, jnp.float32)
 
 
+@jax.jit
+def law(linearised, process, y, s, h):
+    return linearised(process, y, s, h)
+
+
+@jax.jit
+def noised(noise, key, x0):
+    return noise(key, x0)
+
+
 # --- one step of a linear drift ---
 
 
@@ -88,7 +98,7 @@ def test_it_is_the_kernel_of_a_linear_drift(name, h, rng):
     process = LINEAR[name]
     y = jnp.float32(rng.normal(size=(5, process.dim)))
     kernel = process.kernel(jnp.full(5, h))
-    local = noising.linearise(process)(process, y, *at(y, 0.0, h))
+    local = law(noising.linearise(process), process, y, *at(y, 0.0, h))
     assert_same_law(local, kernel.scale.mv(y), covariance(kernel.root, y), y)
 
 
@@ -107,7 +117,7 @@ def test_it_is_the_kernel_of_variance_preserving_noise(jacobian, s, h, rng):
     assert_same_law(local, np.exp(-0.5 * x) * y, cov, y)
 
 
-def mixtures(kind, rng, dim=9):
+def mixtures(kind, rng, dim=12):
     means = rng.normal(size=(3, dim))
     if kind == "low_rank":
         directions = np.linalg.qr(rng.normal(size=(3, dim, 2)))[0]
@@ -122,13 +132,17 @@ def test_scalar_plus_low_rank_is_the_dense_map(kind, rng):
     """States, targets and laws, in a batch, at a component's mean and in the span of the means."""
     mixture = mixtures(kind, rng)
     process = processes.langevin(mixture)
-    y = mixture.sample(jax.random.key(0), (2, 4)).at[0, 0].set(mixture.means[0])
-    y = y.at[0, 1].set(mixture.means.mean(axis=0))
-    z = jax.random.normal(jax.random.key(1), y.shape)
+    states = mixture.sample(jax.random.key(0), (2, 4)).at[0, 0].set(mixture.means[0])
+    states = states.at[0, 1].set(mixture.means.mean(axis=0))
     low, dense = (noising.linearise(process, jacobian=j) for j in ("low_rank", "dense"))
     assert type(noising.linearise(process)) is type(low)
-    for h in (1e-3, 0.1, 0.5):
-        one, other = (jax.jit(f)(process, y, *at(y, 0.1, h)) for f in (low, dense))
+    for h, y in (
+        (1e-3, states),
+        (0.1, states),
+        (0.5, states[1:]),
+    ):  # a saddle and 0.5 would be an Euler step
+        z = jax.random.normal(jax.random.key(1), y.shape)
+        one, other = (law(f, process, y, *at(y, 0.1, h)) for f in (low, dense))
         cov = covariance(other.root, y)
         assert_same_law(one, other.mean, cov, y)
         # Of the roots, which need not be the same: E z z^T = I, and the score is -Sigma^{-1} L z.
@@ -139,7 +153,7 @@ def test_scalar_plus_low_rank_is_the_dense_map(kind, rng):
 
 
 def logistic_process(dim=3):
-    process = processes.langevin(references.logistic(np.zeros(dim), np.linspace(0.5, 1.5, dim)))
+    process = processes.langevin(references.logistic(dim, scale=np.linspace(0.5, 1.5, dim)))
     known = dataclasses.replace(process.known, elementwise=True)
     return dataclasses.replace(process, known=known)
 
@@ -149,7 +163,7 @@ def test_the_diagonal_is_the_dense_map(rng):
     y = jnp.float32(rng.normal(size=(6, 3)) * 2)
     diagonal, dense = (noising.linearise(process, jacobian=j) for j in ("auto", "dense"))
     for h in (1e-4, 0.05, 1.0):
-        one, other = (f(process, y, *at(y, 0.0, h)) for f in (diagonal, dense))
+        one, other = (law(f, process, y, *at(y, 0.0, h)) for f in (diagonal, dense))
         assert_same_law(one, other.mean, covariance(other.root, y), y)
         z = jnp.float32(rng.normal(size=y.shape))
         np.testing.assert_allclose(one.sample(z), other.sample(z), rtol=1e-4, atol=1e-5)
@@ -204,12 +218,16 @@ def test_a_short_step_is_that_of_ndsm(rng):
 
 @pytest.mark.parametrize("name", ["ou", "critically damped"])
 def test_a_window_from_the_data_is_dsm_for_a_linear_drift(name):
-    """y and the target against the kernel from x_0, state by state."""
+    """y and the target against the kernel from x_0, state by state.
+
+    The covariance is that of the kernel, rounded: to 1 % of the largest target of a path, as that
+    of the shortest times is nearly singular where positions follow velocities.
+    """
     process = LINEAR[name]
     noise = noising.linearised_windows(process, 40, k=3, schedule="gap", gap=1e3)
     assert not np.any(noise.starts)
     x0 = process.reference.sample(jax.random.key(1), (30,))
-    batch = jax.jit(lambda n, k, x: n(k, x))(noise, jax.random.key(0), x0)
+    batch = noised(noise, jax.random.key(0), x0)
     chex.assert_tree_all_finite(batch)
     kernel = process.kernel(batch.t)
     np.testing.assert_allclose(batch.mu, kernel.scale.mv(x0[:, None]), rtol=1e-4, atol=1e-5)
@@ -217,7 +235,7 @@ def test_a_window_from_the_data_is_dsm_for_a_linear_drift(name):
     cov = covariance(kernel.root, batch.y)
     pull = process.project(jnp.asarray(-np.linalg.solve(cov, deviation)[..., 0], jnp.float32))
     scale = np.abs(pull).max(axis=(1, 2), keepdims=True)
-    np.testing.assert_allclose(batch.score_target / scale, pull / scale, atol=2e-3)
+    np.testing.assert_allclose(batch.score_target / scale, pull / scale, atol=1e-2)
     assert batch.noisy == process.noisy
     np.testing.assert_allclose(batch.weight, process.clock.variance(batch.t), rtol=1e-6)
 
@@ -255,10 +273,10 @@ def test_targets_have_the_score_as_conditional_mean():
     only_last = jnp.zeros(61).at[-1].set(1.0)
     noise = dataclasses.replace(noise, times=dataclasses.replace(noise.times, cdf=only_last))
     x0 = 0.1 + 0.2 * jax.random.normal(jax.random.key(0), (40_000, 1))
-    batch = jax.jit(lambda n, k, x: n(k, x))(noise, jax.random.key(1), x0)
+    batch = noised(noise, jax.random.key(1), x0)
     np.testing.assert_allclose(batch.t, 0.15, rtol=1e-6)
-    mesh = np.linspace(-4, 4, 1601)
-    p = density(process, 0.2, np.linspace(0, 0.15, 301), mesh)
+    mesh = np.linspace(-3, 3, 601)
+    p = density(process, 0.2, np.linspace(0, 0.15, 201), mesh)
     np.testing.assert_allclose(np.trapezoid(p, mesh), 1, atol=1e-3)
     score = np.gradient(np.log(p), mesh)
     y, target = (np.asarray(a, np.float64).ravel() for a in (batch.y, batch.score_target))
@@ -312,7 +330,7 @@ def test_windows_are_short_where_the_drift_is_curved():
     ]
     lengths = [grid[1:] - grid[np.asarray(w.starts)] for w in windows]
     np.testing.assert_array_equal(windows[1].starts[:19], np.zeros(19))
-    assert lengths[1][24:].max() < 0.3
+    assert lengths[1][25:].max() < 0.15
     assert np.all(lengths[0] >= lengths[1])
     assert lengths[0].mean() > 1.2 * lengths[1].mean()
     np.testing.assert_array_equal(windows[1].starts, windows[2].starts)
@@ -345,7 +363,7 @@ def test_the_error_of_the_local_mean_is_below_the_tolerance(tolerance):
         return pairs.mean(axis=1), pairs.var(axis=1) / 2048
 
     errors = []
-    for interval in (20, 35, 45, 55):
+    for interval in (20, 40, 55):
         h = float(grid[interval + 1] - grid[starts[interval]])
         local = noise.linearised(process, states, *at(states, 0.0, h))
         mean, noise_variance = simulated(states, h)
@@ -374,7 +392,7 @@ def test_another_mixture_of_equal_shape_does_not_retrace():
     traces = []
 
     @jax.jit
-    def noised(noise, key, x0):
+    def counted(noise, key, x0):
         traces.append(None)
         return noise(key, x0)
 
@@ -382,7 +400,7 @@ def test_another_mixture_of_equal_shape_does_not_retrace():
     for _ in range(2):
         mixture = mixtures("spherical", rng)
         noise = noising.linearised_windows(processes.langevin(mixture), 20, schedule="gap")
-        noised(noise, jax.random.key(0), mixture.sample(jax.random.key(1), (5,)))
+        counted(noise, jax.random.key(0), mixture.sample(jax.random.key(1), (5,)))
     assert len(traces) == 1
 
 
@@ -395,9 +413,7 @@ def test_the_quotient_is_simulated_for_many_dimensions(rng):
     assert (
         noising.linearised_windows(process, 30, simulation="full", schedule="gap").chain is not None
     )
-    batch = jax.jit(lambda n, k, x: n(k, x))(
-        noise, jax.random.key(0), mixture.sample(jax.random.key(1), (1000,))
-    )
+    batch = noised(noise, jax.random.key(0), mixture.sample(jax.random.key(1), (1000,)))
     std = np.asarray(process.clock.std(batch.t))[..., None]
     assert_mean((batch.score_target * std).reshape(-1, 40), np.zeros(40))
     moment = np.sum(batch.score_target * (batch.y - batch.mu), axis=-1)
@@ -432,6 +448,6 @@ def test_errors_name_the_key(changes, words):
 
 
 def test_a_large_dense_jacobian_is_refused():
-    process = processes.langevin(references.student_t(np.zeros(200), np.ones(200), 5.0))
+    process = processes.langevin(references.student_t(200, degrees=5.0))
     with pytest.raises(ValueError, match="elementwise"):
         noising.linearise(process)

@@ -182,3 +182,14 @@ def test_noising_is_traced_once_for_any_mixture():
 def test_unknown_weight_is_refused():
     with pytest.raises(ValueError, match=r"noising\.weight"):
         loss_weight(processes.langevin(PRIOR).clock, "heavy")
+
+
+@pytest.mark.parametrize("make", [noising.path_windows, noising.local_steps])
+def test_a_law_of_times_on_another_grid_is_refused(make):
+    process = processes.langevin(PRIOR)
+    times = noising.time_law(process.clock, time_grid(process, 30), kind="uniform")
+    with pytest.raises(ValueError, match="grid of 30 steps, which is not the grid of 40 steps"):
+        make(process, 40, times=times)
+    with pytest.raises(ValueError, match="grid of 30 steps"):
+        make(process, np.linspace(0, float(process.horizon), 31), times=times)
+    assert make(process, 30, times=times).times is times

@@ -173,3 +173,19 @@ def test_process_takes_any_drift():
         Clock(decay=lambda t: t)
     with pytest.raises(ValueError, match=r"process\.horizon"):
         processes.process(swirl, jnp.ones_like, process.reference, horizon=-1.0)
+
+
+@pytest.mark.parametrize(
+    "number", [2, 2.0, np.float32(2), np.float64(2), np.array(2.0), jnp.float32(2), np.int64(2)]
+)
+def test_a_diffusion_is_a_number_of_any_kind(number):
+    reference = references.standard_normal(2)
+    made = processes.process(lambda y, t: -y, number, reference, horizon=1.0)
+    np.testing.assert_array_equal(made.diffusion(jnp.zeros(3)), np.full(3, 2, np.float32))
+
+
+@pytest.mark.parametrize("number", [0.0, np.float32(-1), np.inf, np.array(np.nan), np.ones(2), "2"])
+def test_other_diffusions_are_refused(number):
+    reference = references.standard_normal(2)
+    with pytest.raises(ValueError, match=r"diffusion=.*positive"):
+        processes.process(lambda y, t: -y, number, reference, horizon=1.0)

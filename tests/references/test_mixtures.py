@@ -84,7 +84,6 @@ def test_score_and_hvp_match_autodiff(case, rng):
     y = y.reshape(-1, D)
     v = rng.normal(size=y.shape).astype(np.float32)
     score, hvp = mixture.score_hvp(y, v)
-    np.testing.assert_array_equal(mixture.hvp(y, v), hvp)
     expected = jax.vmap(jax.grad(mixture.log_prob))(y)
     np.testing.assert_allclose(score, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(mixture.score(y), expected, rtol=1e-4, atol=1e-4)
@@ -170,7 +169,9 @@ def test_low_rank_equals_the_full_mixture_of_its_covariances(rng):
     for name in ("component_log_prob", "log_prob", "responsibilities", "score"):
         got, want = getattr(ours, name)(y), getattr(full, name)(y)
         np.testing.assert_allclose(got, want, rtol=3e-5, atol=1e-3, err_msg=name)
-    np.testing.assert_allclose(ours.hvp(y, v), full.hvp(y, v), rtol=1e-3, atol=2e-2)
+    np.testing.assert_allclose(
+        ours.score_hvp(y, v)[1], full.score_hvp(y, v)[1], rtol=1e-3, atol=2e-2
+    )
     np.testing.assert_allclose(ours.component_variances(), full.component_variances(), rtol=1e-5)
     assert ours.smallest_variance() == pytest.approx(full.smallest_variance(), rel=1e-4)
     # The square root: unit vectors as noise give its columns.

@@ -170,9 +170,9 @@ def test_logistic_fit_has_the_moments_of_the_data(rng):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: references.student_t(2, degrees=0.0), r"reference\.degrees"),
-        (lambda: references.student_t(2, degrees=3.0, scale=[1.0, 0.0]), r"reference\.scale"),
-        (lambda: references.logistic(2, location=[1.0, 2.0, 3.0]), r"reference\.location.*\[2\]"),
+        (lambda: references.student_t(2, degrees=0.0), r"^student_t: degrees=0"),
+        (lambda: references.student_t(2, degrees=3.0, scale=[1.0, 0.0]), r"^scale must"),
+        (lambda: references.logistic(2, location=[1.0, 2.0, 3.0]), r"^location must be.*\[2\]"),
         (lambda: references.logistic(2, location=np.nan), "finite"),
         (lambda: references.logistic(0), "dim=0"),
         (lambda: references.uniform_torus(0), "dim=0"),

@@ -273,3 +273,11 @@ def test_framed_images_have_a_red_frame():
     assert not red[int(rows.mean()), int(columns.mean())]
     plain = plots.render(plots.panels({"a": images}, (4, 4, 1), size=3.0)).astype(int)
     assert np.ptp(plain, axis=-1).max() == 0
+
+
+def test_values_beyond_the_grey_are_black_or_white():
+    """Infinities too, without a warning; of images of one value that value is black."""
+    images = np.array([[np.inf], [-np.inf], [300.0], [-1.0]], np.float32)
+    canvas = plots.tile(images, (1, 1, 1), 4, grey=(0.0, 0.5))
+    np.testing.assert_array_equal(canvas[1, 1::2], [1, 0, 1, 0])
+    assert plots.tile(np.full((1, 1), 7.0), (1, 1, 1), 1, grey=(7.0, 7.0))[1, 1] == 0

@@ -102,9 +102,9 @@ def names(script, *found):
 
 
 FUNCTIONS = (
-    "reads_a_number reads_an_array calls recursive inner nested jitted mapped bound closed in_jax"
-    " in_dict called method chained"
-).split()
+    *("reads_a_number", "reads_an_array", "calls", "recursive", "inner", "nested", "jitted"),
+    *("mapped", "bound", "closed", "in_jax", "in_dict", "called", "method", "chained"),
+)
 
 
 @pytest.mark.parametrize(

@@ -260,21 +260,20 @@ def test_a_kernel_that_is_no_scalar_is_left_aside():
 def test_unknown_names_and_options_are_refused():
     with pytest.raises(ValueError, match=r"sample\.sampler='teleport'.*adaptive_flow"):
         sampling.make_sampler("teleport")
-    with pytest.raises(ValueError, match=r"sample\.speed=3: no sampler"):
+    with pytest.raises(ValueError, match=r"sample\.speed: reverse_sde has no .*; it has none"):
         sampling.make_sampler("reverse_sde", speed=3)
 
 
 @pytest.mark.parametrize("name", ["reverse_sde", "multistep_sde", "ancestral", "adaptive_flow"])
-def test_churn_is_refused_where_it_means_nothing(name):
-    with pytest.raises(ValueError, match=r"sample\.churn=0\.5.*heun_flow, multistep_flow"):
-        sampling.make_sampler(name, churn=0.5)
+@pytest.mark.parametrize("churn", [0.0, 0.5])
+def test_churn_is_refused_where_there_is_none(name, churn):
+    with pytest.raises(ValueError, match=rf"sample\.churn: {name} has no such option"):
+        sampling.make_sampler(name, churn=churn)
 
 
-def test_options_reach_the_samplers_that_take_them():
-    options = {"churn": 0.0, "rtol": 1e-3, "atol": 1e-3, "langevin_steps": 5}
-    for name in sampling.SAMPLERS:
-        assert sampling.make_sampler(name, **options) == sampling.SAMPLERS[name]()
-    assert sampling.make_sampler("heun_flow", **options | {"churn": 0.5}).churn == 0.5
+def test_options_reach_the_samplers_that_have_them():
+    assert sampling.make_sampler("heun_flow", churn=0.5).churn == 0.5
+    assert sampling.make_sampler("adaptive_flow", rtol=1e-4, atol=1e-5).atol == 1e-5
     assert sampling.make_sampler("ancestral") == sampling.MultistepSDE(order=1)
 
 

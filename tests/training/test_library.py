@@ -1,5 +1,6 @@
 """The library without a config: an experiment of a process, trained with a folder and without."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -9,12 +10,14 @@ import sys
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ndsm_jax import frames, processes, references
+from ndsm_jax import frames, noising, processes, references, sampling
 from ndsm_jax.experiment import experiment
 from ndsm_jax.networks import ScoreMLP
+from ndsm_jax.objectives import OBJECTIVES
 from ndsm_jax.runs import Run, read_metrics
 from ndsm_jax.training import draw, train
 from ndsm_jax.training.train import default_run
@@ -115,6 +118,89 @@ def test_another_objective_is_refused(tmp_path):
     trained(small(process, objective="dsm"), steps=2, run=tmp_path)
     with pytest.raises(ValueError, match="belong to another experiment"):
         trained(small(process, objective="ism"), run=tmp_path)
+
+
+def test_another_drift_of_the_same_name_is_refused(tmp_path):
+    """A drift that closes over an array, and one that reads a global number."""
+
+    def closes(rate):
+        def drift(y, t):
+            return -y * rate[0]
+
+        return small(processes.process(drift, 1.4, mixture(), horizon=1.0))
+
+    trained(closes(np.array([1.0])), steps=2, run=tmp_path)
+    assert int(trained(closes(np.array([1.0])), steps=3, run=tmp_path).step) == 3
+    with pytest.raises(ValueError, match=r"experiment\.process: \d+ in the checkpoint"):
+        trained(closes(np.array([9.0])), run=tmp_path)
+
+
+# --- parts that do not go together ---
+
+DEGENERATE = processes.process(
+    lambda y, t: -y, 1.0, references.standard_normal(2), horizon=1.0, noisy=(1,)
+)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        processes.langevin(mixture(position=2.0)),
+        processes.langevin(references.standard_normal(3)),
+        dataclasses.replace(processes.langevin(mixture()), horizon=jnp.float32(7.0)),
+        dataclasses.replace(processes.langevin(mixture()), diffusion=lambda t: 1.0 + t),
+    ],
+    ids=["reference", "dimension", "horizon", "diffusion"],
+)
+def test_noise_and_models_of_another_process_are_refused(other):
+    process = processes.langevin(mixture())
+    with pytest.raises(ValueError, match="noise is of another process"):
+        experiment(process, noise=noising.path_windows(other, 20))
+    probed = noising.Probed(noising=noising.local_steps(other, 20))
+    with pytest.raises(ValueError, match="noise is of another process"):
+        experiment(process, objective="ism", noise=probed)
+    with pytest.raises(ValueError, match="model is of another process"):
+        experiment(process, model=small(other).model)
+
+
+def test_noise_and_models_of_an_equal_process_are_taken():
+    first, again = processes.langevin(mixture()), processes.langevin(mixture())
+    made = experiment(first, noise=noising.path_windows(again, 20), model=small(again).model)
+    assert int(trained(made, steps=1).step) == 1
+
+
+@pytest.mark.parametrize("objective", ["path_dsm_cv", "ndsm", "ndsm_cv"])
+def test_noise_without_the_mu_that_an_objective_needs_is_refused(objective):
+    process = processes.langevin(mixture())
+    with pytest.raises(ValueError, match=f"objective='{objective}' needs mu.*companion=True"):
+        experiment(process, objective=objective, noise=noising.path_windows(process, 20))
+    noise = noising.path_windows(process, 20, companion=True)
+    assert small(process, objective=objective, noise=noise).objective == OBJECTIVES[objective]
+
+
+def test_degenerate_noise_has_a_default_sampler_and_a_refusal_of_all_that_is_wrong():
+    made = experiment(DEGENERATE, objective="ndsm")
+    assert made.sampler == sampling.ReverseSDE()
+    with pytest.raises(ValueError, match=r"'path_dsm' needs noise in every.*one of ism, .*ndsm"):
+        experiment(DEGENERATE)
+    with pytest.raises(ValueError, match=r"'path_dsm'.*ndsm_cv; and .*multistep_sde"):
+        experiment(DEGENERATE, sampler=sampling.MultistepSDE())
+
+
+@pytest.mark.parametrize(
+    ("process", "outputs", "needed"),
+    [(None, 1, r"to \[\d+, 1\]; \[\d+, 2\]"), (DEGENERATE, 2, r"to \[\d+, 2\]; \[\d+, 1\]")],
+    ids=["one for two", "two for one"],
+)
+def test_a_network_of_another_width_is_refused(process, outputs, needed):
+    """One output for two coordinates would broadcast, and train."""
+    process = process or processes.langevin(mixture())
+    network = ScoreMLP(width=8, depth=1, outputs=outputs)
+    made = experiment(process, objective="ndsm", network=network)
+    with pytest.raises(
+        ValueError, match=rf"network\.name: ScoreMLP maps states .*{needed} is needed"
+    ):
+        trained(made, steps=1)
 
 
 FACTS = """

@@ -71,6 +71,8 @@ def data_frame(config: Config, dataset: Dataset) -> Frame:
         )
     if kind in ("standardised", "shared"):
         return frames.standardised(dataset.train, shared=kind == "shared")
+    if kind == "angles":
+        return frames.Angles.of(dataset.train)
     return _frames_without_arrays().get(kind, frames.Identity())
 
 

@@ -64,9 +64,13 @@ MIXTURE: tuple[When, ...] = (
     {**WITHOUT_KERNEL, "reference.name": ("auto", "mixture")},
 )
 PATH = _objectives("path")
-LINEARISED: When = {"objective.name": ("local_dsm",)}
+LINEARISED = _objectives("linearised")
 STEPPED: When = {**_objectives("local"), **WITHOUT_KERNEL}
-SIMULATED: tuple[When, ...] = (PATH, {**_objectives("local", "state"), **WITHOUT_KERNEL})
+SIMULATED: tuple[When, ...] = (
+    PATH,
+    LINEARISED,
+    {**_objectives("local", "state"), **WITHOUT_KERNEL},
+)
 CONTROLLED: When = {"objective.name": tuple(n for n, o in OBJECTIVES.items() if o.controlled)}
 
 
@@ -85,7 +89,7 @@ class DataConfig(Section):
     frame: str = option(
         "auto",
         "coordinates of the process: identity, every feature of mean 0 and variance 1, the same"
-        " shift and scale for all features, angles in (-pi, pi), grey levels made continuous; auto:"
+        " shift and scale for all features, angles with a period of 2 pi, grey levels made continuous; auto:"
         " standardised for your own arrays without a range, shared for images among them",
         choices=DATA_FRAMES,
         when={"autoencoder.kind": ("none",)},

@@ -306,7 +306,7 @@ def _modes(
         k_means = KMeans(min(NUM_CLUSTERS, len(train)), n_init=1, random_state=seed).fit(train)
 
         def cluster_of(x: Array) -> Array:
-            return k_means.predict(into(x))
+            return k_means.predict(np.asarray(into(x), train.dtype))  # it takes no other type
 
         mode_of = cluster_of
         all_labels = np.concatenate([k_means.labels_, mode_of(dataset.test)])

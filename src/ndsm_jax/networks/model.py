@@ -70,6 +70,12 @@ class ScoreModel:
     tells: Tells | None = None
     group: FiniteGroup | None = None
 
+    @property
+    def outputs(self) -> int:
+        """r, the width of the network's output: that of the noise of the precondition's process."""
+        process = getattr(self.precondition, "process", None)
+        return self.dim if process is None else process.noise_dim
+
     def init(self, key: Array) -> Any:
         """Parameters theta."""
         y, condition = jnp.zeros((1, self.dim)), jnp.zeros(1, jnp.int32)
@@ -77,7 +83,11 @@ class ScoreModel:
         return self.network.init(key, y, jnp.zeros(1), *told)
 
     def __call__(self, params: Any, y: Array, t: Array, condition: Any = None) -> Array:
-        """Score: y [..., d], t [...], condition of [..., ...] -> [..., r]."""
+        """Score: y [..., d], t [...], condition of [..., ...] -> [..., r].
+
+        Raises:
+          ValueError: a network whose output has another size (where it is traced).
+        """
         if self.group is None:
             return self._score(params, y, t, condition)
         return symmetrise(partial(self._score, params, condition=None), self.group)(y, t)
@@ -90,6 +100,12 @@ class ScoreModel:
             rows = jax.tree.map(lambda c: c.reshape(-1, *c.shape[leading:]), condition)
             told = (self.tells(flat, rows),)
         output = self.network.apply(params, seen, time, *told)
+        if output.size != len(flat) * self.outputs:  # one too narrow would broadcast
+            needed = [len(flat), self.outputs]
+            raise ValueError(
+                f"network.name: {type(self.network).__name__} maps states of shape"
+                f" {list(seen.shape)} to {list(output.shape)}; {needed} is needed"
+            )
         return self.precondition.score(output.reshape(*y.shape[:-1], -1), y, t)
 
     def bind(self, params: Any, condition: Any = None) -> Partial:

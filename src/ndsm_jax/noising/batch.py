@@ -97,7 +97,10 @@ class TimeLaw:
 
 
 class NoisingFn(Protocol):
-    """A way of noising: a frozen dataclass that maps a key and data to a `NoisedBatch`."""
+    """A way of noising: a frozen dataclass that maps a key and data to a `NoisedBatch`.
+
+    One that has a field `process` is held to that of its experiment.
+    """
 
     @property
     def times(self) -> TimeLaw:
@@ -113,6 +116,11 @@ class Probed:
     """A way of noising that also draws `NoisedBatch.probe`, random signs."""
 
     noising: NoisingFn
+
+    @property
+    def process(self) -> Any:
+        """That of what it wraps, or None."""
+        return getattr(self.noising, "process", None)
 
     @property
     def times(self) -> TimeLaw:
@@ -155,3 +163,19 @@ def time_law(
         cdf=jnp.asarray(cdf, jnp.float32),
         stratified=stratified,
     )
+
+
+def law_on(grid: np.ndarray, times: TimeLaw | None, clock: Clock) -> TimeLaw:
+    """The law `times` of a way of noising on a grid [n + 1]; by default `time_law` of the clock.
+
+    Raises:
+      ValueError: a law on another grid, whose intervals would be taken for those of this one.
+    """
+    if times is None:
+        return time_law(clock, grid)
+    if not np.array_equal(np.asarray(times.grid), np.asarray(grid, np.float32)):
+        raise ValueError(
+            f"noising: times is a law on a grid of {len(times.grid) - 1} steps, which is not the"
+            f" grid of {len(grid) - 1} steps that is simulated; give both the same grid"
+        )
+    return times

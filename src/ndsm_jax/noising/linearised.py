@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jax import Array
 from ndsm_jax.clock import loss_weight
 from ndsm_jax.integrators import broadcast_time, simulate
 from ndsm_jax.linear_maps import Diagonal
-from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, time_law
+from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, law_on
 from ndsm_jax.noising.chain import Chain, Grid, as_grid, make_chain, walk
 from ndsm_jax.noising.quotient import _restrict, subspace
 from ndsm_jax.noising.windows import window_starts
@@ -79,14 +80,18 @@ def linear_step(matrix: Array, force: Array, noisy: Array) -> tuple[Array, Array
     doublings = jnp.clip(jnp.ceil(jnp.log2(jnp.maximum(norm, 1e-30) / _NORM)), 0, 24)
     scale = 2.0**-doublings
     a, f = matrix * scale[..., None, None], force * scale[..., None]
-    term, covariance = jnp.broadcast_to(jnp.diag(noisy), a.shape), jnp.zeros_like(a)
-    power, less_one, vector, mean = a, jnp.zeros_like(a), f, jnp.zeros_like(f)
-    for n in range(1, _ORDER + 1):
-        factorial = math.factorial(n)
-        covariance, mean = covariance + term / factorial, mean + vector / factorial
-        less_one = less_one + power / factorial
-        half = _product(a, term)
-        term, vector, power = half + _t(half), _apply(a, vector), _product(a, power)
+    terms = (jnp.broadcast_to(jnp.diag(noisy), a.shape), a, f)
+
+    def add(n: Array, state: tuple[Any, Any]) -> tuple[Any, Any]:
+        terms, sums = state
+        sums = tuple(map(jnp.add, sums, terms))
+        half = _product(a, terms[0])
+        grown = (half + _t(half), _product(a, terms[1]), _apply(a, terms[2]))
+        return tuple(x / (n + 1) for x in grown), sums
+
+    zeros = tuple(map(jnp.zeros_like, terms))
+    _, sums = jax.lax.fori_loop(1, _ORDER + 1, add, (terms, zeros))
+    covariance, less_one, mean = sums
     covariance *= scale[..., None, None]
 
     def double(
@@ -220,8 +225,9 @@ _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
 
 def _strength(process: Process, s: Array, h: Array) -> Array:
     """int_s^{s+h} g(u)^2 du by Gauss and Legendre's rule of 8 points: [...]."""
-    points = (process.diffusion(s + h * 0.5 * (1 + float(x))) ** 2 for x in _NODES)
-    return 0.5 * h * sum(float(w) * g2 for w, g2 in zip(_WEIGHTS, points, strict=True))
+    at = jnp.asarray(_NODES, h.dtype).reshape(-1, *(1,) * h.ndim)
+    g = process.diffusion(s[None] + 0.5 * h[None] * (1 + at))
+    return 0.5 * h * jnp.tensordot(jnp.asarray(_WEIGHTS, h.dtype), g**2, 1)
 
 
 def _dense_step(
@@ -268,7 +274,7 @@ class DiagonalJacobian:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("mixture", "centre", "basis"),
-    meta_fields=("codim",),
+    meta_fields=(),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LowRankJacobian:
@@ -281,13 +287,11 @@ class LowRankJacobian:
     Attributes:
       mixture: in r + 1 dimensions, with the responsibilities of the whole.
       centre, basis: c [d], B [d, r] orthonormal.
-      codim: d - r (static).
     """
 
     mixture: GaussianMixture
     centre: Array
     basis: Array
-    codim: int
 
     def __call__(self, process: Process, y: Array, s: Array, h: Array) -> LocalGaussian:
         """The law at s + h of states y [..., d] at s [...], see `linearise`."""
@@ -345,7 +349,6 @@ def _low_rank(mixture: GaussianMixture) -> LowRankJacobian | None:
         mixture=_restrict(mixture, basis, centre, 1),
         centre=jnp.asarray(centre, jnp.float32),
         basis=jnp.asarray(basis, jnp.float32),
-        codim=dim - rank,
     )
 
 
@@ -399,7 +402,7 @@ def linearise(process: Process, *, jacobian: str = "auto") -> Linearisation:
 
 # --- schedules ---
 
-_PATHS, _PROBES = 64, 2
+_PATHS, _PROBES = 32, 2
 
 
 def mean_error(
@@ -414,17 +417,14 @@ def mean_error(
     estimates: unbiased, and not always positive.
     """
     half = 0.5 * h
-    middle = linearised(process, y, s, half)
-    one = linearised(process, y, s, h).mean
-
-    def difference(z: Array) -> Array:
-        moved = middle.root.mv(z)
-        ends = [linearised(process, middle.mean + m, s + half, half).mean for m in (moved, -moved)]
-        return 0.5 * ((ends[0] - one) + (ends[1] - one))
-
-    first, second = jax.lax.map(
-        difference, jax.random.rademacher(key, (_PROBES, *y.shape), y.dtype)
-    )
+    laws = jax.vmap(partial(linearised, process, y, s))(jnp.stack([half, h]))
+    middle, one = (jax.tree.map(lambda a, i=i: a[i], laws) for i in range(2))
+    signs = jax.random.rademacher(key, (_PROBES, *y.shape), y.dtype)
+    moved = jax.vmap(middle.root.mv)(signs)
+    start = middle.mean[None, None] + jnp.stack([moved, -moved])
+    times = (jnp.broadcast_to(t, start.shape[:-1]) for t in (s + half, half))
+    ends = linearised(process, start, *times).mean
+    first, second = jnp.mean(ends - one.mean[None, None], axis=0)
     return 4 * jnp.mean(first * second, axis=-1)
 
 
@@ -440,7 +440,7 @@ def _window_error(
         squares = mean_error(jax.random.key(1), process, linearised, y, *times)
         return jnp.sqrt(jnp.maximum(jnp.mean(squares), 0)) / process.clock.std(s + h)
 
-    return jax.lax.map(error, (paths, s, h), batch_size=16)
+    return jax.lax.map(error, (paths, s, h), batch_size=4)
 
 
 def controlled_starts(
@@ -460,7 +460,7 @@ def controlled_starts(
     number of steps is searched by bisection, among 1, 2, 3, 4, 6, 8, 11, ... Deterministic.
 
     Args:
-      x0: starts of the paths [P, d]; by default 64 draws from the reference.
+      x0: starts of the paths [P, d]; by default 32 draws from the reference.
 
     Raises:
       ValueError: a tolerance that is not positive.
@@ -573,11 +573,12 @@ def linearised_windows(
       simulation: see `make_chain`.
       integrator: see `integrators.step_sizes`.
       x0: some data [P, d], on whose paths `controlled` measures; by default, on the reference's.
-      times: law of the times; by default `time_law` of the clock on the grid.
+      times: law of the times, on the same grid; by default `time_law` of the clock.
       weight: of the loss; v(t) by default.
 
     Raises:
-      ValueError: unknown schedule, a gap that is not positive, and as `linearise`,
+      ValueError: unknown schedule, a gap that is not positive, a law of the times on another grid,
+        and as `linearise`,
         `controlled_starts` and `make_chain`.
     """
     grid = as_grid(process, grid)
@@ -598,7 +599,7 @@ def linearised_windows(
         chain=make_chain(process, grid, kind=simulation, integrator=integrator),
         process=process,
         linearised=linearised,
-        times=times or time_law(process.clock, grid),
+        times=law_on(grid, times, process.clock),
         starts=starts,
         weight=weight or loss_weight(process.clock, "variance"),
         k=k,

@@ -12,7 +12,7 @@ from jax import Array
 
 from ndsm_jax.clock import Clock, loss_weight
 from ndsm_jax.integrators import local_kernel
-from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, time_law
+from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, law_on
 from ndsm_jax.noising.chain import Chain, Grid, as_grid, make_chain, walk
 from ndsm_jax.processes.process import Process
 
@@ -128,11 +128,11 @@ def local_steps(
       loss_step, loss_fraction: see `loss_steps`; a positive step switches the fraction off.
       simulation: see `make_chain`.
       integrator: see `integrators.step_sizes`.
-      times: law of the times; by default `time_law` of the clock on the grid.
+      times: law of the times, on the same grid; by default `time_law` of the clock.
       weight: of the loss; v(t) by default.
 
     Raises:
-      ValueError: as `loss_steps` and `make_chain`.
+      ValueError: a law of the times on another grid, and as `loss_steps` and `make_chain`.
     """
     grid = as_grid(process, grid)
     starts, lengths = loss_steps(
@@ -141,7 +141,7 @@ def local_steps(
     return LocalSteps(
         chain=make_chain(process, grid, kind=simulation, integrator=integrator),
         process=process,
-        times=times or time_law(process.clock, grid),
+        times=law_on(grid, times, process.clock),
         starts=starts,
         lengths=lengths,
         weight=weight or loss_weight(process.clock, "variance"),

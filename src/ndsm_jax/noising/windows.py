@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from ndsm_jax.clock import loss_weight
-from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, time_law
+from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, law_on
 from ndsm_jax.noising.chain import PATH_WEIGHTS, Chain, Grid, Window, as_grid, make_chain, walk
 from ndsm_jax.processes.process import Process
 
@@ -135,12 +135,13 @@ def path_windows(
       simulation: see `make_chain`. A companion of a shorter window than the path needs the whole
         space, and `auto` then takes it.
       integrator: see `integrators.step_sizes`.
-      times: law of the times; by default `time_law` of the clock on the grid.
+      times: law of the times, on the same grid; by default `time_law` of the clock.
       weight: of the loss; v(t) by default.
 
     Raises:
       ValueError: noise that drives only some coordinates, as the shift of a path would leave their
-        range; a companion of a short window in a quotient; and as `make_chain`.
+        range; a companion of a short window in a quotient; a law of the times on another grid; and
+        as `make_chain`.
     """
     if process.noisy is not None:
         raise ValueError(
@@ -163,7 +164,7 @@ def path_windows(
     return PathWindows(
         chain=make_chain(process, grid, kind=simulation, integrator=integrator, paths=k),
         process=process,
-        times=times or time_law(process.clock, grid),
+        times=law_on(grid, times, process.clock),
         starts=window_starts(grid, window),
         curvature=jnp.float32(curvature),
         weight=weight or loss_weight(process.clock, "variance"),

@@ -16,8 +16,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
 from ndsm_jax.clock import Clock, driven
 from ndsm_jax.linear_maps import Gaussian, embed, select
@@ -189,7 +191,7 @@ def _constant(g: Array, t: Array) -> Array:
 
 def process(
     drift: DriftFn,
-    diffusion: Callable[[Array], Array] | float,
+    diffusion: Callable[[Array], Array] | ArrayLike,
     reference: Reference,
     *,
     horizon: float,
@@ -219,12 +221,16 @@ def process(
         shape, or noisy coordinates that do not exist.
     """
     dim = reference.dim
-    if isinstance(diffusion, int | float):
-        if not 0 < diffusion < math.inf:
-            raise ValueError(f"process: diffusion={diffusion} must be positive and finite")
-        g: Callable[[Array], Array] = Partial(_constant, jnp.float32(diffusion))
+    if callable(diffusion):
+        g: Callable[[Array], Array] = _pytree(diffusion)
     else:
-        g = _pytree(diffusion)
+        number = np.asarray(diffusion)
+        if number.ndim or number.dtype.kind not in "iuf" or not 0 < number < math.inf:
+            raise ValueError(
+                f"process: diffusion={diffusion} must be a function of t, or a positive and finite"
+                " number"
+            )
+        g = Partial(_constant, jnp.float32(number))
     if noisy is not None:
         noisy = tuple(int(i) for i in noisy)
         if not noisy or len(set(noisy)) < len(noisy) or not 0 <= min(noisy) <= max(noisy) < dim:

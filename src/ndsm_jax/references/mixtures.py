@@ -119,10 +119,6 @@ class GaussianMixture:
         """
         return jax.jvp(self.score, (jnp.asarray(y),), (jnp.asarray(v),))
 
-    def hvp(self, y: Array, v: Array) -> Array:
-        """Hessian of log eta* at y times v: [..., d], [..., d] -> [..., d]. See `score_hvp`."""
-        return self.score_hvp(y, v)[1]
-
     def most_likely(self, y: Array) -> Array:
         """Index of the component with the largest responsibility: [..., d] -> integers [...]."""
         return _batched(_most_likely, "(d)->()", self, y)

@@ -167,8 +167,8 @@ def student_t(dim: int, *, degrees: float, location: Any = 0.0, scale: Any = 1.0
     location, scale = _location_and_scale(dim, location, scale)
     if not (math.isfinite(degrees) and degrees > 0):
         raise ValueError(
-            f"reference.degrees={degrees}: choose a positive number (3 has heavy tails and a"
-            " variance; reference.kind=normal is its limit for many)"
+            f"student_t: degrees={degrees}: choose a positive number (3 has heavy tails and a"
+            " variance; standard_normal is its limit for many)"
         )
     log_normaliser = math.lgamma((degrees + dim) / 2) - math.lgamma(degrees / 2)
     log_normaliser -= dim / 2 * math.log(degrees * math.pi) + np.log(scale).sum()
@@ -322,12 +322,12 @@ def _location_and_scale(dim: int, location: Any, scale: Any) -> tuple[np.ndarray
         value = np.asarray(value, np.float64)
         if value.shape not in ((), (dim,)) or not np.all(np.isfinite(value)):
             raise ValueError(
-                f"reference.{name} must be finite, a scalar or of shape [{dim}],"
+                f"{name} must be finite, a scalar or of shape [{dim}],"
                 f" got the shape {list(value.shape)}"
             )
         arrays[name] = np.broadcast_to(value, (dim,))
     if not np.all(arrays["scale"] > 0):
-        raise ValueError("reference.scale must be positive in every coordinate")
+        raise ValueError("scale must be positive in every coordinate")
     return arrays["location"], arrays["scale"]
 
 

@@ -21,7 +21,7 @@ from ndsm_jax.sampling.kernel import denoise
 from ndsm_jax.sampling.langevin import AnnealedLangevin
 from ndsm_jax.sampling.reverse import MultistepSDE, ReverseSDE, ancestral
 from ndsm_jax.sampling.sampler import Hook, Sampler, Step, hook_keys
-from ndsm_jax.sampling.start import sample_keys, start_states
+from ndsm_jax.sampling.start import check_components, sample_keys, start_states
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "reverse_sde": ReverseSDE,
@@ -35,32 +35,19 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 
 
 def make_sampler(name: str, **options: Any) -> Sampler:
-    """A sampler of `SAMPLERS` by name, with those of the options that it takes.
-
-    Options are the keys of a config's section `sample`: churn, rtol, atol, langevin_steps. One that
-    the sampler does not take must have its default.
+    """A sampler of `SAMPLERS` by name, with its options.
 
     Raises:
-      ValueError: unknown sampler, an option that it does not take, or a value out of range.
+      ValueError: unknown sampler, an option that it does not have, or a value out of range.
     """
     if name not in SAMPLERS:
         raise ValueError(f"sample.sampler={name!r}: choose one of {', '.join(SAMPLERS)}")
-    taken = {n: inspect.signature(make).parameters for n, make in SAMPLERS.items()}
-    for key, value in options.items():
-        if key in taken[name]:
-            continue
-        others = {
-            n: parameters[key].default for n, parameters in taken.items() if key in parameters
-        }
-        if not others:
-            raise ValueError(f"sample.{key}={value}: no sampler has it")
-        default = next(iter(others.values()))
-        if value != default:
-            raise ValueError(
-                f"sample.{key}={value}: {name} has none; set it to {default}, or choose"
-                f" sample.sampler from {', '.join(others)}"
-            )
-    return SAMPLERS[name](**{key: options[key] for key in options if key in taken[name]})
+    make = SAMPLERS[name]
+    for option in options:
+        if option not in inspect.signature(make).parameters:
+            has = ", ".join(inspect.signature(make).parameters)
+            raise ValueError(f"sample.{option}: {name} has no such option; it has {has or 'none'}")
+    return make(**options)
 
 
 class Reversal(NamedTuple):
@@ -291,7 +278,12 @@ def _chunks(
     times = jnp.asarray(time_grid(process, int(grid)) if np.ndim(grid) == 0 else grid)
     sampler, _ = sampler.plan(process, jnp.flip(times[1:]))
     if components is not None:
-        _check_components(components, num, process)
+        if not isinstance(process.reference, GaussianMixture):
+            raise ValueError(
+                f"components: the reference of {process.name!r} is a"
+                f" {type(process.reference).__name__}, which has none; leave them out"
+            )
+        check_components(components, num, process.reference.num_components)
         components = np.asarray(components, np.int32)
     for leaf in jax.tree.leaves(condition):
         if len(leaf) != num:
@@ -321,24 +313,3 @@ def _chunks(
 
 def _partial(function: Callable[..., Any]) -> Partial:
     return function if isinstance(function, Partial) else Partial(function)
-
-
-def _check_components(components: np.ndarray, num: int, process: Process) -> None:
-    reference = process.reference
-    if not isinstance(reference, GaussianMixture):
-        raise ValueError(
-            f"components: the reference of {process.name!r} is a {type(reference).__name__}, which"
-            " has none; leave them out"
-        )
-    components = np.asarray(components)
-    if components.shape != (num,) or not np.issubdtype(components.dtype, np.integer):
-        raise ValueError(
-            f"components of shape {components.shape} and type {components.dtype}: one integer for"
-            f" each of the {num} samples is needed"
-        )
-    wrong = components[(components < 0) | (components >= reference.num_components)]
-    if wrong.size:
-        raise ValueError(
-            f"component {wrong[0]}: the reference has {reference.num_components} components,"
-            f" numbered from 0 to {reference.num_components - 1}"
-        )
