@@ -13,7 +13,7 @@ from ndsm_jax import frames, noising
 from ndsm_jax.clock import time_coordinate
 from ndsm_jax.control_variates import Constant, ControlVariate, Estimator, Optimal
 from ndsm_jax.frames import Frame
-from ndsm_jax.integrators import time_grid
+from ndsm_jax.integrators import stable_grid, step_ratio, time_grid
 from ndsm_jax.networks import PRECONDITIONS, ScoreMLP, ScoreModel, described
 from ndsm_jax.noising import NoisingFn, Probed
 from ndsm_jax.objectives import EXACT_DIVERGENCE_DIM, OBJECTIVES, Objective, check_process
@@ -89,7 +89,7 @@ def experiment(
     estimator: Estimator | None = None,
     optimiser: Optimiser | None = None,
     sampler: Sampler | None = None,
-    sample_grid: noising.Grid = 40,
+    sample_grid: noising.Grid | None = None,
 ) -> Experiment:
     """Puts an experiment together; everything but the process has a default.
 
@@ -105,7 +105,8 @@ def experiment(
       estimator, optimiser: by default `Estimator()` and `optimisation.adam()`.
       sampler: by default `sampling.MultistepSDE()`, or `ReverseSDE()` where noise drives some
         coordinates only.
-      sample_grid: times [n + 1], or a number of steps.
+      sample_grid: times [n + 1], or a number of steps; by default 40, or as many more as the
+        drift's stiffness needs, up to `integrators.MAX_STEPS`.
 
     Raises:
       ValueError: parts that do not go together: an objective or a sampler that cannot serve the
@@ -118,7 +119,9 @@ def experiment(
     _check_serve(objective, sampler, process)
     kind, frame = OBJECTIVES[objective], frame or frames.Identity()
     if noise is None:
-        noise = make_noising(kind, process)
+        simulated = kind.noising == "path" or process.kernel is None
+        grid = _stable(process, 150, None) if simulated else time_grid(process, 150)
+        noise = make_noising(kind, process, grid)
     else:
         _check_noise(objective, noise, process)
     if kind.noising == "state" and process.noise_dim > EXACT_DIVERGENCE_DIM:
@@ -144,8 +147,10 @@ def experiment(
         _check_model(model, process)
     if control is None:
         control = Optimal(coordinate=coordinate, num_bins=20) if kind.controlled else Constant()
-    if isinstance(sample_grid, int):
-        sample_grid = time_grid(process, sample_grid)
+    if sample_grid is None and process.kernel is None:
+        sample_grid = _stable(process, 40, sampler)
+    elif sample_grid is None or isinstance(sample_grid, int):
+        sample_grid = time_grid(process, sample_grid or 40)
     return Experiment(
         process=process,
         frame=frame,
@@ -158,6 +163,23 @@ def experiment(
         sampler=sampler,
         sample_grid=np.asarray(sample_grid, np.float32),
     )
+
+
+def _stable(process: Process, fewest: int, sampler: Sampler | None) -> np.ndarray:
+    """A grid whose explicit steps the process's stiffness allows. Raises ValueError for none."""
+
+    def explicit_step(longest: float) -> float:
+        return longest if sampler is None else sampler.explicit_step(longest, process.clock)
+
+    grid = stable_grid(process, fewest, explicit_step=explicit_step)
+    ratio = step_ratio(process, grid, explicit_step)
+    if ratio > 1 and process.known.stiffness is not None:
+        raise ValueError(
+            f"experiment: the longest of {len(grid) - 1} explicit steps is {ratio:.3g} times what"
+            f" the stiffness of process {process.name!r} allows; raise a mixture's smallest"
+            " variances (references.floored), or give a finer grid (noise, sample_grid)"
+        )
+    return grid
 
 
 def _check_serve(objective: str, sampler: Sampler, process: Process) -> None:

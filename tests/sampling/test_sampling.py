@@ -57,7 +57,7 @@ def exact_score(weights, means, variances):
 
 @pytest.fixture(params=EXACT)
 def sampler(request):
-    return sampling.make_sampler(request.param)
+    return sampling.SAMPLERS[request.param]()
 
 
 def draw(sampler, score, *, seed=0, num=8000):

@@ -89,8 +89,9 @@ class DataConfig(Section):
     frame: str = option(
         "auto",
         "coordinates of the process: identity, every feature of mean 0 and variance 1, the same"
-        " shift and scale for all features, angles with a period of 2 pi, grey levels made continuous; auto:"
-        " standardised for your own arrays without a range, shared for images among them",
+        " shift and scale for all features, angles with a period of 2 pi, grey levels made"
+        " continuous; auto: standardised for your own arrays without a range, shared for images"
+        " among them",
         choices=DATA_FRAMES,
         when={"autoencoder.kind": ("none",)},
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -32,22 +31,6 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "multistep_flow": MultistepFlow,
     "adaptive_flow": AdaptiveFlow,
 }
-
-
-def make_sampler(name: str, **options: Any) -> Sampler:
-    """A sampler of `SAMPLERS` by name, with its options.
-
-    Raises:
-      ValueError: unknown sampler, an option that it does not have, or a value out of range.
-    """
-    if name not in SAMPLERS:
-        raise ValueError(f"sample.sampler={name!r}: choose one of {', '.join(SAMPLERS)}")
-    make = SAMPLERS[name]
-    for option in options:
-        if option not in inspect.signature(make).parameters:
-            has = ", ".join(inspect.signature(make).parameters)
-            raise ValueError(f"sample.{option}: {name} has no such option; it has {has or 'none'}")
-    return make(**options)
 
 
 class Reversal(NamedTuple):

@@ -131,7 +131,7 @@ def default_run(
     facts = {
         "experiment": {
             **{name: fingerprint(getattr(experiment, name)) for name in trained},
-            "objective": in_words(experiment.objective),
+            "objective": fingerprint(experiment.objective),
             "estimator": in_words(experiment.estimator),
             "optimiser": [experiment.optimiser.name, experiment.optimiser.ema_decay],
         },
