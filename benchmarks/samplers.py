@@ -28,7 +28,7 @@ from ndsm_jax.frames import component_mixture
 from ndsm_jax.integrators import time_grid
 from ndsm_jax.launch import Restored, launch, load_data, restore
 from ndsm_jax.runs import has_checkpoints
-from ndsm_jax.sampling import Sampler, make_sampler, sample
+from ndsm_jax.sampling import SAMPLERS, Sampler, sample
 from ndsm_jax.training import draw_components
 
 WORKDIR = flags.DEFINE_string(
@@ -121,14 +121,14 @@ def main(argv: Sequence[str]) -> None:
 
     budgets = (40,) if quick else tuple(int(budget) for budget in BUDGETS.value)
     reference_steps = 200 if quick else 2000
-    rows = [measure(f"reverse_sde_{reference_steps}", make_sampler("reverse_sde"), reference_steps)]
-    alternatives = {name: make_sampler(name) for name in COMPARED}
-    alternatives["multistep_flow_churn"] = make_sampler("multistep_flow", churn=CHURN)
+    rows = [measure(f"reverse_sde_{reference_steps}", SAMPLERS["reverse_sde"](), reference_steps)]
+    alternatives = {name: SAMPLERS[name]() for name in COMPARED}
+    alternatives["multistep_flow_churn"] = SAMPLERS["multistep_flow"](churn=CHURN)
     for name, sampler in alternatives.items():
         for budget in budgets:
             rows.append(measure(f"{name}_{budget}", sampler, steps_of(sampler, budget)))
     for rtol in (1e-2,) if quick else (1e-2, 1e-3):
-        adaptive = make_sampler("adaptive_flow", rtol=rtol, atol=rtol)
+        adaptive = SAMPLERS["adaptive_flow"](rtol=rtol, atol=rtol)
         rows.append(measure(f"adaptive_flow_{rtol:g}", adaptive, 20))
     for row in rows:
         if "frechet" in row:

@@ -150,7 +150,7 @@ LOOPS = {
 def test_states_are_those_of_the_loop(name):
     """The whole path of 5 samples, from the reference to 0, to float32 rounding."""
     options, loop = LOOPS[name]
-    sampler = sampling.make_sampler(name.split(",")[0], **options)
+    sampler = sampling.SAMPLERS[name.split(",")[0]](**options)
     paths = sampling.trajectories(KEY, score, PROCESS, NUM, grid=GRID, sampler=sampler, chunk=3)
     expected = loop()
     expected.append(denoised(expected[-1], TIMES[-1]))
