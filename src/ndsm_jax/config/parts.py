@@ -73,7 +73,7 @@ def data_frame(config: Config, dataset: Dataset) -> Frame:
         return frames.standardised(dataset.train, shared=kind == "shared")
     if kind == "angles":
         return frames.Angles.of(dataset.train)
-    return _frames_without_arrays().get(kind, frames.Identity())
+    return frames.Pixels() if kind == "pixels" else frames.Identity()
 
 
 def fit(config: Config, dataset: Dataset, *, frame: Frame | None = None) -> Parts:
@@ -189,11 +189,9 @@ def _frame_stand_in(
     kind = frame_kind(config, shape, value_range)
     if kind in ("standardised", "shared"):
         return frames.Standardised(shift=np.zeros(dim), scale=np.ones(dim)), dim
-    return _frames_without_arrays().get(kind, frames.Identity()), dim
-
-
-def _frames_without_arrays() -> dict[str, Frame]:
-    return {"angles": frames.Angles(), "pixels": frames.Pixels()}
+    if kind == "angles":
+        return frames.Angles(start=np.full(dim, -0.5)), dim
+    return (frames.Pixels() if kind == "pixels" else frames.Identity()), dim
 
 
 def autoencoder(config: Config, dim: int) -> Autoencoder:

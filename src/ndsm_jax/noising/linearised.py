@@ -64,14 +64,14 @@ def linear_step(matrix: Array, force: Array, noisy: Array) -> tuple[Array, Array
     a sum of positive matrices, with e^{A u} - I in the place of e^{A u}. A covariance that is small
     because noise gets there through A alone is right in its own units, too.
 
+    Where A expands too much for a linearisation to mean anything, tr(e^A - I) > e^4, it is left
+    out, as in Euler's step: a state at a saddle with a long window ahead would be thrown out of all
+    range. The target is right for the chain's own law whatever A is, as long as y_s alone decides.
+
     Args:
       matrix: A [..., d, d].
       force: f [..., d].
       noisy: the diagonal of E E^T, [d].
-
-    Where A expands too much for a linearisation to mean anything, tr(e^A - I) > e^4, it is left
-    out, as in Euler's step: a state at a saddle with a long window ahead would be thrown out of all
-    range. The target is right for the chain's own law whatever A is, as long as y_s alone decides.
 
     Returns:
       [..., d] and [..., d, d].

@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 from ndsm_jax.clock import relaxing
 from ndsm_jax.processes.process import Known, Process, checked_horizon
 from ndsm_jax.references.mixtures import GaussianMixture
+from ndsm_jax.references.others import Logistic
 from ndsm_jax.references.reference import Reference
 
 RELAXATION_TIMES = 4.0
@@ -52,6 +53,7 @@ def langevin(reference: Reference, *, horizon: float | None = None) -> Process:
         quotient=reference
         if isinstance(reference, GaussianMixture) and reference.covariance in ISOTROPIC
         else None,
+        elementwise=isinstance(reference, Logistic),
     )
     return Process(
         name="langevin",

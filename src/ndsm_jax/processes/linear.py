@@ -39,7 +39,12 @@ def ornstein_uhlenbeck(dim: int, *, variance: float = 1.0, horizon: float | None
         reference=standard_normal(dim, variance),
         clock=relaxing(v),
         horizon=checked_horizon(horizon, RELAXATION_TIMES * variance),
-        known=Known(kernel=Partial(_ou_kernel, v), drift_vjp=Partial(_ou_vjp, v), stiffness=1 / v),
+        known=Known(
+            kernel=Partial(_ou_kernel, v),
+            drift_vjp=Partial(_ou_vjp, v),
+            stiffness=1 / v,
+            elementwise=True,
+        ),
     )
 
 
@@ -92,6 +97,7 @@ def variance_preserving(
             kernel=Partial(_vp_kernel, *beta),
             drift_vjp=Partial(_vp_vjp, *beta),
             stiffness=jnp.float32(0.5 * max(beta_min, beta_max)),
+            elementwise=True,
         ),
     )
 
@@ -153,6 +159,7 @@ def variance_exploding(
             kernel=Partial(_ve_kernel, *sigma),
             drift_vjp=Partial(_ve_vjp),
             stiffness=jnp.float32(0.0),
+            elementwise=True,
         ),
     )
 
