@@ -87,6 +87,33 @@ def load(name: str, *, key: str) -> Plugin:
     return Plugin(name=name, function=function, digest=found)
 
 
+def call(section: str, name: str, text: str, *args: Any, **more: Any) -> Any:
+    """What the function that a section of the config names makes of `args` and its options.
+
+    Args:
+      section: of the config: its keys `name` and `options` are named in messages.
+      name: `path/to/file.py:function`.
+      text: its options, see `parse_options`; they go before `more`.
+      *args: positional arguments.
+      **more: keyword arguments that it gets where it has parameters of these names.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: the file or the function fails, or it cannot be called so.
+    """
+    function = load(name, key=f"{section}.name").function
+    known = inspect.signature(function).parameters
+    options = {key: value for key, value in more.items() if key in known}
+    options |= parse_options(text, key=f"{section}.options")
+    check_options(function, options, key=f"{section}.options", given=len(args))
+    try:
+        return function(*args, **options)
+    except Exception as error:  # whatever the user's function raises
+        raise ValueError(
+            f"{section}.name={name!r}: the function failed with {type(error).__name__}: {error}"
+        ) from error
+
+
 def _read(name: str, key: str) -> bytes:
     path = pathlib.Path(name.rpartition(":")[0]).expanduser()
     if not path.is_file():

@@ -326,7 +326,11 @@ def test_a_missing_file_is_named(tmp_path):
     ("section", "change", "message"),
     [
         ("process", {"name": "wrong", "options": ""}, r"process\.options: wrong\(\) cannot"),
-        ("process", {"name": "broken"}, r"process\.name='.*:broken' failed with RuntimeError: no"),
+        (
+            "process",
+            {"name": "broken"},
+            r"process\.name='.*:broken': the function failed with RuntimeError: no",
+        ),
         ("process", {"name": "text"}, r"process\.name=.*returned a str; a processes\.Process"),
         ("process", {"options": "farce=1"}, r"process\.options: swirl\(.*'farce'"),
         ("process", {"options": "force"}, r"process\.options='force': give name=value"),
@@ -354,6 +358,8 @@ def test_a_drift_of_the_plane_refuses_data_of_another_dimension(path, tmp_path):
     config = own(path)
     data = dataclasses.replace(config.data, name=f"{path}:plane", options="")
     config = dataclasses.replace(config, data=data)
-    message = r"process\.name='.*:swirl' failed with TypeError: .*\(2, 3, 3\), \(2, 3, 2\)"
+    message = (
+        r"process\.name='.*:swirl': the function failed with TypeError: .*\(2, 3, 3\), \(2, 3, 2\)"
+    )
     with pytest.raises(ValueError, match=message):
         launch(config, load_data(config), tmp_path / "run", progress=False)

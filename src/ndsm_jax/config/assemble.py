@@ -15,7 +15,7 @@ import optax
 from ndsm_jax import frames, noising, plugins
 from ndsm_jax.clock import loss_weight, time_coordinate
 from ndsm_jax.config.names import PROCESSES
-from ndsm_jax.config.own import call, taken
+from ndsm_jax.config.own import checked, taken
 from ndsm_jax.config.parts import Parts, section_grid
 from ndsm_jax.config.sections import Config
 from ndsm_jax.control_variates import Constant, ControlVariate, Estimator, Learned, Optimal
@@ -104,15 +104,9 @@ def _process_and_frame(config: Config, parts: Parts) -> tuple[Process, Frame]:
                 f"process.horizon={c.horizon}: {c.name!r} has no parameter horizon; give it one, or"
                 " leave process.horizon at 0"
             )
-        made = call(
-            "process", c.name, c.options, (reference,), Process, "a processes.Process", None,
-            **horizon,
-        )  # fmt: skip
-        if made.dim != reference.dim:
-            raise ValueError(
-                f"process.name={c.name!r} is of {made.dim} dimensions, its reference of"
-                f" {reference.dim}"
-            )
+        made = plugins.call("process", c.name, c.options, reference, **horizon)
+        wanted = "a processes.Process"
+        made = checked("process", c.name, made, Process, wanted, reference.dim)
         return made, frame
     make = PROCESSES[c.name]
     of = reference if "reference" in inspect.signature(make).parameters else reference.dim
@@ -344,14 +338,10 @@ def _network(
     }
     if own:
         # Of what we know, a network of the user's gets what it asks for by name.
-        plugin = plugins.load(c.name, key="network.name")
         offered = {key: given[key] for key in ("shape", "outputs", "zero_output")}
-        asked = inspect.signature(plugin.function).parameters
-        more = {key: value for key, value in offered.items() if key in asked}
-        return call(
-            "network", c.name, c.options, (), NetworkLike, "a Flax module (init and apply)", None,
-            **more,
-        )  # fmt: skip
+        made = plugins.call("network", c.name, c.options, **offered)
+        wanted = "a Flax module (init and apply)"
+        return checked("network", c.name, made, NetworkLike, wanted, None)
     make = NETWORKS[c.name]
     if c.name == "unet":
         smallest = 2 ** (len(c.widths) - 1)

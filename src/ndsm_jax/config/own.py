@@ -13,46 +13,27 @@ PLUGIN_KEYS = ("data.name", "reference.name", "process.name", "network.name")
 """Keys that take `path/to/file.py:function`."""
 
 
-def call(
-    section: str,
-    name: str,
-    text: str,
-    args: tuple[Any, ...],
-    kind: Any,
-    wanted: str,
-    dim: int | None,
-    **more: Any,
-) -> Any:
-    """What a function of the user's makes, of the right kind and dimension.
+def checked(section: str, name: str, value: Any, kind: Any, wanted: str, dim: int | None) -> Any:
+    """What a function of the user's returned, if it is of the right kind and dimension.
 
     Args:
       section: of the config; its key `name` names the function.
       name: `path/to/file.py:function`.
-      text: the section's options.
-      args: positional arguments.
-      kind: the type that it must return, which `wanted` describes.
-      dim: d of what it returns; None: not checked.
-      **more: keyword arguments beside the options.
+      value: what it returned.
+      kind: the type that it must be of, which `wanted` describes.
+      dim: d that it must have; None: not checked.
 
     Raises:
-      ValueError: it cannot be called so, fails, or returns something else.
+      ValueError: it is something else.
     """
-    plugin = plugins.load(name, key=f"{section}.name")
-    options = plugins.parse_options(text, key=f"{section}.options") | more
-    plugins.check_options(plugin.function, options, key=f"{section}.options", given=len(args))
-    try:
-        value = plugin.function(*args, **options)
-    except Exception as error:  # whatever the user's function raises
-        raise ValueError(
-            f"{section}.name={name!r} failed with {type(error).__name__}: {error}"
-        ) from error
     if not isinstance(value, kind):
         raise ValueError(
             f"{section}.name={name!r} returned a {type(value).__name__}; {wanted} is needed"
         )
     if dim is not None and value.dim != dim:
         raise ValueError(
-            f"{section}.name={name!r} is of {value.dim} dimensions, and the data have {dim}"
+            f"{section}.name={name!r} is of {value.dim} dimensions; {dim} are needed, those of the"
+            " data in their frame"
         )
     return value
 

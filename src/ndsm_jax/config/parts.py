@@ -14,7 +14,7 @@ import numpy as np
 from ndsm_jax import frames, plugins, references
 from ndsm_jax.codec import Latent, standard_codec
 from ndsm_jax.config.names import FITS, NONLINEAR
-from ndsm_jax.config.own import call, taken
+from ndsm_jax.config.own import checked, taken
 from ndsm_jax.config.sections import Config
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.frames import Frame
@@ -238,8 +238,9 @@ def _fit_other(config: Config, states: np.ndarray) -> tuple[Reference, Any]:
             " to angles, or choose another reference"
         )
     if plugins.is_plugin(c.name):
+        made = plugins.call("reference", c.name, c.options, states)
         wanted = "a references.Reference"
-        fitted = call("reference", c.name, c.options, (states,), Reference, wanted, states.shape[1])
+        fitted = checked("reference", c.name, made, Reference, wanted, states.shape[1])
     else:
         fitted = FITS[c.name](states, **taken(FITS[c.name], c))
     if not c.reweight:

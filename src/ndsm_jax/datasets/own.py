@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,19 +37,10 @@ def own(name: str, options: str, seed: int) -> Raw:
       FileNotFoundError: no such file.
       ValueError: the file or the function fails, options that do not fit, or another result.
     """
-    function = plugins.load(name, key="data.name").function
-    arguments = plugins.parse_options(options, key="data.options")
+    result = plugins.call("data", name, options, seed=seed)
     path, _, attribute = name.rpartition(":")
-    call = ", ".join(f"{word}={value!r}" for word, value in arguments.items())
-    if "seed" in inspect.signature(function).parameters:
-        arguments = {"seed": seed} | arguments
-    plugins.check_options(function, arguments, key="data.options")
-    try:
-        result = function(**arguments)
-    except Exception as error:  # whatever the user's function raises
-        raise ValueError(
-            f"data.name={name!r}: the function failed with {type(error).__name__}: {error}"
-        ) from error
+    words = plugins.parse_options(options, key="data.options").items()
+    call = ", ".join(f"{word}={value!r}" for word, value in words)
     return _to_raw(
         result, where=f"data.name={name!r}", source=f"{attribute}({call}) of {Path(path).name}"
     )
