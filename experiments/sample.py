@@ -28,7 +28,9 @@ STEPS = flags.DEFINE_integer("steps", None, "Grid steps; default: the run's conf
 CHURN = flags.DEFINE_float("churn", None, "sample.churn; default: the run's config.")
 SEED = flags.DEFINE_integer("seed", None, "Seed; default: the run's config.", lower_bound=0)
 COMPONENT = flags.DEFINE_list("component", [], "Components of the prior to start from: 3 or 3,7.")
-LABEL = flags.DEFINE_list("label", [], "Classes to start for, by way of a few labels: 0 or 0,1.")
+LABEL = flags.DEFINE_list(
+    "label", [], "Classes to start for, by way of a few labels: 0,1 or words."
+)
 LABELS_PER_CLASS = flags.DEFINE_integer(
     "labels_per_class",
     None,
@@ -44,12 +46,12 @@ OUT = flags.DEFINE_string("out", None, "Output path without suffix; default: WOR
 
 def starts(run: Restored, num: int) -> tuple[np.ndarray | None, list[str]]:
     """Components to start from [num], and names of the things asked for; None and [] if nothing."""
-    component, label = _integers("component", COMPONENT.value), _integers("label", LABEL.value)
-    if component and label:
+    component = _integers("component", COMPONENT.value)
+    if component and LABEL.value:
         raise ValueError("give --component or --label, not both")
     if component:
         return np.resize(component, num), [f"component {k}" for k in component]
-    if not label:
+    if not LABEL.value:
         return None, []
     evaluate, prior = run.config.evaluate, run.experiment.components
     if prior is None:
@@ -66,12 +68,23 @@ def starts(run: Restored, num: int) -> tuple[np.ndarray | None, list[str]]:
     table, _ = conditioning.sparse_class_table(
         prior, states, per_class=per_class, seed=evaluate.seed
     )
+    label = _classes(LABEL.value, dataset.class_names)
     log_weights = np.stack([conditioning.class_log_weights(prior, table, c) for c in label])
     log_weights = log_weights[np.arange(num) % len(label)]
     components = draw_components(
         run.experiment, num, seed=run.config.sample.seed, log_weights=log_weights
     )
-    return components, [f"class {c}" for c in label]
+    return components, [f"class {word.strip()}" for word in LABEL.value]
+
+
+def _classes(words: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Numbers of the classes that are asked for, by the data's own names where they have any."""
+    if not names:
+        return _integers("label", words)
+    try:
+        return [list(names).index(word.strip()) for word in words]
+    except ValueError:
+        raise ValueError(f"--label={','.join(words)}: the classes are {', '.join(names)}") from None
 
 
 def _integers(flag: str, values: Sequence[str]) -> list[int]:

@@ -86,7 +86,8 @@ class Standardised(Identity):
     """y = (x - shift) / scale, coordinate by coordinate. Build it with `standardised`.
 
     Attributes:
-      shift, scale: [D] float64, NumPy: data may lie far from zero, on their scale.
+      shift, scale: [D] float64, NumPy: data may lie far from zero, on their scale. A scale of 0
+        is that of a constant feature, which leaves as the constant.
     """
 
     shift: np.ndarray
@@ -99,7 +100,8 @@ class Standardised(Identity):
 
     def prepare(self, x: np.ndarray) -> np.ndarray:
         """See `Frame`."""
-        return ((np.asarray(x, np.float64) - self.shift) / self.scale).astype(np.float32)
+        scale = np.where(self.scale > 0, self.scale, 1.0)
+        return ((np.asarray(x, np.float64) - self.shift) / scale).astype(np.float32)
 
     def leave(self, y: np.ndarray, condition: Any = None) -> np.ndarray:
         """See `Frame`."""
@@ -107,13 +109,13 @@ class Standardised(Identity):
 
     def log_det(self, x: np.ndarray, condition: Any = None) -> np.ndarray:
         """See `Frame`."""
-        return np.full(len(x), -np.log(self.scale).sum())
+        return np.full(len(x), -np.log(self.scale[self.scale > 0]).sum())
 
 
 def standardised(x: np.ndarray, *, shared: bool = False) -> Standardised:
     """The frame in which every feature of the data has mean 0 and variance 1.
 
-    Found in float64. Constant features are shifted only.
+    Found in float64. Constant features become 0.
 
     Args:
       x: data [N, D], finite.
@@ -125,7 +127,7 @@ def standardised(x: np.ndarray, *, shared: bool = False) -> Standardised:
     scale = np.broadcast_to((x - shift).std(axis=axis), x.shape[1:])
     # Rounding of the mean leaves a constant feature a tiny deviation.
     constant = scale <= 1e-12 * np.abs(shift)
-    return Standardised(shift=shift.copy(), scale=np.where(constant, 1.0, scale))
+    return Standardised(shift=np.where(constant, x[0], shift), scale=np.where(constant, 0.0, scale))
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("start",), meta_fields=("period",))

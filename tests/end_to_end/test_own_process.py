@@ -17,7 +17,7 @@ from ndsm_jax.runs import read_metrics
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "own_process.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-FILE, SESSION, KNOWN, ENERGY = BLOCKS
+FILE, SESSION, KNOWN, ENERGY, FRAMED = BLOCKS
 SMALL = [
     "--config.mixture.subset=500",
     "--config.network.depth=2",
@@ -123,6 +123,7 @@ def test_session(tmp_path, monkeypatch):
     assert np.isfinite(names["samples"]).all()
     assert (tmp_path / "runs/session/metrics.jsonl").exists()
     exec(compile(KNOWN, "own_process.md", "exec"), names)
+    exec(compile(FRAMED, "own_process.md", "exec"), names)
     # Again, as after an interrupt, and further.
     exec(compile(code.replace("steps=20", "steps=30"), "own_process.md", "exec"), names)
     assert int(names["state"].step) == 30

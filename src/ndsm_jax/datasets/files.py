@@ -20,7 +20,11 @@ def array(options: Options) -> Raw:
       ValueError: a damaged file, or arrays whose part cannot be told.
     """
     path = Path(options.dir).expanduser()
-    if path.suffix not in (".npy", ".npz") or not path.is_file():
+    if path.suffix in (".npy", ".npz") and not path.is_file():
+        raise FileNotFoundError(
+            f"data.dir={options.dir!r}: no file {path} (a relative path starts from {Path.cwd()})."
+        )
+    if path.suffix not in (".npy", ".npz"):
         raise FileNotFoundError(
             f"data.dir={options.dir!r}: data.name='array' needs the path of a .npy or .npz file."
         )

@@ -100,7 +100,7 @@ def fit(
     if size < 2 * num_components:
         raise ValueError(
             f"mixture.num_components={num_components} needs at least {2 * num_components} samples,"
-            f" got {size}; lower it or raise mixture.subset"
+            f" got {size}; lower it" + (" or raise mixture.subset" if size < len(data) else "")
         )
     used = data[order[:size]]
     left_over = data[order[size:]]

@@ -21,8 +21,16 @@ logger = logging.getLogger(__name__)
 
 REMEDY = (
     "Lower the learning rate (optimizer.learning_rate), clip the gradient (optimizer.clip_norm), or"
-    " raise the first time (noising.smallest_variance)"
+    " raise the first time (noising.smallest_variance); a stiff drift of your own needs more"
+    " noising.steps, or a shorter process.horizon"
 )
+
+
+CHECKED = 64
+"""Data points at which the drift is looked at before training."""
+
+UNEVEN = 1e4
+"""Ratio of the coordinates' standard deviations from which a frame is recommended."""
 
 
 def train(
@@ -166,5 +174,20 @@ def _checked(experiment: Experiment, data: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"train: the data have {dim} coordinates in their frame, and process"
             f" {experiment.process.name!r} has {experiment.process.dim}"
+        )
+    y = experiment.frame.enter(key, jnp.asarray(x[:CHECKED]))[0]
+    drift = experiment.process.drift(y, jnp.zeros(len(y)))
+    if not bool(jnp.all(jnp.isfinite(drift))):
+        raise ValueError(
+            f"train: the drift of process {experiment.process.name!r} is not finite at the data"
+        )
+    spread = x.std(axis=0)
+    spread = spread[spread > 0]
+    if spread.size and spread.max() > UNEVEN * spread.min():
+        logger.warning(
+            "the coordinates of the states have standard deviations from %.3g to %.3g: noise is the"
+            " same in all of them; a frame takes their units off (frames.standardised, data.frame)",
+            spread.min(),
+            spread.max(),
         )
     return x
