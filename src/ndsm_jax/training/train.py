@@ -29,8 +29,9 @@ REMEDY = (
 CHECKED = 64
 """Data points at which the drift is looked at before training."""
 
-UNEVEN = 1e4
-"""Ratio of the coordinates' standard deviations from which a frame is recommended."""
+UNEVEN, TABLE = 1e4, 64
+"""Ratio of the coordinates' standard deviations from which a frame is recommended, where they are
+as few as those of a table."""
 
 
 def train(
@@ -183,7 +184,8 @@ def _checked(experiment: Experiment, data: np.ndarray) -> np.ndarray:
         )
     spread = x.std(axis=0)
     spread = spread[spread > 0]
-    if spread.size and spread.max() > UNEVEN * spread.min():
+    # Of an image's pixels some hardly ever vary, and that is no matter of units.
+    if 0 < spread.size <= TABLE and spread.max() > UNEVEN * spread.min():
         logger.warning(
             "the coordinates of the states have standard deviations from %.3g to %.3g: noise is the"
             " same in all of them; a frame takes their units off (frames.standardised, data.frame)",
