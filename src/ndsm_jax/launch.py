@@ -20,6 +20,7 @@ from ndsm_jax.config import Config
 from ndsm_jax.config.assemble import build, resolvable
 from ndsm_jax.config.own import sources
 from ndsm_jax.config.parts import Parts, check_structure, examples, fit, stand_in
+from ndsm_jax.config.sections import value_of
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.frames import Frame
@@ -281,16 +282,11 @@ def _check_sources(
     before = host["sources"]
     changed = [key for key, now in sources(config).items() if before.get(key, now) != now]
     if changed and not allowed:
-        names = ", ".join(f"{key}={_named(config, key)!r}" for key in changed)
+        names = ", ".join(f"{key}={value_of(config, key)!r}" for key in changed)
         raise ValueError(
             f"{names}: the file has changed since {folder} was trained; restore it, or allow it"
             " with --allow_changed_source"
         )
-
-
-def _named(config: Config, dotted: str) -> str:
-    section, _, key = dotted.partition(".")
-    return getattr(getattr(config, section), key)
 
 
 def _arrays(parts: Parts) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from ndsm_jax import frames, noising, plugins
 from ndsm_jax.clock import loss_weight, time_coordinate
 from ndsm_jax.config.names import PROCESSES
 from ndsm_jax.config.own import checked, taken
-from ndsm_jax.config.parts import Parts, section_grid
+from ndsm_jax.config.parts import Parts
 from ndsm_jax.config.sections import Config
 from ndsm_jax.control_variates import Constant, ControlVariate, Estimator, Learned, Optimal
 from ndsm_jax.experiment import Experiment, experiment
 from ndsm_jax.frames import Frame
-from ndsm_jax.integrators import MAX_STEPS, stable_grid, step_ratio, stiffness
+from ndsm_jax.integrators import MAX_STEPS, stable_grid, step_ratio, stiffness, time_grid
 from ndsm_jax.networks import (
     NETWORKS,
     PRECONDITIONS,
@@ -131,7 +131,7 @@ def resolvable(config: Config, parts: Parts) -> Parts:
         process, _ = _process_and_frame(config, dataclasses.replace(parts, reference=mixture))
         if process.kernel is not None or process.known.stiffness is None:
             return parts
-        longest = max(float(np.diff(section_grid(process, c, MAX_STEPS)).max()) for c in sections)
+        longest = max(float(np.diff(_section_grid(process, c, MAX_STEPS)).max()) for c in sections)
         if longest * stiffness(process) < 1:
             break
         mixture = floored(mixture, 1.1 * longest)
@@ -148,6 +148,12 @@ def resolvable(config: Config, parts: Parts) -> Parts:
         MAX_STEPS,
     )
     return dataclasses.replace(parts, reference=mixture)
+
+
+def _section_grid(process: Process, section: Any, steps: int) -> np.ndarray:
+    """The time grid of the section noising or sample, with a number of steps: [steps + 1]."""
+    smallest = section.smallest_variance
+    return time_grid(process, steps, kind=section.grid, smallest_variance=smallest)
 
 
 def _explicit(process: Process, sampler: Sampler | None) -> bool:
@@ -167,12 +173,12 @@ def _chosen_grid(
     """The grid of as many steps as a section asks for, or as few as are stable (logged)."""
     steps = section.steps or fewest
     if section.steps or not _explicit(process, sampler):
-        return section_grid(process, section, steps)
+        return _section_grid(process, section, steps)
     grid = stable_grid(
         process,
         fewest,
         explicit_step=_explicit_step(process, sampler),
-        make=lambda steps: section_grid(process, section, steps),
+        make=lambda steps: _section_grid(process, section, steps),
     )
     if len(grid) - 1 > fewest:
         logger.log(

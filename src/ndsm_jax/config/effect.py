@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ndsm_jax.config.options import PLUGIN, POSITIVE, When, range_text
-from ndsm_jax.config.sections import Config, sections
+from ndsm_jax.config.sections import Config, sections, value_of
 from ndsm_jax.plugins import is_plugin
 
 
@@ -25,8 +25,8 @@ def check_effect(config: Config, keys: Iterable[str]) -> None:
       keys: dotted keys that somebody has set.
     """
     lines = [
-        f"{key}={_value(config, key)!r} has no effect here, where "
-        + " and ".join(f"{k}={_value(config, k)!r}" for k in _asked(key))
+        f"{key}={value_of(config, key)!r} has no effect here, where "
+        + " and ".join(f"{k}={value_of(config, k)!r}" for k in _asked(key))
         + f"; it is read with {conditions_text(_field(key).metadata['when'])}. Leave it out, or"
         " change these"
         for key in keys
@@ -52,7 +52,7 @@ def _condition_text(key: str, values: tuple[Any, ...]) -> str:
 
 def _holds(config: Config, when: When) -> bool:
     return all(
-        has_effect(config, key) and any(_is(_value(config, key), value) for value in values)
+        has_effect(config, key) and any(_is(value_of(config, key), value) for value in values)
         for key, values in when.items()
     )
 
@@ -70,11 +70,6 @@ def _asked(dotted: str) -> list[str]:
 def _field(dotted: str) -> dataclasses.Field[Any]:
     section, _, name = dotted.partition(".")
     return next(f for f in dataclasses.fields(sections()[section]) if f.name == name)
-
-
-def _value(config: Config, dotted: str) -> Any:
-    section, _, name = dotted.partition(".")
-    return getattr(getattr(config, section), name)
 
 
 def reference() -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ndsm_jax import plugins
-from ndsm_jax.config.sections import Config
+from ndsm_jax.config.sections import Config, value_of
 
 PLUGIN_KEYS = ("data.name", "reference.name", "process.name", "network.name")
 """Keys that take `path/to/file.py:function`."""
@@ -49,8 +49,7 @@ def taken(make: Callable[..., Any], section: Any) -> dict[str, Any]:
 
 def sources(config: Config) -> dict[str, str]:
     """Dotted key -> SHA-256 of the file of the user's own that it names."""
-    tree = config.to_dict()
-    named = {key: tree[key.split(".")[0]][key.split(".")[1]] for key in PLUGIN_KEYS}
+    named = {key: value_of(config, key) for key in PLUGIN_KEYS}
     return {
         key: plugins.digest(name, key=key) for key, name in named.items() if plugins.is_plugin(name)
     }

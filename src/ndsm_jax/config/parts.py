@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import math
 from typing import Any
 
@@ -18,14 +17,10 @@ from ndsm_jax.config.own import checked, taken
 from ndsm_jax.config.sections import Config
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.frames import Frame
-from ndsm_jax.integrators import time_grid
 from ndsm_jax.networks import Autoencoder
-from ndsm_jax.processes import Process
 from ndsm_jax.references import GaussianMixture, Reference
 from ndsm_jax.runs import fingerprint
 from ndsm_jax.sampling.noise_levels import largest_distance
-
-logger = logging.getLogger(__name__)
 
 TILT_ITEMS = 4096
 """Draws of a reference among which its metastable states are looked for."""
@@ -266,9 +261,3 @@ def _other_stand_in(config: Config, dim: int, items: np.ndarray | None) -> Refer
 
 def _period(config: Config) -> float | None:
     return 2 * np.pi if config.data.frame == "angles" else None
-
-
-def section_grid(process: Process, section: Any, steps: int) -> np.ndarray:
-    """The time grid of the section noising or sample, with a number of steps: [steps + 1]."""
-    smallest = section.smallest_variance
-    return time_grid(process, steps, kind=section.grid, smallest_variance=smallest)

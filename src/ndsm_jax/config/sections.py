@@ -647,6 +647,12 @@ def sections() -> dict[str, type[Section]]:
     return {name: type(section) for name, section in vars(Config()).items()}
 
 
+def value_of(config: Config, dotted: str) -> Any:
+    """The value of the key `section.name`."""
+    section, _, name = dotted.partition(".")
+    return getattr(getattr(config, section), name)
+
+
 def check_key(dotted: str) -> None:
     """Raises ValueError, with the nearest known name, unless `section` or `section.key` exists."""
     section, _, key = dotted.partition(".")

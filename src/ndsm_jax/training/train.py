@@ -80,8 +80,8 @@ def train(
         raise ValueError(f"train.batch_size={batch_size}: from 1 to the {len(x)} training samples")
     if run is not None and not isinstance(run, Run):
         run = default_run(experiment, x, run, batch_size=batch_size, seed=seed)
-    if run is not None and has_checkpoints(run.folder):
-        run.check()
+    if state is not None and run is not None and has_checkpoints(run.folder):
+        run.check()  # as `resume` does
     if state is None:
         state = init_state(experiment, seed=seed)
         if run is not None:
