@@ -12,10 +12,10 @@ export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/ndsm_jax/xla
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gm2d test lint format constraints clean
+.PHONY: help demo gm2d test test-all lint format constraints clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: .venv/.stamp ## Train a model of the 8x8 digits, evaluate it and write a report
 	$(BIN)/python experiments/train.py --config=configs/digits.py --workdir=$(DEMO_DIR)
@@ -25,7 +25,10 @@ gm2d: .venv/.stamp ## Train and evaluate on rings and bars in the plane
 	$(BIN)/python experiments/train.py --config=configs/gm2d.py --workdir=runs/gm2d
 	$(BIN)/python experiments/evaluate.py --workdir=runs/gm2d
 
-test: .venv/.stamp ## Run the tests
+test: .venv/.stamp ## Run the tests but the slow ones
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal -m "not slow"
+
+test-all: .venv/.stamp ## Run all tests
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 lint: .venv/.stamp ## Check style (ruff) and types (mypy)

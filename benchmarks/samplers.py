@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> None:
     quick = QUICK.value
     folder = "runs/benchmarks/samplers" + ("_quick" if quick else "")
     run, dataset = model(pathlib.Path(WORKDIR.value or folder))
-    score, process = run.experiment.model.bind(run.state.ema), run.experiment.process
+    score, process = run.experiment.model.bind(run.state.chosen), run.experiment.process
     num = 400 if quick else NUM.value
     features: Callable[[np.ndarray], np.ndarray] = lambda x: x  # noqa: E731
     if not quick and dataset.is_image and dataset.num_classes:

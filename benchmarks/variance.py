@@ -161,7 +161,7 @@ def trained(tree: Tree, dataset: Dataset) -> tuple[Experiment, Any]:
     with tempfile.TemporaryDirectory() as workdir:
         launch(Config.from_dict(tree), dataset, workdir, progress=False)
         run = restore(workdir)
-    return run.experiment, run.state.ema
+    return run.experiment, run.state.chosen
 
 
 def staircase(grid: np.ndarray, intervals: np.ndarray) -> TimeLaw:

@@ -1,24 +1,33 @@
 """Draw samples from a trained model: samples.npy and samples.png in the run's folder.
 
+Of a table, samples.csv, too, with its names and levels.
+
 python experiments/sample.py --workdir=runs/digits --num=100
 python experiments/sample.py --workdir=runs/digits --sampler=multistep_sde --steps=40
 python experiments/sample.py --workdir=runs/digits --component=3,7
 python experiments/sample.py --workdir=runs/digits --label=0,1,2
+python experiments/sample.py --workdir=runs/digits --given=partial.npy --num=20
+python experiments/sample.py --workdir=runs/digits --given=coarse.npy --pool=2 --guidance=twisted
 
-Sample i starts from (a component of) the i-th of the components or labels given, taken in turn.
+Sample i starts from (a component of) the i-th of the components or labels given, taken in turn; or
+completes the i-th item of --given, in turn. How: docs/guidance.md.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from ndsm_jax import app, conditioning, plots
-from ndsm_jax.launch import Restored, draw_as_configured, load_run_data, restore
-from ndsm_jax.sampling import SAMPLERS
+from ndsm_jax import app, conditioning, measurements, plots
+from ndsm_jax.datasets import tables
+from ndsm_jax.guidance import GUIDANCES
+from ndsm_jax.launch import Restored, columns_of, draw_as_configured, load_run_data, restore
+from ndsm_jax.measurements import Measurement
+from ndsm_jax.sampling import SAMPLERS, Sampler
 from ndsm_jax.training import draw_components
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.", required=True)
@@ -38,6 +47,19 @@ LABELS_PER_CLASS = flags.DEFINE_integer(
     lower_bound=1,
 )
 DATA_DIR = flags.DEFINE_string("data_dir", None, "For --label, where the data are now.")
+GIVEN = flags.DEFINE_string(
+    "given", None, "What is known of the samples: a .npy file of items, NaN where it is not known."
+)
+POOL = flags.DEFINE_integer(
+    "pool", 1, "Pixels of --given are means of blocks of this many by as many.", lower_bound=1
+)
+NOISE = flags.DEFINE_float("noise", 0.0, "Standard deviation of an error in --given.")
+GUIDANCE = flags.DEFINE_enum(
+    "guidance", "reconstruction", list(GUIDANCES), "How samples are drawn given --given."
+)
+PARTICLES = flags.DEFINE_integer(
+    "particles", 16, "Of each sample, for --guidance=twisted.", lower_bound=1
+)
 ALLOW_CHANGED_SOURCE = flags.DEFINE_bool(
     "allow_changed_source", False, "Go on although a file named file.py:function has changed."
 )
@@ -77,6 +99,41 @@ def starts(run: Restored, num: int) -> tuple[np.ndarray | None, list[str]]:
     return components, [f"class {word.strip()}" for word in LABEL.value]
 
 
+def measured(run: Restored, num: int) -> tuple[Measurement | None, np.ndarray | None]:
+    """What --given says of the samples, one row each, and its items as a picture shows them [m, D].
+
+    Pixels that are not known are shown as the lowest value of those that are.
+    """
+    if GIVEN.value is None:
+        if POOL.value > 1 or NOISE.value:
+            raise ValueError("--pool and --noise say what the items of --given are; give it too")
+        return None, None
+    if COMPONENT.value or LABEL.value:
+        raise ValueError("give --given, or --component or --label: each chooses the components")
+    matrix = measurements.mean_pooling(run.shape, POOL.value) if POOL.value > 1 else None
+    width = int(np.prod(run.shape)) if matrix is None else len(matrix)
+    items = np.load(GIVEN.value).astype(np.float64)
+    if width not in (items.size, int(np.prod(items.shape[1:]))) or np.isnan(items).all():
+        what = "" if matrix is None else f", means of blocks of {POOL.value} x {POOL.value} pixels"
+        raise ValueError(
+            f"--given={GIVEN.value}: an array [n, {width}] is needed{what}, not all of it NaN; got"
+            f" shape {items.shape}"
+        )
+    items = items.reshape(-1, width)[:num]
+    rows = items[np.arange(num) % len(items)]
+    shown = np.where(np.isnan(items), np.nanmin(items), items)
+    if matrix is None:
+        return measurements.given(rows, noise=NOISE.value), shown
+    known = measurements.linear(matrix, rows, noise=NOISE.value)
+    return known, shown @ matrix * POOL.value**2
+
+
+def guidance() -> Callable[..., Sampler]:
+    """The way of sampling given --given."""
+    options = {"particles": PARTICLES.value} if GUIDANCE.value == "twisted" else {}
+    return partial(GUIDANCES[GUIDANCE.value], **options)
+
+
 def _classes(words: Sequence[str], names: Sequence[str]) -> list[int]:
     """Numbers of the classes that are asked for, by the data's own names where they have any."""
     if not names:
@@ -103,21 +160,45 @@ def main(argv: Sequence[str]) -> None:
     }
     changes = {key: value for key, value in flag_values.items() if value is not None}
     run = restore(WORKDIR.value, sample=changes, allow_changed_source=ALLOW_CHANGED_SOURCE.value)
+    known, items = measured(run, NUM.value)
     components, names = starts(run, NUM.value)
-    x = draw_as_configured(run.config, run.experiment, run.state, NUM.value, components=components)
+    x = draw_as_configured(
+        run.config,
+        run.experiment,
+        run.state,
+        NUM.value,
+        components=components,
+        measurement=known,
+        guidance=guidance(),
+    )
     out = pathlib.Path(OUT.value or pathlib.Path(WORKDIR.value) / "samples")
     out.parent.mkdir(parents=True, exist_ok=True)
     np.save(out.with_suffix(".npy"), x.reshape(-1, *run.shape))
+    of_table = columns_of(run.host["data"])
+    if of_table:
+        tables.write(out.with_suffix(".csv"), of_table, x)
     limits = run.host["data"]["value_range"]
     grey = plots.grey_limits(x, limits and tuple(limits))
-    if names:
+    if of_table:
+        picture = plots.marginals_figure(of_table, {"samples": x})
+    elif items is not None and len(run.shape) == 3:
+        completed = {
+            f"no. {i + 1}": x[i * len(items) : (i + 1) * len(items)]
+            for i in range(min(8, len(x) // len(items)))
+        }
+        columns = min(20, len(items))
+        picture = plots.rows_figure(
+            {"given": items} | completed, run.shape, columns=columns, grey=grey
+        )
+    elif names:
         rows = {name: x[i :: len(names)] for i, name in enumerate(names[: len(x)])}
         columns = min(20, -(-len(x) // len(rows)))
         picture = plots.rows_figure(rows, run.shape, columns=columns, grey=grey)
     else:
         picture = plots.panels({"samples": x[:400]}, run.shape, size=6.0, grey=grey)
     out.with_suffix(".png").write_bytes(plots.png(picture))
-    print(f"{len(x)} samples: {out.with_suffix('.npy')}, picture: {out.with_suffix('.png')}")
+    files = ", ".join(str(out.with_suffix(s)) for s in (".npy", ".csv")[: 2 if of_table else 1])
+    print(f"{len(x)} samples: {files}, picture: {out.with_suffix('.png')}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Settings of all tests: rank promotion is an error; a helper for statistical tests."""
 
 import os
+import pathlib
+from collections.abc import Iterator
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the tests' time is compilation, which this halves.
@@ -20,6 +22,16 @@ def assert_mean(samples, expected, *, sigmas: float = 4.5, bias: float = 0.0) ->
     deviation = np.abs(samples.mean(axis=0) - np.asarray(expected))
     worst = np.max((deviation - bias) / np.maximum(error, 1e-12))
     assert worst < sigmas, f"{worst:.1f} standard errors (largest error {error.max():.2g})"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_programs() -> Iterator[None]:
+    """Forgets compiled programs now and then: Linux allows a process 65,530 memory maps, XLA takes
+    several for each program, and aborts where it gets none."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > 15_000:
+        jax.clear_caches()
 
 
 @pytest.fixture

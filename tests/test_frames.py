@@ -17,6 +17,7 @@ from ndsm_jax.frames import (
     chained,
     component_mixture,
     standardised,
+    states,
 )
 
 KEY = jax.random.key(0)
@@ -270,13 +271,37 @@ def test_chained_is_one_frame_after_the_other(rng):
     np.testing.assert_allclose(total[0], log_det, rtol=1e-4)
 
 
-def test_chains_of_one_link_are_that_link_and_only_the_last_may_draw():
+def test_chains_of_one_link_are_that_link():
     outer = Standardised(shift=np.zeros(2), scale=np.ones(2))
     assert chained(outer, Identity()) is outer
     assert chained(Identity(), outer) is outer
-    with pytest.raises(ValueError, match="Pixels, must be the last, and Augmented follows"):
-        chained(Pixels(), Augmented(std=jnp.float32(1)))
     assert component_mixture(frames.Identity()) is None
+
+
+def test_both_links_of_a_chain_may_draw():
+    """Each with a key of its own: the noise of grey levels is not that of the velocities."""
+    frame = chained(Pixels(levels=5), Augmented(std=jnp.float32(1)))
+    x = np.random.default_rng(0).choice(np.linspace(-1, 1, 5), size=(4000, 2))
+    y, _ = frame.enter(KEY, jnp.asarray(frame.prepare(x)))
+    noise = np.asarray(y)[:, :2] - x
+    np.testing.assert_allclose(noise.var(axis=0), 0.25 / 12, rtol=0.1)
+    # Correlations of independent draws have a standard error of 1 / sqrt(4000) = 0.016.
+    both = np.concatenate([noise, np.asarray(y)[:, 2:]], axis=1)
+    assert np.abs(np.corrcoef(both.T) - np.eye(4)).max() < 0.07
+    np.testing.assert_array_equal(frame.leave(np.asarray(y), None), x)
+
+
+def test_states_of_many_data_are_those_of_one_visit(rng):
+    """In chunks, a function of the seed; as they are, where nothing is drawn."""
+    x = rng.choice(np.linspace(-1, 1, 5), size=(25, 2))
+    frame = Pixels(levels=5)
+    found = states(frame, x, seed=1, chunk=10)
+    assert np.abs(found - x).max() <= 0.25 + 1e-6
+    assert len(np.unique(found - x)) == 50
+    np.testing.assert_array_equal(found, states(frame, x, seed=1, chunk=10))
+    assert (found != states(frame, x, seed=2, chunk=10)).all()
+    plain = standardised(x)
+    np.testing.assert_array_equal(states(plain, x), plain.prepare(x))
 
 
 @pytest.mark.parametrize(

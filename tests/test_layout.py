@@ -10,7 +10,11 @@ NUMERICS = (
     "linear_maps.py",
     "clock.py",
     "integrators.py",
+    "currents.py",
     "frames.py",
+    "columns.py",
+    "table_frame.py",
+    "derivatives.py",
     "objectives.py",
     "optimisation.py",
     "control_variates.py",
@@ -19,6 +23,9 @@ NUMERICS = (
     "noising",
     "networks",
     "sampling",
+    "likelihood.py",
+    "measurements.py",
+    "guidance.py",
     "experiment.py",
 )
 ABOVE = ("config", "datasets", "runs", "training", "launch", "latent", "reports", "evaluation")

@@ -36,11 +36,12 @@ KINDS = ["scalar", "diagonal", "blocks of 2", "blocks of 3", "dense"]
 @pytest.mark.parametrize("leading", LEADING)
 @pytest.mark.parametrize("kind", KINDS)
 def test_maps_are_their_matrices(kind, leading, rng):
-    """mv, solve, solve_t and log_det, each in float32 against the dense matrix in float64."""
+    """mv, mv_t, solve, solve_t and log_det, each in float32 against the dense matrix in float64."""
     linear, dense = pair(kind, leading, rng)
     y = rng.normal(size=(*leading, DIM))
     expected = {
         "mv": dense @ y[..., None],
+        "mv_t": np.swapaxes(dense, -1, -2) @ y[..., None],
         "solve": np.linalg.solve(dense, y[..., None]),
         "solve_t": np.linalg.solve(np.swapaxes(dense, -1, -2), y[..., None]),
     }

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from ndsm_jax.frames import Identity
+from ndsm_jax.measurements import Measurement
 
 CHUNK = 1000
 """Items encoded or decoded at a time."""
@@ -138,3 +139,10 @@ class Latent(Identity):
     def log_det(self, x: np.ndarray, condition: Any = None) -> np.ndarray:
         """Not a change of variables. Raises ValueError."""
         raise ValueError("an autoencoder is no change of variables: latents bound a density only")
+
+    def measured(self, measurement: Measurement, condition: Any = None) -> Measurement:
+        """Pixels are no affine function of latents. Raises ValueError."""
+        raise ValueError(
+            "a measurement of data says nothing linear of the latents of an autoencoder; give one"
+            " to a run without (autoencoder.kind=none)"
+        )

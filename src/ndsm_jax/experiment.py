@@ -7,14 +7,17 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.tree_util import Partial
 
 from ndsm_jax import frames, noising
 from ndsm_jax.clock import time_coordinate
 from ndsm_jax.control_variates import Constant, ControlVariate, Estimator, Optimal
 from ndsm_jax.frames import Frame
 from ndsm_jax.integrators import stable_grid, step_ratio, time_grid
-from ndsm_jax.networks import PRECONDITIONS, ScoreMLP, ScoreModel, described
+from ndsm_jax.networks import PRECONDITIONS, ScoreMLP, ScoreModel, described, harmonics
 from ndsm_jax.noising import NoisingFn, Probed
 from ndsm_jax.objectives import EXACT_DIVERGENCE_DIM, OBJECTIVES, Objective, check_process
 from ndsm_jax.optimisation import Optimiser, adam
@@ -95,10 +98,12 @@ def experiment(
 
     Args:
       process: the noising process.
-      frame: from data to the process's coordinates; by default the data are the states.
+      frame: from data to the process's coordinates; by default the data are the states, or, for a
+        process on a torus, angles of its period.
       objective: a key of `objectives.OBJECTIVES`.
       noise: a way of noising this process that serves it; by default `make_noising`.
-      network: of the default model, (y [n, d], c [n]) -> [n, r], see `networks`.
+      network: of the default model, (y [n, d], c [n]) -> [n, r], see `networks`; of angles it gets
+        cosines and sines [n, 2 d].
       model: the score of this process; by default a residual one of `network`, by default a
         `ScoreMLP`.
       control: eps(t), by default the closed form in 20 bins of time, for objectives that have one.
@@ -111,13 +116,15 @@ def experiment(
     Raises:
       ValueError: parts that do not go together: an objective or a sampler that cannot serve the
         process, a way of noising or a model of another process, or an objective that needs the
-        `mu` that the way of noising does not give.
+        `mu` that the way of noising does not give; angles, and a drift, a reference or a model that
+        is not periodic.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective.name={objective!r}: choose one of {', '.join(OBJECTIVES)}")
     sampler = sampler or (MultistepSDE() if process.noisy is None else ReverseSDE())
     _check_serve(objective, sampler, process)
-    kind, frame = OBJECTIVES[objective], frame or frames.Identity()
+    kind, frame = OBJECTIVES[objective], frame or _default_frame(process)
+    period = _period(frame, process)
     if noise is None:
         simulated = kind.noising == "path" or process.kernel is None
         grid = _stable(process, 150, None) if simulated else time_grid(process, 150)
@@ -135,16 +142,17 @@ def experiment(
             skip=True,
             time_features=64,
             zero_output=True,
-            outputs=process.noise_dim if process.noisy is not None else 0,
+            outputs=process.noise_dim,
         )
         model = ScoreModel(
             network=network,
             dim=process.dim,
             precondition=PRECONDITIONS["residual"](process=process, coordinate=coordinate),
             tells=None if frames.component_mixture(frame) is None else described(frame),
+            features=None if period is None else harmonics(period),
         )
     else:
-        _check_model(model, process)
+        _check_model(model, process, period)
     if control is None:
         control = Optimal(coordinate=coordinate, num_bins=20) if kind.controlled else Constant()
     if sample_grid is None and process.kernel is None:
@@ -211,14 +219,80 @@ def _check_noise(objective: str, noise: NoisingFn, process: Process) -> None:
             )
 
 
-def _check_model(model: ScoreModel, process: Process) -> None:
-    """Raises ValueError for a model of another process."""
+def _default_frame(process: Process) -> Frame:
+    period = process.known.period
+    return frames.Identity() if period is None else frames.Angles(period=period)
+
+
+def _period(frame: Frame, process: Process) -> float | None:
+    """The period of the states, or None. Raises ValueError unless frame and process have one."""
+    period, known = frames.period(frame), process.known.period
+    if known is not None and period != known:
+        raise ValueError(
+            f"experiment: process {process.name!r} is on a torus of period {known:.6g}, and the"
+            f" frame {type(frame).__name__} has"
+            f" {'no period' if period is None else f'the period {period:.6g}'}; set data.frame to"
+            " angles (frames.Angles, of the same period)"
+        )
+    if period is not None:
+        remedy = (
+            "choose process.name=wrapped with objective.name=dsm (processes.wrapped), or a"
+            " reference.name that is periodic: uniform_torus, or an energy of yours"
+        )
+        kind = type(process.reference).__name__
+        drift = Partial(_drift_halfway, process)
+        _check_periodic(f"the drift of process {process.name!r}", drift, process, period, remedy)
+        score = Partial(_reference_score, process)
+        _check_periodic(f"the score of the reference, a {kind},", score, process, period, remedy)
+    return period
+
+
+def _drift_halfway(process: Process, y: Array) -> Array:
+    return process.drift(y, jnp.broadcast_to(process.horizon / 2, y.shape[:-1]))
+
+
+def _reference_score(process: Process, y: Array) -> Array:
+    return process.reference.score(y)
+
+
+def _seen_at_the_horizon(model: ScoreModel, horizon: Array, y: Array) -> Array:
+    return model.sees(y, jnp.broadcast_to(horizon, y.shape[:-1]))[0]
+
+
+@jax.jit
+def _change(function: Partial, y: Array, there: Array) -> tuple[Array, Array]:
+    """How much a function changes from y to there, and how large it is, [n, d] each -> scalars."""
+    here = function(y)
+    return jnp.abs(function(there) - here).max(), jnp.abs(here).max()
+
+
+def _check_periodic(
+    what: str, function: Partial, process: Process, period: float, remedy: str
+) -> None:
+    """Raises ValueError unless a function of states is the same a period on, at 32 of them."""
+    rng = np.random.default_rng(0)
+    y = period * rng.uniform(-0.5, 0.5, size=(32, process.dim))
+    there = y + period * rng.choice((-1, 1), size=y.shape)
+    difference, size = map(float, _change(function, jnp.float32(y), jnp.float32(there)))
+    if not difference <= 1e-3 * size:  # beyond rounding, of the states too
+        raise ValueError(
+            f"data.frame='angles': {what} is not periodic, but changes by {difference:.3g} over a"
+            f" period of {period:.6g}; {remedy}"
+        )
+
+
+def _check_model(model: ScoreModel, process: Process, period: float | None) -> None:
+    """Raises ValueError for a model of another process, or of angles that is not periodic."""
     of = getattr(model.precondition, "process", None)
     if model.dim != process.dim or (of is not None and not _same_dynamics(of, process)):
         raise ValueError(
             f"experiment: the model is of another process (of {model.dim} dimensions) than the"
             f" experiment's ({process.name!r} of {process.dim}); build it of the same one"
         )
+    if period is not None:
+        seen = Partial(_seen_at_the_horizon, model, process.horizon)
+        remedy = "give ScoreModel(features=networks.harmonics(period), ...)"
+        _check_periodic("what the network sees", seen, process, period, remedy)
 
 
 def _same_dynamics(a: Process, b: Process) -> bool:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax.measurements import Measurement
 from ndsm_jax.references.mixtures import GaussianMixture
 
 
@@ -45,6 +46,13 @@ class Frame(Protocol):
 
     def log_det(self, x: np.ndarray, condition: Any) -> np.ndarray:
         """log |det dy / dx| at data [n, D]: [n], so that log p(x) = log p(y) + log_det."""
+
+    def measured(self, measurement: Measurement, condition: Any) -> Measurement:
+        """What a measurement of data says of their states, given their conditions.
+
+        Raises:
+          ValueError: the frame cannot say, as data are no affine function of states.
+        """
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=())
@@ -79,6 +87,10 @@ class Identity:
         """See `Frame`."""
         return np.zeros(len(x))
 
+    def measured(self, measurement: Measurement, condition: Any = None) -> Measurement:
+        """See `Frame`."""
+        return measurement
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=("shift", "scale"), meta_fields=())
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -110,6 +122,10 @@ class Standardised(Identity):
     def log_det(self, x: np.ndarray, condition: Any = None) -> np.ndarray:
         """See `Frame`."""
         return np.full(len(x), -np.log(self.scale[self.scale > 0]).sum())
+
+    def measured(self, measurement: Measurement, condition: Any = None) -> Measurement:
+        """See `Frame`."""
+        return measurement.seen_from(self.scale, self.shift)
 
 
 def standardised(x: np.ndarray, *, shared: bool = False) -> Standardised:
@@ -191,15 +207,26 @@ class Pixels(Identity):
     levels: int = 256
     random = True
 
+    @property
+    def step(self) -> float:
+        """Between two levels."""
+        return 2 / (self.levels - 1)
+
     def enter(self, key: Array, x: Array) -> tuple[Array, Any]:
         """See `Frame`."""
-        step = 2 / (self.levels - 1)
-        return x + step * (jax.random.uniform(key, x.shape) - 0.5), None
+        return x + self.step * (jax.random.uniform(key, x.shape) - 0.5), None
 
     def leave(self, y: np.ndarray, condition: Any = None) -> np.ndarray:
         """See `Frame`."""
         half = (self.levels - 1) / 2
         return np.clip(np.round((np.asarray(y) + 1) * half), 0, self.levels - 1) / half - 1
+
+    def log_det(self, x: np.ndarray, condition: Any = None) -> np.ndarray:
+        """See `Frame`: the entropy of the noise.
+
+        Then log p(y) + log_det is, in the mean over y, at most the log probability of the levels.
+        """
+        return np.full(len(x), np.shape(x)[1] * np.log(self.step))
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("mixture",), meta_fields=())
@@ -247,6 +274,13 @@ class OfComponent(Identity):
         log_dets = np.asarray(self.mixture.log_det_covariances())
         return -0.5 * log_dets[np.asarray(condition)]
 
+    def measured(self, measurement: Measurement, condition: Any = None) -> Measurement:
+        """See `Frame`."""
+        component = np.asarray(condition)
+        return measurement.seen_from(
+            self.mixture.roots()[component], np.asarray(self.mixture.means)[component]
+        )
+
 
 @jax.jit
 def _leave_component(mixture: GaussianMixture, component: Array, y: Array) -> Array:
@@ -277,11 +311,16 @@ class Augmented(Identity):
         """Not a change of variables. Raises ValueError."""
         raise ValueError("velocities are marginalised out: samples have no density through them")
 
+    def measured(self, measurement: Measurement, condition: Any = None) -> Measurement:
+        """See `Frame`."""
+        dim = measurement.dim
+        return measurement.seen_from(np.eye(dim, 2 * dim), np.zeros(dim))
+
 
 @partial(jax.tree_util.register_dataclass, data_fields=("outer", "inner"), meta_fields=())
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chained:
-    """`outer`, which does all it does once, on the host; then `inner`."""
+    """`outer`, then `inner`, which has nothing to prepare where `outer` draws."""
 
     outer: Frame
     inner: Frame
@@ -289,7 +328,7 @@ class Chained:
     @property
     def random(self) -> bool:
         """See `Frame`."""
-        return self.inner.random
+        return self.outer.random or self.inner.random
 
     @property
     def data_dim(self) -> int | None:
@@ -298,10 +337,14 @@ class Chained:
 
     def prepare(self, x: np.ndarray) -> np.ndarray:
         """See `Frame`."""
-        return self.inner.prepare(self.outer.prepare(x))
+        x = self.outer.prepare(x)
+        return x if self.outer.random else self.inner.prepare(x)
 
     def enter(self, key: Array, x: Array) -> tuple[Array, Any]:
         """See `Frame`."""
+        if self.outer.random:
+            key_outer, key = jax.random.split(key)
+            x, _ = self.outer.enter(key_outer, x)
         return self.inner.enter(key, x)
 
     def leave(self, y: np.ndarray, condition: Any) -> np.ndarray:
@@ -317,19 +360,38 @@ class Chained:
         inner = self.inner.log_det(self.outer.prepare(x), condition)
         return self.outer.log_det(x, None) + inner
 
+    def measured(self, measurement: Measurement, condition: Any) -> Measurement:
+        """See `Frame`."""
+        return self.inner.measured(self.outer.measured(measurement, None), condition)
+
 
 def chained(outer: Frame, inner: Frame) -> Frame:
-    """First `outer`, then `inner`. Raises ValueError where both draw: only the last may."""
+    """First `outer`, then `inner`."""
     if type(inner) is Identity:
         return outer
-    if type(outer) is Identity:
-        return inner
-    if outer.random:
-        raise ValueError(
-            f"a frame that draws, {type(outer).__name__}, must be the last, and"
-            f" {type(inner).__name__} follows it"
-        )
-    return Chained(outer=outer, inner=inner)
+    return inner if type(outer) is Identity else Chained(outer=outer, inner=inner)
+
+
+def states(frame: Frame, x: np.ndarray, *, seed: int = 0, chunk: int = 500) -> np.ndarray:
+    """Data [N, D] as the states [N, d] of one visit, a function of the seed; a few at a time."""
+    prepared = frame.prepare(x)
+    if not frame.random:
+        return prepared
+    padded = np.pad(prepared, ((0, -len(prepared) % chunk), (0, 0)))
+    key, parts = jax.random.key(seed), padded.reshape(-1, chunk, padded.shape[1])
+    found = [_enter(frame, jax.random.fold_in(key, i), part) for i, part in enumerate(parts)]
+    return np.concatenate(found)[: len(prepared)]
+
+
+@jax.jit
+def _enter(frame: Frame, key: Array, x: Array) -> Array:
+    return frame.enter(key, x)[0]
+
+
+def period(frame: Frame) -> float | None:
+    """The period of the coordinates that enter a frame, or None."""
+    outer = frame.outer if isinstance(frame, Chained) else frame
+    return outer.period if isinstance(outer, Angles) else None
 
 
 def component_mixture(frame: Frame) -> GaussianMixture | None:

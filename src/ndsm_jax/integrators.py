@@ -153,7 +153,8 @@ def step_sizes(
 
     and explicit in what the drift has beyond it (exponential Euler, Lord, Powell & Shardlow 2014,
     Section 10.5). The rate depends on time alone, so the step stays Gaussian with a scalar variance
-    that does not depend on the state, and all that is exact for the Euler chain holds for it.
+    that does not depend on the state, and all that is exact for the Euler chain holds for it. On a
+    torus no drift is linear, and it is Euler's step.
 
     Raises:
       ValueError: unknown integrator.
@@ -163,7 +164,7 @@ def step_sizes(
             f"noising.integrator={integrator!r}: choose one of {', '.join(INTEGRATORS)}"
         )
     g = process.diffusion(t)
-    if integrator == "euler":
+    if integrator == "euler" or process.known.period is not None:
         return h, g * jnp.sqrt(h)
     rate = g**2 / (2 * process.clock.saturation)
     return -jnp.expm1(-rate * h) / rate, jnp.sqrt(
@@ -195,7 +196,8 @@ def forward_step(
 def heun_step(
     velocity: Callable[[Array, Array], Array], x: Array, t: Array, t_next: Array
 ) -> Array:
-    """Heun's second-order step of dX/dtau = velocity(X, t), tau = T - t, from t to t_next <= t."""
+    """Heun's second-order step of dX/dtau = velocity(X, t), tau = T - t, from t to t_next, be it
+    earlier or later."""
     h = (t - t_next)[..., None]
     slope = velocity(x, t)
     return x + 0.5 * h * (slope + velocity(x + h * slope, t_next))

@@ -9,25 +9,32 @@ import logging
 import os
 import pathlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
 from ndsm_jax import __version__, datasets, plots
+from ndsm_jax.columns import Column
 from ndsm_jax.config import Config
 from ndsm_jax.config.assemble import build, resolvable
 from ndsm_jax.config.own import sources
 from ndsm_jax.config.parts import Parts, check_structure, examples, fit, stand_in
 from ndsm_jax.config.sections import value_of
 from ndsm_jax.datasets import Dataset
+from ndsm_jax.datasets.dataset import hold_out
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.frames import Frame
+from ndsm_jax.guidance import Reconstruction
+from ndsm_jax.measurements import Measurement
 from ndsm_jax.runs import Checkpoints, Run, has_checkpoints, read_host
 from ndsm_jax.runs.checkpoints import shapes_as_saved
+from ndsm_jax.sampling import Sampler
 from ndsm_jax.training import (
+    MINIBATCHES,
     STREAM_PICTURE,
+    HeldOut,
     TrainState,
     draw,
     init_state,
@@ -52,6 +59,7 @@ FREE = frozenset(
         "config.sample",
         "config.evaluate",
         "config.train.steps",
+        "config.train.patience",
         "config.train.log_every",
         "config.train.checkpoint_every",
         "config.train.keep",
@@ -69,6 +77,8 @@ class Restored:
     Attributes:
       config: of the run.
       experiment, state: of its newest good checkpoint.
+      parts: what was fitted, of the same.
+      examples: some states, see `config.parts.examples`.
       shape: of an item of the data.
       host: the facts recorded with it.
       folder: that has its metrics.
@@ -77,6 +87,8 @@ class Restored:
     config: Config
     experiment: Experiment
     state: TrainState
+    parts: Parts
+    examples: np.ndarray | None
     shape: tuple[int, ...]
     host: dict[str, Any]
     folder: pathlib.Path
@@ -124,6 +136,9 @@ def launch(
 ) -> TrainState:
     """Trains to train.steps, resuming from the newest good checkpoint in folder if there is one.
 
+    Where the average to sample with is chosen on held-out items (train.select), neither the fit nor
+    the training sees these.
+
     Writes checkpoints/, metrics.jsonl, tensorboard/, images/, config.json and, when a mixture is
     fitted, mixture.txt. Ctrl-C and SIGTERM save a checkpoint before they take effect.
 
@@ -139,32 +154,24 @@ def launch(
     Raises:
       loop.NonFiniteError: a loss, a gradient or the state was not finite.
       KeyboardInterrupt: after an interrupt, once the checkpoint is saved.
-      ValueError: batch larger than the data, or the folder belongs to another experiment.
+      ValueError: the folder belongs to another experiment, or cannot be written to.
     """
     folder, c = pathlib.Path(folder), config.train
-    if c.batch_size > len(dataset.train):
-        raise ValueError(
-            f"train.batch_size={c.batch_size} exceeds the {len(dataset.train)} training samples"
-        )
     _check_folder(folder)
     run = make_run(config, dataset, folder, allow_changed_source=allow_changed_source)
+    whole = dataset
+    dataset, held = set_aside(config, whole)
     if has_checkpoints(folder):
         _check_sources(config, folder, read_host(run.directory), allowed=allow_changed_source)
         run.check()
         parts, experiment, state, _ = _restore(config, folder, run.facts["data"])
         logger.info("resuming %s from step %d", folder, int(state.step))
     else:
-        some = examples(config, dataset, frame)
-        abstract = stand_in(config, dataset.shape, dataset.value_range, some)
-        build(config, dataset.shape, abstract, quiet=True)  # contradictions show here
-        parts = resolvable(config, fit(config, dataset, frame=frame))
-        if some is not None:
-            check_structure(config, abstract.reference, parts.reference)
-        experiment = build(config, dataset.shape, parts)
+        parts, experiment = fitted(config, dataset, frame=frame)
         folder.mkdir(parents=True, exist_ok=True)
-        if some is not None:
+        if (some := examples(config, dataset, frame)) is not None:
             np.save(folder / EXAMPLES_FILE, some)
-        state = init_state(experiment, seed=c.seed)
+        state = init_state(experiment, seed=c.seed, select=held is not None)
         if parts.report is not None:
             logger.info("%s", parts.report)
             (folder / "mixture.txt").write_text(f"{parts.report}\n")
@@ -176,13 +183,92 @@ def launch(
         steps=c.steps,
         batch_size=c.batch_size,
         seed=c.seed,
+        held_out=held,
         state=state,
         run=run,
         keep=_arrays(parts),
-        picture=lambda state: _picture(config, experiment, state, dataset),
+        picture=lambda state: _picture(config, experiment, state, whole),
         ahead_mb=config.noising.ahead_mb,
         progress=progress,
     )
+
+
+FEW = 10_000
+"""Training items below which the average of the parameters is chosen on some that are held out."""
+
+FEWEST_HELD_OUT = 20
+"""Items held out at least, unless they are more than a third of all."""
+
+
+def selects(config: Config, num_train: int) -> bool:
+    """Whether the average of the parameters to sample with is chosen on held-out items."""
+    kind = config.train.select
+    return num_train < FEW if kind == "auto" else kind == "held_out"
+
+
+def set_aside(config: Config, dataset: Dataset) -> tuple[Dataset, HeldOut | None]:
+    """The data to fit and train on, and those that are held out of both, if any are.
+
+    A share train.held_out, but no more than a look at them takes.
+    """
+    c, num = config.train, len(dataset.train)
+    if not selects(config, num):
+        return dataset, None
+    share = min(round(c.held_out * num), MINIBATCHES * c.batch_size)
+    count = max(1, min(max(share, FEWEST_HELD_OUT), num // 3))
+    rest, rows = hold_out(dataset, count, c.seed)
+    return rest, HeldOut(data=rows, every=c.held_out_every, patience=c.patience)
+
+
+def fitted(
+    config: Config, dataset: Dataset, *, frame: Frame | None = None
+) -> tuple[Parts, Experiment]:
+    """What a config asks to be fitted to training data, and the experiment made of it.
+
+    Raises:
+      ValueError: settings that contradict one another, before anything is fitted; or that do not
+        fit the data.
+    """
+    some = examples(config, dataset, frame)
+    abstract = stand_in(config, dataset.shape, dataset.value_range, some, dataset.columns)
+    build(config, dataset.shape, abstract, quiet=True)  # contradictions show here
+    parts = resolvable(config, fit(config, dataset, frame=frame))
+    if some is not None:
+        check_structure(config, abstract.reference, parts.reference)
+    return parts, build(config, dataset.shape, parts)
+
+
+def save(
+    folder: str | pathlib.Path,
+    facts: dict[str, Any],
+    parts: Parts,
+    state: TrainState,
+    *,
+    examples: np.ndarray | None = None,
+) -> None:
+    """Writes a trained state as a run of one checkpoint, for `restore` and the commands.
+
+    Args:
+      folder: new, or of a run with the same facts.
+      facts: see `facts`.
+      parts: what was fitted.
+      state: of the training.
+      examples: some states, see `config.parts.examples`.
+
+    Raises:
+      ValueError: the folder holds another run, or cannot be written to.
+    """
+    folder = pathlib.Path(folder)
+    _check_folder(folder)
+    run = Run(folder=folder, facts=facts, free=FREE)
+    if has_checkpoints(folder):
+        run.check()
+    folder.mkdir(parents=True, exist_ok=True)
+    if examples is not None:
+        np.save(folder / EXAMPLES_FILE, examples)
+    (folder / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
+    with run.checkpoints() as checkpoints:
+        checkpoints.save(int(state.step), {"train": state, "kept": _arrays(parts)}, facts)
 
 
 def _check_folder(folder: pathlib.Path) -> None:
@@ -226,7 +312,7 @@ def facts(config: Config, dataset: Dataset) -> dict[str, Any]:
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     versions = {name: importlib.metadata.version(name) for name in packages}
     versions |= {"ndsm_jax": __version__, "python": platform.python_version()}
-    data = {
+    data: dict[str, Any] = {
         "name": dataset.name,
         "shape": list(dataset.shape),
         "value_range": None if dataset.value_range is None else list(dataset.value_range),
@@ -234,6 +320,8 @@ def facts(config: Config, dataset: Dataset) -> dict[str, Any]:
         "num_train": len(dataset.train),
         "source": dataset.source,
     }
+    if dataset.columns:
+        data["columns"] = [column.to_json() for column in dataset.columns]
     return {
         "config": config.to_dict(),
         "sources": sources(config),
@@ -242,9 +330,17 @@ def facts(config: Config, dataset: Dataset) -> dict[str, Any]:
     }
 
 
+def columns_of(data: Mapping[str, Any]) -> tuple[Column, ...]:
+    """The columns of a table, of the facts of a run's data; none of other data."""
+    return tuple(map(Column.from_json, data.get("columns", ())))
+
+
 def _upgraded(host: dict[str, Any]) -> dict[str, Any]:
     # Settings that were added since have the values that the run had without them.
-    return host | {"config": Config.from_dict(host["config"]).to_dict()}
+    data = dict(host["data"])
+    if "columns" in data:
+        data["columns"] = [column.to_json() for column in columns_of(data)]
+    return host | {"config": Config.from_dict(host["config"]).to_dict(), "data": data}
 
 
 def restore(
@@ -269,9 +365,16 @@ def restore(
     tree = host["config"] | {"sample": host["config"]["sample"] | dict(sample or {})}
     config, shape = Config.from_dict(tree), tuple(host["data"]["shape"])
     _check_sources(config, folder, host, allowed=allow_changed_source)
-    _, experiment, state, host = _restore(config, folder, host["data"])
+    parts, experiment, state, host = _restore(config, folder, host["data"])
     return Restored(
-        config=config, experiment=experiment, state=state, shape=shape, host=host, folder=folder
+        config=config,
+        experiment=experiment,
+        state=state,
+        parts=parts,
+        examples=_kept_examples(folder),
+        shape=shape,
+        host=host,
+        folder=folder,
     )
 
 
@@ -299,11 +402,11 @@ def _restore(
 ) -> tuple[Parts, Experiment, TrainState, dict[str, Any]]:
     shape, limits = tuple(data["shape"]), data["value_range"]
     value_range = None if limits is None else (limits[0], limits[1])
-    path = folder / EXAMPLES_FILE
-    parts = stand_in(config, shape, value_range, np.load(path) if path.exists() else None)
+    parts = stand_in(config, shape, value_range, _kept_examples(folder), columns_of(data))
     abstract = build(config, shape, parts, quiet=True)
+    select = selects(config, data["num_train"])
     like = {
-        "train": jax.eval_shape(lambda: init_state(abstract, seed=0)),
+        "train": jax.eval_shape(lambda: init_state(abstract, seed=0, select=select)),
         "kept": _arrays(parts),
     }
     directory = folder / "checkpoints"
@@ -313,6 +416,11 @@ def _restore(
         restored = checkpoints.restore(like)
     parts = Parts(**restored.state["kept"])
     return parts, build(config, shape, parts), restored.state["train"], restored.host
+
+
+def _kept_examples(folder: pathlib.Path) -> np.ndarray | None:
+    path = folder / EXAMPLES_FILE
+    return np.load(path, allow_pickle=False) if path.exists() else None
 
 
 def _picture(
@@ -329,6 +437,9 @@ def _picture(
         stream=STREAM_PICTURE,
         progress=False,
     )
+    if dataset.columns:
+        sets = {"data": dataset.test, "samples": x}
+        return plots.render(plots.marginals_figure(dataset.columns, sets))
     figure = plots.samples_figure(
         x, dataset.shape, reference=dataset.test[:num], value_range=dataset.value_range
     )
@@ -342,6 +453,8 @@ def draw_as_configured(
     num: int | None = None,
     *,
     components: np.ndarray | None = None,
+    measurement: Measurement | None = None,
+    guidance: Callable[..., Sampler] = Reconstruction,
     progress: bool = True,
 ) -> np.ndarray:
     """`training.draw` of `num` samples, sample.num by default, as the section sample says."""
@@ -352,6 +465,8 @@ def draw_as_configured(
         num or c.num,
         seed=c.seed,
         components=components,
+        measurement=measurement,
+        guidance=guidance,
         ema=c.ema,
         chunk=c.chunk,
         progress=progress,
@@ -360,10 +475,10 @@ def draw_as_configured(
 
 def describe(config: Config, dataset: Dataset) -> str:
     """What a dry run prints: data, network, first batch's shapes; nothing is fitted or trained."""
-    parts = stand_in(config, dataset.shape, dataset.value_range, examples(config, dataset))
+    some = examples(config, dataset)
+    parts = stand_in(config, dataset.shape, dataset.value_range, some, dataset.columns)
     experiment = build(config, dataset.shape, parts, quiet=True)
-    # Prepared data have the data's width, but for those of an autoencoder.
-    width = dataset.dim if config.autoencoder.kind == "none" else parts.reference.dim
+    width = parts.frame.prepare(dataset.train[:1]).shape[1]
     x0 = jax.ShapeDtypeStruct((config.train.batch_size, width), np.float32)
     batch = jax.eval_shape(lambda x0: noised(experiment, jax.random.key(0), x0), x0)
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Linear maps of states, and the linear Gaussian kernels made of them.
+"""Linear maps of states, and the linear Gaussian kernels made of them, on R^n or on a torus.
 
 A map acts on the last axis of `y [..., d]`; its arrays may have any leading shape that fits that of
 the states. Four kinds, from cheap to general; everything asks for the methods alone.
@@ -39,6 +39,10 @@ class Scalar:
         """M y: [..., d] -> [..., d]."""
         return self.value[..., None] * y
 
+    def mv_t(self, y: Array) -> Array:
+        """M^T y: [..., d] -> [..., d]."""
+        return self.mv(y)
+
     def solve(self, y: Array) -> Array:
         """M^{-1} y: [..., d] -> [..., d]."""
         return y / self.value[..., None]
@@ -62,6 +66,10 @@ class Diagonal:
     def mv(self, y: Array) -> Array:
         """M y: [..., d] -> [..., d]."""
         return self.values * y
+
+    def mv_t(self, y: Array) -> Array:
+        """M^T y: [..., d] -> [..., d]."""
+        return self.mv(y)
 
     def solve(self, y: Array) -> Array:
         """M^{-1} y: [..., d] -> [..., d]."""
@@ -89,6 +97,10 @@ class Blocks:
     def mv(self, y: Array) -> Array:
         """M y: [..., d] -> [..., d]."""
         return self._apply(self.matrix, y)
+
+    def mv_t(self, y: Array) -> Array:
+        """M^T y: [..., d] -> [..., d]."""
+        return self._apply(jnp.swapaxes(self.matrix, -1, -2), y)
 
     def solve(self, y: Array) -> Array:
         """M^{-1} y: [..., d] -> [..., d]."""
@@ -119,6 +131,10 @@ class Dense:
     def mv(self, y: Array) -> Array:
         """M y: [..., d] -> [..., d]."""
         return _product("...ij,...j->...i", self.matrix, y)
+
+    def mv_t(self, y: Array) -> Array:
+        """M^T y: [..., d] -> [..., d]."""
+        return _product("...ji,...j->...i", self.matrix, y)
 
     def solve(self, y: Array) -> Array:
         """M^{-1} y: [..., d] -> [..., d]."""
@@ -168,3 +184,74 @@ class Gaussian:
 def isotropic(scale: Array, std: Array) -> Gaussian:
     """The kernel N(scale x, std^2 I), [...] each."""
     return Gaussian(scale=Scalar(value=scale), root=Scalar(value=std))
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("scale", "root", "period"), meta_fields=())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WrappedGaussian:
+    """The kernel N(x, s^2 I) on a flat torus, in its covering space. Build it with `wrapped`.
+
+    Draws are those of the Gaussian, y = x + s z; the score is that of the law of y modulo the
+    period, a sum over images.
+
+    Attributes:
+      scale, root: I and s I.
+      period: of every coordinate, a scalar.
+    """
+
+    scale: Scalar
+    root: Scalar
+    period: Array
+
+    def sample(self, x: Array, z: Array) -> tuple[Array, Array]:
+        """The mean x and y = x + s z, for normals z: [..., d] each."""
+        return Gaussian(scale=self.scale, root=self.root).sample(x, z)
+
+    def score(self, z: Array) -> Array:
+        """grad_y log sum_k N(y + k P; x, s^2) at y = x + s z, coordinate by coordinate: [..., d].
+
+        That is E[-z' / s] over the images z' = z + k P / s of z, which are all that y modulo P
+        leaves open: the target -z / s with the winding number averaged out (Rao-Blackwell).
+        """
+        return wrapped_score(self.root.mv(z), self.root.value, self.period)
+
+
+def wrapped(std: Array, period: Array) -> WrappedGaussian:
+    """The kernel N(x, std^2 I), std [...], on a torus of a period (a scalar)."""
+    return WrappedGaussian(
+        scale=Scalar(value=jnp.ones_like(std)), root=Scalar(value=std), period=period
+    )
+
+
+_TURN = (2 * np.pi) ** -0.5
+"""Standard deviation in periods at which images and harmonics converge alike."""
+
+
+def wrapped_score(x: Array, std: Array, period: Array) -> Array:
+    """Score of the wrapped normal law, d/dx log sum_k exp(-(x + k P)^2 / (2 s^2)), elementwise.
+
+    With u = x / P in [-1/2, 1/2] and r = s / P it is, over five images or by Poisson's summation,
+
+        -1/P  sum_k w_k (u + k) / r^2,    w_k ~ exp(-(u + k)^2 / (2 r^2)),
+        -1/P  sum_m 4 pi m q^(m^2) sin(2 pi m u) / (1 + 2 sum_m q^(m^2) cos(2 pi m u)),  m = 1, 2,
+
+    with q = exp(-2 pi^2 r^2) (Jacobi's theta function; Mardia and Jupp 2000, Section 3.5.7). The
+    first for r < 1 / sqrt(2 pi), the second above: what either leaves out is below 1e-8 of the sum.
+
+    Args:
+      x: deviations [..., d].
+      std: s [...].
+      period: P, a scalar.
+    """
+    u = x / period
+    u = u - jnp.round(u)
+    r = std[..., None] / period
+    few = jnp.minimum(r, _TURN)[..., None]
+    images = jnp.stack([u + k for k in range(-2, 3)], axis=-1)
+    weights = jax.nn.softmax(-(images**2) / (2 * few**2), axis=-1)
+    by_images = jnp.sum(weights * images, axis=-1) / few[..., 0] ** 2
+    q = jnp.exp(-2 * jnp.pi**2 * jnp.maximum(r, _TURN) ** 2)
+    angle = 2 * jnp.pi * u
+    slope = 4 * jnp.pi * (q * jnp.sin(angle) + 2 * q**4 * jnp.sin(2 * angle))
+    by_harmonics = slope / (1 + 2 * (q * jnp.cos(angle) + q**4 * jnp.cos(2 * angle)))
+    return -jnp.where(r < _TURN, by_images, by_harmonics) / period

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ndsm_jax import derivatives
 from ndsm_jax.linear_maps import embed
 from ndsm_jax.noising import NoisedBatch
 from ndsm_jax.processes.process import Process, ScoreFn
@@ -21,10 +21,13 @@ from ndsm_jax.processes.process import Process, ScoreFn
 def dsm(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
     """Denoising score matching, weight/2 |s(y, t) - target|^2: [B, k].
 
-    For the target of a kernel see Vincent (2011); any target with E[target | y] = grad log p_t(y)
-    has the same minimiser, that of a path (docs/path_space.md) too.
+    With a root L in the batch it is weight/2 |L^T E (s - target)|^2. For the target of a kernel see
+    Vincent (2011); any target with E[target | y] = grad log p_t(y) has the same minimiser, that of
+    a path (docs/path_space.md) too.
     """
     residual = score_fn(batch.y, batch.t) - batch.score_target
+    if batch.root is not None:
+        residual = batch.root.mv_t(embed(residual, batch.noisy, batch.y.shape[-1]))
     return 0.5 * batch.weight * jnp.sum(residual**2, axis=-1)
 
 
@@ -35,19 +38,9 @@ def divergence(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, Array]:
     Otherwise exactly, by r of them.
     """
 
-    def along(v: Array) -> tuple[Array, Array]:
-        direction = embed(v, batch.noisy, batch.y.shape[-1])
-        return jax.jvp(lambda y: score_fn(y, batch.t), (batch.y,), (direction,))
-
-    if batch.probe is not None:
-        score, derivative = along(batch.probe)
-        return score, jnp.sum(batch.probe * derivative, axis=-1)
-    target = batch.score_target
-    axes = jnp.eye(target.shape[-1], dtype=target.dtype)
-    score, jacobian = jax.vmap(
-        lambda axis: along(jnp.broadcast_to(axis, target.shape)), out_axes=(None, -1)
-    )(axes)
-    return score, jnp.trace(jacobian, axis1=-2, axis2=-1)
+    return derivatives.divergence(
+        lambda y: score_fn(y, batch.t), batch.y, probe=batch.probe, noisy=batch.noisy
+    )
 
 
 def ism(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
@@ -57,8 +50,17 @@ def ism(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
     estimate of the divergence (see `divergence`) it is sliced score matching with variance
     reduction (1905.07088, Eq. 8).
     """
+    _check_scalar_weight(batch)
     score, trace = divergence(score_fn, batch)
     return batch.weight * (0.5 * jnp.sum(score**2, axis=-1) + trace)
+
+
+def _check_scalar_weight(batch: NoisedBatch) -> None:
+    if batch.root is not None:
+        raise ValueError(
+            "the losses of ndsm, ndsm_cv, path_dsm_cv and ism are weighted by a number, not by a"
+            " matrix: perceptual=True of noising.linearised_windows is for objective.name=local_dsm"
+        )
 
 
 def ndsm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, Array]:
@@ -70,6 +72,7 @@ def ndsm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, Array]:
     one call of the network on all states; states that share one mu share its evaluation.
     """
     assert batch.mu is not None
+    _check_scalar_weight(batch)
     k, n = batch.t.shape[1], batch.noises
     score = score_fn(
         jnp.concatenate([batch.y, batch.mu[:, ::n]], axis=1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -75,6 +76,7 @@ class Optimiser:
     name: str = "own"
 
 
+@functools.cache  # so that equal optimisers are the same, to compiled code
 def adam(
     learning_rate: float = 1e-3,
     *,

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from ndsm_jax.columns import Column
 
 
 def _new(width: float, height: float, **options: Any) -> tuple[Any, Any]:
@@ -207,17 +209,35 @@ def neighbours_figure(
     return figure
 
 
-def curves_figure(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> Any:
-    """Training curves over steps, one panel a name that occurs in the rows."""
-    names = [n for n in names if any(n in row for row in rows)] or ["step"]
-    figure, axes = _new(4.0 * len(names), 3.0, ncols=len(names), squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
-        points = np.array([(r["step"], r[name]) for r in rows if r.get(name) is not None], float)
-        axis.plot(points[:, 0], points[:, 1], lw=1, color="#1f4e79")
-        positive = points[np.isfinite(points[:, 1]), 1]
+def curves_figure(
+    rows: Sequence[Mapping[str, float]],
+    panels: Mapping[str, Sequence[str]],
+    *,
+    kept: int | None = None,
+) -> Any:
+    """Training curves over steps: a panel for each title, of those of its names that occur.
+
+    A panel of which no name occurs is left out. `kept`: a step to mark, in panels of several.
+    """
+    occurring = {name for row in rows for name in row}
+    found = {title: [n for n in names if n in occurring] for title, names in panels.items()}
+    found = {title: names for title, names in found.items() if names} or {"step": ["step"]}
+    figure, axes = _new(4.0 * len(found), 3.0, ncols=len(found), squeeze=False)
+    for axis, (title, names) in zip(axes[0], found.items(), strict=True):
+        drawn = []
+        for name in names:
+            points = [(r["step"], r[name]) for r in rows if r.get(name) is not None]
+            drawn.append(np.array(points, float))
+            axis.plot(*drawn[-1].T, lw=1, label=name.replace("_", " "))
+        values = np.concatenate([points[:, 1] for points in drawn])
+        positive = values[np.isfinite(values)]
         if positive.size and positive.min() > 0 and positive.max() > 20 * positive.min():
             axis.set_yscale("log")
-        axis.set(xlabel="step", title=name.replace("_", " "))
+        if len(names) > 1:
+            if kept is not None:
+                axis.axvline(kept, color="#999999", lw=0.8, ls=":", label=f"kept: step {kept}")
+            axis.legend(fontsize="x-small")
+        axis.set(xlabel="step", title=title)
         axis.grid(alpha=0.3)
     return figure
 
@@ -301,10 +321,34 @@ def eps_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Any:
     return figure
 
 
+def lines_figure(
+    panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
+    *,
+    columns: int,
+    x: str = "t",
+    y: str = "",
+    scale: str = "log",
+) -> Any:
+    """Curves (x, y) by name, one panel a title, on axes of one scale; panels share the legend."""
+    figure, axes = _grid(len(panels), columns, 3.6, 2.8, extra=0.3)
+    handles: dict[str, Any] = {}
+    for axis, (title, curves) in zip(axes, panels.items(), strict=False):
+        for i, (name, points) in enumerate(curves.items()):
+            axis.plot(*points, marker=".", ms=4, lw=1, color=f"C{i}", label=name)
+        axis.set(xscale=scale, yscale=scale, xlabel=x, title=textwrap.fill(title, 42))
+        axis.title.set_fontsize("medium")
+        axis.grid(alpha=0.3)
+        handles |= dict(zip(*axis.get_legend_handles_labels()[::-1], strict=True))
+    axes[0].set_ylabel(y)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=len(handles))
+    return figure
+
+
 def levels_figure(
     panels: Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]],
     *,
     lines: Mapping[str, Mapping[str, float]] | None = None,
+    log: Collection[str] = (),
     columns: int = 3,
 ) -> Any:
     """Metrics over the levels of a factor: means with standard errors, one panel a metric.
@@ -313,6 +357,7 @@ def levels_figure(
       panels: title -> name of a series -> level -> the values of several runs. All series of a
         panel share the levels of its first.
       lines: title -> name -> height of a horizontal line, such as a floor.
+      log: titles of panels whose axis is logarithmic.
       columns: panels in a row.
     """
     figure, axes = _grid(len(panels), min(columns, len(panels)), 4.2, 3.1, extra=0.3)
@@ -328,6 +373,7 @@ def levels_figure(
             axis.axhline(height, ls=("--", ":")[i % 2], lw=1, color="#777777", label=name)
         axis.set_xticks(np.arange(len(levels)), levels, rotation=30, ha="right")
         axis.set(title=title, xlim=(-0.5, len(levels) - 0.5))
+        axis.set_yscale("log" if title in log else "linear")
         axis.grid(alpha=0.3)
     handles: dict[str, Any] = {}
     for axis in axes:
@@ -357,4 +403,189 @@ def surfaces_figure(surfaces: Mapping[str, np.ndarray], *, highest: float = 8.0)
         axis.set(xlabel="phi", xticks=(-180, 0, 180), yticks=(-180, 0, 180))
     axes[0].set_ylabel("psi")
     figure.colorbar(image, ax=axes, label="free energy, kT", shrink=0.8)
+    return figure
+
+
+# --- tables ---
+
+_DATA, _SAMPLES, _PRIOR = "#b9bcc2", "#1f4e79", "#d08a2e"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Positions:
+    """Where on an axis the values of a column are.
+
+    Attributes:
+      centre, width: position = arcsinh((value - centre) / width); a width of 0: the value itself.
+      edges: positions of the edges of bins.
+      ticks: position -> words; None: those of numbers.
+      spread: by which points of equal value are drawn apart, either way.
+    """
+
+    centre: float = 0.0
+    width: float = 0.0
+    edges: np.ndarray
+    ticks: Mapping[float, str] | None = None
+    spread: float = 0.0
+
+    def __call__(self, values: Any) -> Any:
+        return np.arcsinh((values - self.centre) / self.width) if self.width else values
+
+    def label(self, axis: Any) -> None:
+        """Sets limits and ticks of an axis, matplotlib's `xaxis` or `yaxis`."""
+        axis.axes.set(**{f"{axis.axis_name}lim": (self.edges[0], self.edges[-1])})
+        axis.axes.locator_params(axis=axis.axis_name, nbins=5)
+        if self.ticks is not None:
+            axis.set_ticks(list(self.ticks), list(self.ticks.values()))
+        axis.set_tick_params(labelsize="x-small")
+        axis.get_offset_text().set_fontsize("x-small")
+
+
+def _positions(column: Column, values: np.ndarray) -> _Positions:
+    """For the values that were seen: levels and few whole numbers side by side; a range many times
+    that of the bulk by its arcsinh; a margin, that what lies beyond the values shows."""
+    if not column.ordered:
+        count = len(column.levels)
+        words = [textwrap.shorten(str(level), 12, placeholder="...") for level in column.levels]
+        step = -(-count // 6)
+        ticks = {float(i): words[i] for i in range(0, count, step)}
+        return _Positions(edges=np.arange(count + 1) - 0.5, ticks=ticks, spread=0.3)
+    values = values if len(values) else np.array([column.low, column.high])
+    low, high = values.min(), values.max()
+    if column.kind == "integer" and high - low <= 40:
+        return _Positions(edges=np.arange(low - 1.5, high + 2.5), spread=0.3)
+    bulk = np.diff(np.quantile(values, [0.05, 0.95]))[0]
+    made = _Positions(edges=np.zeros(0))
+    if 0 < bulk < (high - low) / 8:
+        middle = float(np.median(values))
+        at = (low, middle, high)
+        made = dataclasses.replace(made, centre=middle, width=bulk / 4)
+        ticks = {float(made(value)): f"{value:.2g}" for value in at}
+        made = dataclasses.replace(made, ticks=ticks)
+    low, high = made(low), made(high)
+    margin, bins = 0.1 * (high - low) or 1.0, int(np.clip(2 * len(values) ** 0.5, 8, 36))
+    return dataclasses.replace(made, edges=np.linspace(low - margin, high + margin, bins + 1))
+
+
+def marginals_figure(
+    columns: Sequence[Column], sets: Mapping[str, np.ndarray], *, most: int = 40
+) -> Any:
+    """The columns of tables [n, D], a panel each: the first table filled, the others as outlines.
+
+    Missing cells and what is not finite are left out, and so are columns from the `most`-th on.
+    """
+    shown = columns[:most]
+    figure, axes = _grid(len(shown), min(5, len(shown)), 2.8, 2.0, extra=0.4)
+    colours = (_DATA, _SAMPLES, _PRIOR)
+    for i, (axis, column) in enumerate(zip(axes, shown, strict=False)):
+        finite = {name: x[np.isfinite(x[:, i]), i] for name, x in sets.items()}
+        positions = _positions(column, next(iter(finite.values())))
+        for (name, values), colour in zip(finite.items(), colours, strict=False):
+            shares = np.histogram(positions(values), positions.edges)[0] / max(len(values), 1)
+            fill = colour == _DATA
+            axis.stairs(shares, positions.edges, fill=fill, color=colour, lw=1.3, label=name)
+        axis.set_title(textwrap.shorten(column.name, 32, placeholder="..."), fontsize="small")
+        axis.set_yticks([])
+        positions.label(axis.xaxis)
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=len(sets), fontsize="small")
+    return figure
+
+
+def associations_figure(names: Sequence[str], matrices: Mapping[str, np.ndarray]) -> Any:
+    """Matrices [D, D] of -1 to 1 side by side, one a title."""
+    figure, axes = _grid(len(matrices), len(matrices), 3.6, 3.4, extra=0.6)
+    words = [textwrap.shorten(name, 22, placeholder="...") for name in names]
+    words = words if len(names) <= 40 else []  # which nobody could read
+    places = np.arange(len(words))
+    for axis, (title, matrix) in zip(axes, matrices.items(), strict=True):
+        image = axis.imshow(matrix, cmap="RdBu", vmin=-1, vmax=1, interpolation="nearest")
+        axis.set_title(title, fontsize="medium")
+        axis.set_xticks(places, words, rotation=90)
+        axis.set_yticks(places, words if axis is axes[0] else [""] * len(words))
+        axis.tick_params(labelsize=7 if len(names) <= 20 else 4.5)
+    figure.colorbar(image, ax=axes, shrink=0.8)
+    return figure
+
+
+def pairs_figure(
+    columns: Sequence[Column],
+    pairs: Sequence[tuple[int, int]],
+    sets: Mapping[str, np.ndarray],
+    *,
+    most: int = 1000,
+) -> Any:
+    """Pairs of columns of tables [n, D]: a panel for each pair and table, pairs in rows of two.
+
+    Values of categories, and whole numbers, are drawn apart. The first `most` rows of each table.
+    """
+    figure, axes = _grid(len(pairs) * len(sets), 2 * len(sets), 2.6, 2.3, extra=0.3)
+    rng, places = np.random.default_rng(0), iter(axes)
+    for i, j in pairs:
+        first = next(iter(sets.values()))
+        across, up = (_positions(columns[k], first[np.isfinite(first[:, k]), k]) for k in (i, j))
+        for (title, x), colour in zip(sets.items(), ("#555555", _SAMPLES, _PRIOR), strict=False):
+            axis, x = next(places), x[np.isfinite(x[:, [i, j]]).all(axis=1)][:most]
+            at = [
+                position(x[:, k]) + position.spread * rng.uniform(-1, 1, len(x))
+                for k, position in ((i, across), (j, up))
+            ]
+            axis.scatter(*at, s=3, alpha=0.6, linewidths=0, color=colour, rasterized=True)
+            across.label(axis.xaxis)
+            up.label(axis.yaxis)
+            axis.set_title(title, fontsize="small")
+            for k, name in ((i, "xlabel"), (j, "ylabel")):
+                words = textwrap.shorten(columns[k].name, 26, placeholder="...")
+                axis.set(**{name: words})
+            axis.xaxis.label.set_fontsize("small")
+            axis.yaxis.label.set_fontsize("small")
+    return figure
+
+
+def clouds_figure(
+    groups: Mapping[str, Mapping[str, Mapping[str, np.ndarray]]], *, size: float = 2.2
+) -> Any:
+    """Points in the plane: group -> name of a row -> title of a panel -> points [n, 2].
+
+    All panels of a group are within the limits of its first row, which is what the others are
+    compared with.
+    """
+    rows = [(g, name, panels) for g, sets in groups.items() for name, panels in sets.items()]
+    columns = max(len(panels) for _, _, panels in rows)
+    figure, axes = _grid(len(rows) * columns, columns, size, 0.85 * size)
+    firsts = {group: next(iter(sets.items())) for group, sets in groups.items()}
+    for n, (group, name, panels) in enumerate(rows):
+        reference, shown = firsts[group]
+        points = np.concatenate(list(shown.values()))
+        low, high = np.quantile(points, [0.001, 0.999], axis=0)
+        margin = 0.15 * (high - low)
+        limits = np.stack([low - margin, high + margin], axis=1)
+        for axis, (title, x) in zip(axes[n * columns :], panels.items(), strict=False):
+            colour = "#555555" if name == reference else _SAMPLES
+            axis.scatter(*x.T, s=2, alpha=0.5, linewidths=0, color=colour, rasterized=True)
+            axis.set(xlim=limits[0], ylim=limits[1])
+            axis.tick_params(labelsize=6)
+            if name == reference:
+                axis.set_title(f"{group}, {title}", fontsize="small")
+        axes[n * columns].set_ylabel(name, fontsize="small")
+    return figure
+
+
+def currents_figure(
+    panels: Mapping[str, tuple[np.ndarray, Sequence[np.ndarray], np.ndarray]],
+) -> Any:
+    """Densities of points [n, 2], and the current [2, a, b] as arrows in the cells between edges
+    ([a + 1], [b + 1]): title -> (points, edges, current). Arrows are to scale within a panel."""
+    figure, axes = _grid(len(panels), min(3, len(panels)), 4.0, 3.4)
+    for axis, (title, (points, edges, current)) in zip(axes, panels.items(), strict=False):
+        limits = [(e[0], e[-1]) for e in edges]
+        axis.hist2d(*points.T, bins=80, range=limits, cmap="Greys", density=True)
+        middles = [0.5 * (e[1:] + e[:-1]) for e in edges]
+        at = np.meshgrid(*middles, indexing="ij")
+        length = np.hypot(*current)
+        strong = length > 0.02 * length.max()
+        axis.quiver(
+            *(a[strong] for a in (*at, *current)), color="#a23b3b", angles="xy", width=0.005
+        )
+        axis.set_title(title)
     return figure

@@ -57,7 +57,15 @@ IMAGES = (-1.0, 1.0)
         ({"data": {"name": "folder"}}, (2, 2, 1), IMAGES),
         ({"data": {"frame": "standardised"}}, (4,), IMAGES),
         ({"data": {"frame": "shared"}}, (4,), None),
-        ({"data": {"frame": "angles"}}, (4,), None),
+        (
+            {
+                "data": {"frame": "angles"},
+                "process": {"name": "wrapped"},
+                "objective": {"name": "dsm"},
+            },
+            (4,),
+            None,
+        ),
         ({"data": {"frame": "pixels"}}, (2, 2, 1), IMAGES),
         ({"data": {"name": "array", "frame": "identity"}}, (4,), None),
         ({"process": {"name": "component_ou"}, "objective": {"name": "dsm"}}, (4,), None),
@@ -167,6 +175,12 @@ def test_churn_without_a_flow_is_refused():
         check_effect(config, ["sample.churn"])
 
 
+def test_a_perceptual_weight_of_no_window_is_refused():
+    config = Config.from_dict({"noising": {"weight": "perceptual"}})
+    with pytest.raises(ValueError, match=r"noising\.weight='perceptual' .*local_dsm"):
+        assemble.build(config, (2,), stand_in(config, (2,)))
+
+
 # --- steps that are left to us ---
 
 
@@ -242,3 +256,35 @@ def test_too_few_steps_that_were_asked_for_are_still_an_error(spread, rng, tmp_p
     with pytest.raises(ValueError, match=r"noising\.steps=24 is .* set noising\.steps to about"):
         run(config, tmp_path, emoji(rng, spread))
     assert not (tmp_path / "checkpoints").exists()
+
+
+ANGLES = {"data": {"frame": "angles"}, "network": {"width": 8, "depth": 1}}
+WRAPPED = {"process": {"name": "wrapped"}, "objective": {"name": "dsm"}}
+
+
+@pytest.mark.parametrize("harmonics", [1, 3])
+def test_a_network_of_angles_sees_their_harmonics(harmonics):
+    tree = ANGLES | WRAPPED | {"network": ANGLES["network"] | {"harmonics": harmonics}}
+    config = Config.from_dict(tree)
+    check_effect(config, ["network.harmonics", "process.sigma_min", "process.sigma_max"])
+    model = assemble.build(config, (3,), stand_in(config, (3,))).model
+    params = model.init(jax.random.key(0))["params"]
+    assert params["Dense_1"]["kernel"].shape == (6 * harmonics, 8)
+    assert model(model.init(jax.random.key(0)), np.zeros((5, 3)), np.ones(5)).shape == (5, 3)
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        (ANGLES, r"drift of process 'langevin' is not periodic.*process\.name=wrapped"),
+        (
+            ANGLES | {"process": {"name": "variance_preserving"}, "objective": {"name": "dsm"}},
+            r"drift of process 'variance_preserving' is not periodic",
+        ),
+        (WRAPPED, r"process 'wrapped' is on a torus.*set data\.frame to angles"),
+    ],
+)
+def test_angles_and_processes_on_a_torus_need_each_other(sections, words):
+    config = Config.from_dict(sections)
+    with pytest.raises(ValueError, match=words):
+        assemble.build(config, (3,), stand_in(config, (3,)))

@@ -180,6 +180,10 @@ CASES = {
     "langevin, local": {"objective": {"name": "ndsm_cv"}},
     "langevin, linearised": {"objective": {"name": "local_dsm"}},
     "langevin, fixed gap": {"objective": {"name": "local_dsm"}, "noising": {"schedule": "gap"}},
+    "langevin, perceptual": {
+        "objective": {"name": "local_dsm"},
+        "noising": {"schedule": "gap", "weight": "perceptual"},
+    },
     "langevin, state": {"objective": {"name": "ism"}},
     "langevin, no mixture": {"reference": {"name": "student_t"}},
     "critically damped": {
@@ -190,6 +194,11 @@ CASES = {
     "variance preserving, local": {
         "process": {"name": "variance_preserving"},
         "objective": {"name": "ndsm"},
+    },
+    "wrapped": {
+        "data": {"frame": "angles"},
+        "process": {"name": "wrapped"},
+        "objective": {"name": "dsm"},
     },
     **{name: BASELINES[name] for name in ("component_ou", "ddpm", "ncsn")},
 }

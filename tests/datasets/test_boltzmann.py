@@ -150,3 +150,30 @@ def test_data_set_is_exact_draws_with_basins_as_labels():
     assert_mean(support_distance("torsion", data.train), 0.05 * np.sqrt(PI / 2))
     with pytest.raises(ValueError, match=r"\[n, 4\]"):
         support_distance("torsion", np.zeros((3, 2)))
+
+
+def test_angles_are_those_of_the_states_of_the_same_seed():
+    states, angles = (
+        load(name, num_train=500, num_test=300, seed=1) for name in ("torsion", "torsion_angles")
+    )
+    np.testing.assert_allclose(boltzmann.to_angles(states.train), angles.train, atol=1e-6)
+    np.testing.assert_array_equal(states.test_labels, angles.test_labels)
+    turned = angles.train + 2 * PI * np.array([3, -2])
+    np.testing.assert_allclose(boltzmann.to_angles(turned), angles.train, atol=1e-5)
+
+
+def test_a_model_of_other_terms():
+    """Even terms alone: mirror images are equally likely, and the density is that of its energy."""
+    model = TorsionModel(chirality=0.0, even_terms=((3.0, 2, 0), (0.8, 1, -2), (-0.5, 0, 1)))
+    phi, psi = np.array([0.3, -1.1])
+    by_hand = 3 * np.cos(2 * phi) + 0.8 * np.cos(phi - 2 * psi) - 0.5 * np.cos(psi)
+    assert np.isclose(model.energy(np.array([phi, psi])), by_hand)
+    left, right = model.basin_probabilities.reshape(2, 2)
+    np.testing.assert_allclose(left, right, rtol=1e-10)
+    angles = model.sample_angles(np.random.default_rng(0), 20_000)
+    expected = len(angles) * model.bin_probabilities(12)
+    counts = boltzmann.angle_counts(angles, 12)
+    large = expected > 5
+    pooled = np.append(counts[large], counts[~large].sum())
+    exact = np.append(expected[large], expected[~large].sum())
+    assert stats.chisquare(pooled, exact).pvalue > 1e-3

@@ -74,3 +74,12 @@ def test_scores_see_a_symmetrised_law():
     assert np.isclose(scores["energy_error"], -odd.mean(), atol=0.06)
     with pytest.raises(ValueError, match="finite"):
         torsion_scores(MODEL, np.full((3, 4), np.inf))
+
+
+def test_scores_of_angles_are_those_of_states_with_these_angles():
+    y, _ = MODEL.sample(np.random.default_rng(0), 2000)
+    angles = boltzmann.to_angles(y) + 2 * np.pi * np.array([1, -4])
+    expected = torsion_scores(MODEL, y)
+    del expected["radius_ratio"]
+    found = torsion_scores(MODEL, np.concatenate([angles, np.full((5, 2), np.nan)]))
+    assert found == pytest.approx(expected)

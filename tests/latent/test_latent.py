@@ -206,6 +206,8 @@ def trained(tmp_path_factory):
         config=score,
         experiment=experiment,
         state=init_state(experiment, seed=0),
+        parts=parts,
+        examples=None,
         shape=dataset.shape,
         host={},
         folder=folder,

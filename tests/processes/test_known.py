@@ -13,7 +13,7 @@ from ndsm_jax import noising, processes, references
 from ndsm_jax.integrators import time_grid
 from ndsm_jax.processes import Known
 
-CAPABILITIES = ("kernel", "drift_vjp", "quotient", "stiffness")
+CAPABILITIES = ("kernel", "drift_vjp", "quotient", "stiffness", "period")
 NORMAL = references.standard_normal(2)
 
 
@@ -32,7 +32,11 @@ def plain_vjp(y, t, v):
 def own():
     """A process that has every capability at once, whatever they say."""
     known = Known(
-        kernel=plain_kernel, drift_vjp=plain_vjp, quotient=NORMAL, stiffness=jnp.float32(1.0)
+        kernel=plain_kernel,
+        drift_vjp=plain_vjp,
+        quotient=NORMAL,
+        stiffness=jnp.float32(1.0),
+        period=1.0,
     )
     return processes.process(contraction, jnp.ones_like, NORMAL, horizon=2.0, known=known)
 
@@ -43,6 +47,7 @@ PROCESSES = {
     "ornstein_uhlenbeck": processes.ornstein_uhlenbeck(2),
     "variance_preserving": processes.variance_preserving(2),
     "variance_exploding": processes.variance_exploding(2),
+    "wrapped": processes.wrapped(2),
     "critically_damped": processes.critically_damped(1),
 }
 ROUND_TRIPS = {

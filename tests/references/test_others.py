@@ -167,6 +167,22 @@ def test_logistic_fit_has_the_moments_of_the_data(rng):
     np.testing.assert_allclose(law.var(), data.var(axis=0), rtol=1e-5)
 
 
+def test_a_shared_scale_is_of_all_coordinates_and_a_constant_one_may_be_among_them(rng):
+    data = rng.normal(size=(500, 3)) * [0.5, 2.0, 0.0]
+    law = references.fit_logistic(data, shared=True)
+    np.testing.assert_allclose(law.scale, np.sqrt(data.var(axis=0).mean() * 3) / np.pi, rtol=1e-5)
+    fitted = references.fit_student_t(data, degrees=5.0, shared=True)
+    assert np.ptp(fitted.scale) == 0
+    best = np.asarray(fitted.location, np.float64), float(fitted.scale[0])
+
+    def likelihood(location, scale):
+        law = scipy.stats.multivariate_t(location, scale**2 * np.eye(3), df=5.0)
+        return law.logpdf(data).mean()
+
+    for factor in (0.98, 1.02):
+        assert likelihood(best[0], best[1] * factor) < likelihood(*best)
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

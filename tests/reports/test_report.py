@@ -1,6 +1,7 @@
 """Evaluation of a run: facts, refusals, the command to reproduce it."""
 
 import dataclasses
+import json
 import pathlib
 import re
 import runpy
@@ -25,7 +26,10 @@ def test_report_of_data_without_labels(tmp_path, rng):
     """Any array; no classifier, modes from k-means; other data are refused."""
     path = tmp_path / "x.npy"
     np.save(path, rng.normal(size=(300, 3)).astype(np.float32))
-    config = tiny(data={"name": "array", "dir": str(path), "num_train": 0, "num_test": 0})
+    config = tiny(
+        data={"name": "array", "dir": str(path), "num_train": 0, "num_test": 0},
+        evaluate={"likelihood_points": 20},
+    )
     run(config, tmp_path / "run")
     result = report.evaluate_run(tmp_path / "run", num=60, progress=False)
     assert result.metrics["finite_fraction"]["value"] == 1
@@ -37,10 +41,27 @@ def test_report_of_data_without_labels(tmp_path, rng):
     assert table[-2].split()[:3] == ["agreement:", "0", "labels"]
     assert table[-1].split()[0] == "component"
     assert "where they started" in result.report_path.read_text()
+    _check_likelihood(result, table)
 
     np.save(path, rng.normal(size=(300, 3)).astype(np.float32))
     with pytest.raises(ValueError, match="the data differ"):
         report.evaluate_run(tmp_path / "run", num=60, progress=False)
+
+
+def _check_likelihood(result, table):
+    """Of 20 items, in the metrics, in the page and in the text."""
+    rows = result.likelihood["rows"]
+    assert list(rows) == list(evaluation.LIKELIHOODS)
+    assert json.loads(result.metrics_path.read_text())["likelihood"]["rows"] == rows
+    assert rows["prior"]["gain"] == 0
+    for name in ("model", "model, bound"):  # after 8 steps about the mixture that they start from
+        assert abs(rows[name]["gain"]) < 1
+    page = result.report_path.read_text().partition("Likelihood of held-out items")[2]
+    assert evaluation.LIKELIHOODS["mixture by BIC"] in page
+    assert "bits" not in page.partition("</table>")[0]
+    at = next(i for i, line in enumerate(table) if line.startswith("held-out log p"))
+    assert table[at].split()[-4:] == ["value", "se", "gain", "gain_se"]
+    assert [line.split("  ")[0] for line in table[at + 1 : at + 6]] == list(rows)
 
 
 def test_a_diverged_model_is_reported_not_hidden(tmp_path):
@@ -253,7 +274,7 @@ def test_tile_places_images_row_by_row():
 
 def test_curves_leave_out_what_was_not_measured():
     rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan"), "eps_mean": None}]
-    figure = plots.curves_figure(rows, ("loss", "grad_norm"))
+    figure = plots.curves_figure(rows, {"loss": ("loss", "held_out"), "gradient": ("grad_norm",)})
     assert [axis.get_title() for axis in figure.axes] == ["loss"]
 
 

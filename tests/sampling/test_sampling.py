@@ -128,7 +128,7 @@ def test_an_ancestral_step_has_the_published_posterior():
     alpha = (scale / last_scale) ** 2
     denoised = (x - std**2 * x) / scale  # the score -x
     mean = last_scale * (1 - alpha) / std**2 * denoised + np.sqrt(alpha) * last_std**2 / std**2 * x
-    y, count, _ = run(
+    y, count, *_ = run(
         sampling.ancestral(),
         lambda y, t: -y,
         process,
@@ -313,7 +313,7 @@ def test_evaluations_are_counted(sampler):
         jax.debug.callback(lambda: calls.append(0))
         return -y
 
-    x, count, _ = run(sampler, score, PROCESS, POINTS, time_grid(PROCESS, 12))
+    x, count, *_ = run(sampler, score, PROCESS, POINTS, time_grid(PROCESS, 12))
     jax.block_until_ready(x)
     jax.effects_barrier()
     assert len(calls) == count == sampler.evaluations(12) - 1
@@ -431,7 +431,7 @@ def test_adaptive_flow_agrees_with_a_fine_heun_grid():
     and a looser tolerance takes fewer still."""
     score = exact_score(WEIGHTS, MEANS, VARIANCES)
     x = np.asarray(PROCESS.reference.sample(jax.random.key(0), (64,)))
-    fine, count, _ = run(HeunFlow(), score, PROCESS, x, time_grid(PROCESS, 300))
+    fine, count, *_ = run(HeunFlow(), score, PROCESS, x, time_grid(PROCESS, 300))
     tight, loose = (
         run(AdaptiveFlow(rtol=tolerance, atol=tolerance), score, PROCESS, x, GRID)
         for tolerance in (1e-5, 1e-2)

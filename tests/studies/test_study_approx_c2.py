@@ -41,6 +41,7 @@ def test_without_telling_digits_there_is_no_share_of_fakes():
     assert np.isnan(study_module.counts(certain(np.array([0, 10, 28])))["fake"])
 
 
+@pytest.mark.slow
 def test_smoke(tmp_path):
     folder = os.environ.get("NDSM_MNIST_DIR")
     if not folder:

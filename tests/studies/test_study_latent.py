@@ -2,11 +2,13 @@
 
 import json
 
+import pytest
 from studies import latent
 
 from ndsm_jax.reports.study import Study
 
 
+@pytest.mark.slow
 def test_smoke(tmp_path):
     study = Study(scale="smoke", root=tmp_path, progress=False)
     latent.reproduce(study)

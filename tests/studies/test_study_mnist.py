@@ -10,6 +10,7 @@ from studies import mnist
 from ndsm_jax.reports.study import Study
 
 
+@pytest.mark.slow
 def test_smoke(tmp_path):
     folder = os.environ.get("NDSM_MNIST_DIR")
     if not folder:

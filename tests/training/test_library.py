@@ -228,7 +228,6 @@ COMPONENTS = frames.OfComponent(mixture=mixture())
 @pytest.mark.parametrize(
     ("frame", "data", "options", "message"),
     [
-        (None, points(), {"batch_size": 101}, r"batch_size=101: from 1 to the 100 training"),
         (None, points(), {"batch_size": 0}, r"batch_size=0"),
         (None, points()[:, :1], {}, r"data have 1 coordinates.*'langevin' has 2"),
         (None, np.tile(points(), 2), {}, r"data have 4 coordinates.*'langevin' has 2"),
@@ -261,7 +260,7 @@ def test_rows_that_are_not_finite_are_counted_and_named(bad, tmp_path, monkeypat
     data = points()
     data[[7, 30], 1] = bad
     monkeypatch.setattr(training_loop, "init_state", None)
-    with pytest.raises(ValueError, match=r"2 of 100 rows are not finite, first row 7"):
+    with pytest.raises(ValueError, match=r"2 of 100 rows of the data are not finite, first row 7"):
         trained(data=data, run=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

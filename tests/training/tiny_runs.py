@@ -17,6 +17,7 @@ TINY: dict[str, Any] = {
     "network": {"width": 8, "depth": 2, "time_features": 4},
     "train": {
         "steps": 8,
+        "select": "last",
         "batch_size": 16,
         "log_every": 4,
         "checkpoint_every": 3,
@@ -24,6 +25,7 @@ TINY: dict[str, Any] = {
         "tensorboard": False,
     },
     "sample": {"steps": 24},
+    "evaluate": {"likelihood_points": 0},
 }
 
 

@@ -17,7 +17,7 @@ from ndsm_jax.clock import loss_weight, time_coordinate
 from ndsm_jax.config.names import PROCESSES
 from ndsm_jax.config.own import checked, taken
 from ndsm_jax.config.parts import Parts
-from ndsm_jax.config.sections import Config
+from ndsm_jax.config.sections import PERCEPTUAL, Config
 from ndsm_jax.control_variates import Constant, ControlVariate, Estimator, Learned, Optimal
 from ndsm_jax.experiment import Experiment, experiment
 from ndsm_jax.frames import Frame
@@ -29,6 +29,7 @@ from ndsm_jax.networks import (
     Precondition,
     ScoreModel,
     described,
+    harmonics,
     image_group,
     prior_mean,
     weight_of,
@@ -240,11 +241,17 @@ def _noising(
     config: Config, process: Process, grid: np.ndarray, first: float, precondition: Precondition
 ) -> NoisingFn:
     c, objective = config.noising, OBJECTIVES[config.objective.name]
-    weight = weight_of(precondition) if c.weight == "auto" else loss_weight(process.clock, c.weight)
+    perceptual = c.weight == PERCEPTUAL
+    if perceptual and objective.noising != "linearised":
+        raise ValueError(
+            f"noising.weight={PERCEPTUAL!r} is the covariance of a linearised window, which"
+            f" objective.name={config.objective.name!r} does not have; choose another weight, or"
+            " objective.name=local_dsm"
+        )
     common: dict[str, Any] = {
         "k": c.k,
         "times": noising.time_law(process.clock, grid, kind=c.times, stratified=c.stratified),
-        "weight": weight,
+        "weight": None if perceptual else _weight(c.weight, process, precondition),
     }
     if c.noises > 1 and objective.noising != "local":
         raise ValueError(
@@ -271,6 +278,7 @@ def _noising(
             gap=c.gap,
             tolerance=c.tolerance,
             jacobian=c.jacobian,
+            perceptual=perceptual,
             simulation=c.simulation,
             integrator=c.integrator,
             **common,
@@ -287,6 +295,10 @@ def _noising(
         integrator=c.integrator,
         **common,
     )
+
+
+def _weight(kind: str, process: Process, precondition: Precondition) -> noising.Weight:
+    return weight_of(precondition) if kind == "auto" else loss_weight(process.clock, kind)
 
 
 def _model(
@@ -315,11 +327,13 @@ def _model(
                 " false"
             )
         tells = prior_mean(mixture)
+    period = frames.period(frame)
     return ScoreModel(
         network=_network(config, shape, process, precondition),
         dim=process.dim,
         precondition=precondition,
         tells=tells,
+        features=None if period is None else harmonics(period, c.harmonics),
         group=group,
     )
 
@@ -328,11 +342,10 @@ def _network(
     config: Config, shape: tuple[int, ...], process: Process, precondition: Precondition
 ) -> Any:
     c = config.network
-    outputs = 0 if process.noisy is None else process.noise_dim
     own = plugins.is_plugin(c.name)
     given = {
         "shape": shape,
-        "outputs": outputs or process.dim if own else outputs,
+        "outputs": process.noise_dim,
         "zero_output": precondition.starts_at_zero,
         "width": c.width,
         "depth": c.depth,

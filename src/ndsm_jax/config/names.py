@@ -42,6 +42,7 @@ PROCESSES: dict[str, Callable[..., Framed]] = {
     "ornstein_uhlenbeck": processes.ornstein_uhlenbeck,
     "variance_preserving": processes.variance_preserving,
     "variance_exploding": _variance_exploding,
+    "wrapped": processes.wrapped,
     "critically_damped": _critically_damped,
 }
 """Of the `reference`, or of its `dim`."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from ndsm_jax import frames, plugins, references
 from ndsm_jax.codec import Latent, standard_codec
+from ndsm_jax.columns import Column
 from ndsm_jax.config.names import FITS, NONLINEAR
 from ndsm_jax.config.own import checked, taken
 from ndsm_jax.config.sections import Config
@@ -21,6 +22,7 @@ from ndsm_jax.networks import Autoencoder
 from ndsm_jax.references import GaussianMixture, Reference
 from ndsm_jax.runs import fingerprint
 from ndsm_jax.sampling.noise_levels import largest_distance
+from ndsm_jax.table_frame import frame_like, table_frame
 
 TILT_ITEMS = 4096
 """Draws of a reference among which its metastable states are looked for."""
@@ -45,9 +47,20 @@ class Parts:
 
 
 def frame_kind(
-    config: Config, shape: tuple[int, ...], value_range: tuple[float, float] | None
+    config: Config,
+    shape: tuple[int, ...],
+    value_range: tuple[float, float] | None,
+    columns: tuple[Column, ...] = (),
 ) -> str:
-    """data.frame, decided where it is open, for items of a shape and a range (None: unbounded)."""
+    """data.frame, decided where it is open, for items of a shape and a range (None: unbounded), or
+    for a table of these columns."""
+    if columns:
+        if config.data.frame != "auto":
+            raise ValueError(
+                f"data.frame={config.data.frame!r}: a table has a frame of its own; set it to auto,"
+                " and say what its columns are by data.columns"
+            )
+        return "table"
     if config.data.frame != "auto":
         return config.data.frame
     own = config.data.name == "array" or plugins.is_plugin(config.data.name)
@@ -58,7 +71,9 @@ def frame_kind(
 
 def data_frame(config: Config, dataset: Dataset) -> Frame:
     """The frame of the data that the config asks for, see `data.frame`."""
-    kind = frame_kind(config, dataset.shape, dataset.value_range)
+    kind = frame_kind(config, dataset.shape, dataset.value_range, dataset.columns)
+    if kind == "table":
+        return table_frame(dataset.columns, dataset.train, seed=config.data.seed)
     if kind == "pixels" and dataset.value_range != (-1.0, 1.0):
         raise ValueError(
             f"data.frame='pixels' needs grey levels scaled to [-1, 1], and data.name="
@@ -88,7 +103,7 @@ def fit(config: Config, dataset: Dataset, *, frame: Frame | None = None) -> Part
             " latent space; use it, or set autoencoder.kind to none"
         )
     frame = frame or data_frame(config, dataset)
-    reference, report = fit_reference(config, frame.prepare(dataset.train))
+    reference, report = fit_reference(config, frames.states(frame, dataset.train))
     return Parts(frame=frame, reference=reference, report=report)
 
 
@@ -132,7 +147,7 @@ def examples(config: Config, dataset: Dataset, frame: Frame | None = None) -> np
     """The first states [n, d], for a reference of the user's own; None where there is none."""
     if not (open_to_any(config) and plugins.is_plugin(config.reference.name)):
         return None
-    return (frame or data_frame(config, dataset)).prepare(dataset.train[:EXAMPLES])
+    return frames.states(frame or data_frame(config, dataset), dataset.train[:EXAMPLES])
 
 
 def check_structure(config: Config, found: Reference, fitted: Reference) -> None:
@@ -155,12 +170,13 @@ def stand_in(
     shape: tuple[int, ...],
     value_range: tuple[float, float] | None = None,
     examples: np.ndarray | None = None,
+    columns: tuple[Column, ...] = (),
 ) -> Parts:
-    """Parts of the right structure without data, of items of a shape and a range.
+    """Parts of the right structure without data, of items of a shape and a range, or of a table.
 
     examples: some states [n, d], for a reference of the user's own; see `examples`.
     """
-    frame, dim = _frame_stand_in(config, shape, value_range)
+    frame, dim = _frame_stand_in(config, shape, value_range, columns)
     if takes_mixture(config):
         return Parts(frame=frame, reference=_mixture_stand_in(config, dim))
     if open_to_any(config):
@@ -172,7 +188,10 @@ def stand_in(
 
 
 def _frame_stand_in(
-    config: Config, shape: tuple[int, ...], value_range: tuple[float, float] | None
+    config: Config,
+    shape: tuple[int, ...],
+    value_range: tuple[float, float] | None,
+    columns: tuple[Column, ...],
 ) -> tuple[Frame, int]:
     """A frame of the right structure, and the dimensions of its states."""
     c, dim = config.autoencoder, math.prod(shape)
@@ -181,7 +200,10 @@ def _frame_stand_in(
         params = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, dim)))
         params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), params)
         return Latent(codec=standard_codec(network, params), seed=c.seed), c.latent_dim
-    kind = frame_kind(config, shape, value_range)
+    kind = frame_kind(config, shape, value_range, columns)
+    if kind == "table":
+        table = frame_like(columns)
+        return table, table.dim
     if kind in ("standardised", "shared"):
         return frames.Standardised(shift=np.zeros(dim), scale=np.ones(dim)), dim
     if kind == "angles":
@@ -198,7 +220,7 @@ def autoencoder(config: Config, dim: int) -> Autoencoder:
 
 
 def _mixture_stand_in(config: Config, dim: int) -> GaussianMixture:
-    k, covariance = config.mixture.num_components, config.mixture.covariance
+    k, covariance = config.mixture.num_components or 2, config.mixture.covariance
     eye = np.eye(dim) if covariance in ("tied", "full") else np.ones(dim)
     rank = config.mixture.rank
     directions = np.broadcast_to(np.eye(dim, rank), (k, dim, rank))

@@ -20,6 +20,7 @@ from ndsm_jax.config.names import DATA_FRAMES, FITS, NONLINEAR, PROCESSES, REFER
 from ndsm_jax.config.options import PLUGIN, POSITIVE, Section, When, hint, option
 from ndsm_jax.control_variates import ESTIMATORS
 from ndsm_jax.datasets import DATASETS
+from ndsm_jax.datasets.tables import HEADERS
 from ndsm_jax.integrators import GRIDS, INTEGRATORS
 from ndsm_jax.networks import DTYPES, NETWORKS, PRECONDITIONS, SYMMETRIES
 from ndsm_jax.noising import JACOBIANS, PATH_WEIGHTS, SCHEDULES, SIMULATIONS, TIME_LAWS
@@ -57,7 +58,10 @@ def _objectives(*noising: str) -> When:
     return {"objective.name": tuple(n for n, o in OBJECTIVES.items() if o.noising in noising)}
 
 
-FILES: When = {"data.name": ("array", "folder", "mnist", "approx_c2_mnist", "mnist_orientations")}
+FILES: When = {
+    "data.name": ("array", "folder", "table", "mnist", "approx_c2_mnist", "mnist_orientations")
+}
+TABLE: When = {"data.name": ("table",)}
 WITHOUT_KERNEL: When = {"process.name": (*NONLINEAR, PLUGIN)}
 MIXTURE: tuple[When, ...] = (
     {"process.name": ("component_ou",)},
@@ -74,6 +78,8 @@ SIMULATED: tuple[When, ...] = (
 CONTROLLED: When = {"objective.name": tuple(n for n, o in OBJECTIVES.items() if o.controlled)}
 
 
+PERCEPTUAL = "perceptual"
+
 # --- the sections ---
 
 
@@ -85,13 +91,25 @@ class DataConfig(Section):
     options: str = option(
         "", "of a data set of your own: name=value, with commas between", when=_own("data.name")
     )
-    dir: str = option("", "folder or file of MNIST, array and folder data", when=FILES)
+    dir: str = option("", "folder or file of MNIST, array, table and folder data", when=FILES)
+    columns: str = option(
+        "",
+        "of a table: name=word, with commas between; numeric, integer or categorical, standardised"
+        " or quantile, both with a + between, or drop",
+        when=TABLE,
+    )
+    header: str = option(
+        "auto",
+        "whether the first row of a table has the names; auto: unless it has a number",
+        choices=HEADERS,
+        when=TABLE,
+    )
     frame: str = option(
         "auto",
         "coordinates of the process: identity, every feature of mean 0 and variance 1, the same"
         " shift and scale for all features, angles with a period of 2 pi, grey levels made"
         " continuous; auto: standardised for your own arrays without a range, shared for images"
-        " among them",
+        " among them; a table has its own",
         choices=DATA_FRAMES,
         when={"autoencoder.kind": ("none",)},
     )
@@ -102,7 +120,7 @@ class DataConfig(Section):
         "share held out when the data have no test split",
         above=0,
         high=0.9,
-        when={"data.name": ("digits", "array", "folder", PLUGIN)},
+        when={"data.name": ("digits", "array", "folder", "table", PLUGIN)},
     )
     image_size: int = option(
         0,
@@ -142,6 +160,11 @@ class ReferenceConfig(Section):
         low=0,
         when=_takers("reference.name", FITS, "degrees"),
     )
+    shared: bool = option(
+        False,
+        "one scale for all coordinates of student_t and logistic, as suits pixels",
+        when=_takers("reference.name", FITS, "shared"),
+    )
     reweight: int = option(
         0,
         "metastable states of the reference whose weights are fitted to the data's shares; 0: its"
@@ -155,7 +178,9 @@ class ReferenceConfig(Section):
 class MixtureConfig(Section):
     """The Gaussian mixture fitted to the data."""
 
-    num_components: int = option(10, "K", low=1, when=MIXTURE)
+    num_components: int = option(
+        10, "K; 0: that of the least Bayesian information criterion", low=0, when=MIXTURE
+    )
     covariance: str = option("spherical", "kind of covariance", choices=COVARIANCES, when=MIXTURE)
     rank: int = option(
         8,
@@ -194,8 +219,8 @@ class ProcessConfig(Section):
     )
     horizon: float = option(
         0.0,
-        "T, time units; 0: 4 sigma^2 for langevin and OU, 4 for component_ou, 1 for VP and VE, 8"
-        " relaxation times for critically_damped, its own for a process of yours",
+        "T, time units; 0: 4 sigma^2 for langevin and OU, 4 for component_ou, 1 for VP, VE and"
+        " wrapped, 8 relaxation times for critically_damped, its own for a process of yours",
         low=0,
     )
     variance: float = option(
@@ -212,15 +237,16 @@ class ProcessConfig(Section):
     )
     sigma_min: float = option(
         0.01,
-        "sigma(0) of variance_exploding, units of the frame",
+        "sigma(0) of variance_exploding and wrapped, units of the frame",
         above=0,
         when=_process("sigma_min"),
     )
     sigma_max: float = option(
         0.0,
-        "sigma(T) of variance_exploding; 0: the largest distance between two training items",
+        "sigma(T) of variance_exploding and wrapped; 0: the largest distance between two training"
+        " items, and 0.8 of the period",
         low=0,
-        when={"process.name": ("variance_exploding",)},
+        when=_takers("process.name", PROCESSES, "sigma_max", "variance_exploding"),
     )
     mass: float = option(0.25, "M of critically_damped", above=0, when=_process("mass"))
     rate: float = option(4.0, "beta of critically_damped, 1 / time", above=0, when=_process("rate"))
@@ -251,8 +277,9 @@ class NoisingConfig(Section):
     k: int = option(4, "random times a path", low=1)
     weight: str = option(
         "auto",
-        "loss weight: v(t), v(t) / a(t)^2, 1, or that of network.parameterisation",
-        choices=("auto", *WEIGHTS),
+        "loss weight: v(t), v(t) / a(t)^2, 1, the matrix of local_dsm's local covariance, or that"
+        " of network.parameterisation",
+        choices=("auto", *WEIGHTS, PERCEPTUAL),
     )
     simulation: str = option(
         "auto",
@@ -412,6 +439,13 @@ class NetworkConfig(Section):
         "group of image turns (c2, c4), with reflections (d4), under which the score is averaged",
         choices=SYMMETRIES,
     )
+    harmonics: int = option(
+        1,
+        "the network sees the sines and cosines of 1, ..., H times each angle in its place, and is"
+        " periodic",
+        low=1,
+        when={"data.frame": ("angles",)},
+    )
     prior_mean: bool = option(
         False,
         "the network sees the mean of the mixture's components given y, beside y",
@@ -452,6 +486,9 @@ class OptimizerConfig(Section):
     ema_decay: float = option(0.999, "of the parameter average, per step", low=0, high=0.999999)
 
 
+HELD_OUT: When = {"train.select": ("auto", "held_out")}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(Section):
     """The loop."""
@@ -461,6 +498,29 @@ class TrainConfig(Section):
         64, "data points (paths) a step; each is noised at noising.k times", low=1
     )
     seed: int = option(0, "of initialisation, batches and noise", low=0)
+    select: str = option(
+        "auto",
+        "the average of the parameters to sample with: the last, or the best one on held-out"
+        " training items; auto: the latter for fewer than 10,000 items",
+        choices=("auto", "held_out", "last"),
+    )
+    held_out: float = option(
+        0.1,
+        "share of the training items that is held out of fit and training; at least 20 items, at"
+        " most a third of all, and eight batches",
+        above=0,
+        high=0.5,
+        when=HELD_OUT,
+    )
+    held_out_every: int = option(
+        100, "steps between looks at the held-out items", low=1, when=HELD_OUT
+    )
+    patience: int = option(
+        0,
+        "steps without a better average after which training stops; 0: never",
+        low=0,
+        when=HELD_OUT,
+    )
     log_every: int = option(50, "steps averaged into one line of metrics.jsonl", low=1)
     checkpoint_every: int = option(500, "steps between checkpoints", low=1)
     keep: int = option(3, "checkpoints kept", low=1)
@@ -521,6 +581,9 @@ class EvaluateConfig(Section):
     max_points: int = option(5000, "largest number of points in a pairwise metric", low=20)
     labels_per_class: int = option(
         10, "labels, per class on average, that name the mixture's components", low=1
+    )
+    likelihood_points: int = option(
+        200, "held-out items whose log p is computed, at most; 0: none", low=0
     )
     seed: int = option(0, "of projections, subsets and classifiers", low=0)
 

@@ -18,14 +18,17 @@ import numpy as np
 
 Array = np.ndarray
 
-EVEN_TERMS: tuple[tuple[float, int, int], ...] = (
+Terms = tuple[tuple[float, int, int], ...]
+"""(c, m, n): the energy c cos(m phi + n psi), in kT. Unchanged by (phi, psi) -> (-phi, -psi)."""
+
+EVEN_TERMS: Terms = (
     (2.5, 2, 0),  # barriers at phi = 0 and 180 degrees
     (1.0, 1, 0),  # the first is the higher
     (-1.25, 1, -2),  # with the next: -2.5 sin(phi) sin(2 psi), two wells of psi on each side
     (1.25, 1, 2),
     (0.4, 0, 1),  # extended conformers lie lower than helical ones
 )
-"""(c, m, n): the energy c cos(m phi + n psi), in kT. Unchanged by (phi, psi) -> (-phi, -psi)."""
+"""Those of `TorsionModel`."""
 
 BASINS = ("left extended", "left helical", "right extended", "right helical")
 """Left: phi < 0. Mirror images: 0 and 2, 1 and 3."""
@@ -37,6 +40,8 @@ _CELLS = 720  # a side of the quadrature grid: half a degree
 class TorsionModel:
     """p(phi, psi) = exp(-U(phi, psi)) / Z, U = sum c cos(m phi + n psi) + chirality sin(phi).
 
+    The sum is over the `even_terms`.
+
     A state is y = (r_1 cos phi, r_1 sin phi, r_2 cos psi, r_2 sin psi), where the radii are
     independent N(1, radial_std^2), like the bonds of a molecule: stiff, and not of interest. The
     density is thus concentrated about a torus in four dimensions.
@@ -45,6 +50,7 @@ class TorsionModel:
       chirality: of the term that is odd under the mirror (phi, psi) -> (-phi, -psi), in kT; with 0
         the symmetry is exact.
       radial_std: standard deviation of the radii, at most 0.1, so that none is negative.
+      even_terms: (c, m, n) of the terms that are even.
 
     Raises:
       ValueError: a radial_std outside (0, 0.1].
@@ -52,6 +58,7 @@ class TorsionModel:
 
     chirality: float = 0.75
     radial_std: float = 0.05
+    even_terms: Terms = EVEN_TERMS
 
     def __post_init__(self) -> None:
         if not 0 < self.radial_std <= 0.1:
@@ -60,7 +67,7 @@ class TorsionModel:
     def energy(self, angles: Array) -> Array:
         """U in kT, [...], of angles [..., 2]."""
         phi, psi = np.moveaxis(np.asarray(angles, np.float64), -1, 0)
-        even = sum(c * np.cos(m * phi + n * psi) for c, m, n in EVEN_TERMS)
+        even = sum(c * np.cos(m * phi + n * psi) for c, m, n in self.even_terms)
         return even + self.chirality * np.sin(phi)
 
     def log_density_of_angles(self, angles: Array) -> Array:
@@ -132,14 +139,17 @@ class TorsionModel:
         The minimum lies within h / sqrt(2) of a centre, and no second derivative exceeds L there,
         so that the centre's energy is at most L h^2 / 4 higher.
         """
-        curvature = sum(abs(c) * (m**2 + n**2) for c, m, n in EVEN_TERMS) + abs(self.chirality)
+        curvature = sum(abs(c) * (m**2 + n**2) for c, m, n in self.even_terms)
+        curvature += abs(self.chirality)
         lowest = self.energy(_cell_centres()).min()
         return float(lowest - curvature * (2 * np.pi / _CELLS) ** 2 / 4)
 
 
 def to_angles(y: Array) -> Array:
-    """(phi, psi) in [-pi, pi], [..., 2], of states [..., 4], whatever their radii."""
+    """(phi, psi) in [-pi, pi], [..., 2], of states [..., 4], whatever their radii, or of angles."""
     y = np.asarray(y, np.float64)
+    if y.shape[-1] == 2:
+        return (y + np.pi) % (2 * np.pi) - np.pi
     return np.arctan2(y[..., 1::2], y[..., 0::2])
 
 
@@ -150,7 +160,7 @@ def radii(y: Array) -> Array:
 
 
 def angle_counts(y: Array, bins: int) -> Array:
-    """How many of the states [n, 4] lie in each bin of `bin_probabilities`, [bins, bins]."""
+    """How many states [n, 4], or angles [n, 2], are in each bin of `bin_probabilities`."""
     phi, psi = to_angles(y).T
     return np.histogram2d(phi, psi, bins=bins, range=[(-np.pi, np.pi), (-np.pi, np.pi)])[0]
 

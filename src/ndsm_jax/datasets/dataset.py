@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import hashlib
@@ -12,12 +13,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ndsm_jax.columns import Column
+
 MIN_SAMPLES = 10
 MAX_MAGNITUDE = 1e150
 """Values must be smaller than this in magnitude, so that float64 can hold their squares."""
 
 # Names of independent random streams: default_rng([seed, stream]).
-TRAIN, TEST, SPLIT, TRAIN_SIZE, TEST_SIZE = 0, 1, 2, 3, 4
+TRAIN, TEST, SPLIT, TRAIN_SIZE, TEST_SIZE, HELD_OUT = range(6)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +40,8 @@ class Dataset:
       value_range: (-1, 1) for scaled images, None for unbounded data, in their own units.
       source: origin, licence and citation in one line.
       class_names: what the data call class 0, 1, ...; empty where they number them so themselves.
+      columns: what the coordinates are, of a table (`datasets.tables`), whose missing cells are
+        NaN; empty for other data.
     """
 
     name: str
@@ -48,6 +53,7 @@ class Dataset:
     value_range: tuple[float, float] | None
     source: str
     class_names: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
 
     @property
     def dim(self) -> int:
@@ -70,8 +76,9 @@ class Dataset:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the shapes and bytes of train, test and their labels."""
-        sha = hashlib.sha256()
+        """SHA-256 (hex) of the shapes and bytes of train, test and their labels, and of columns."""
+        words = [(c.name, c.kind, c.levels) for c in self.columns]
+        sha = hashlib.sha256(repr(words).encode() if words else b"")
         for array in (self.train, self.test, self.train_labels, self.test_labels):
             sha.update(repr(None if array is None else array.shape).encode())
             if array is not None:
@@ -97,6 +104,7 @@ class Raw(NamedTuple):
     test: Samples | None = None
     source: str = ""
     value_range: tuple[float, float] | None = None
+    columns: tuple[Column, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +118,8 @@ class Options:
     seed: int
     channels: int
     image_size: int
+    columns: str
+    header: str
 
     def __post_init__(self) -> None:
         for option, count in (("num_train", self.num_train), ("num_test", self.num_test)):
@@ -127,13 +137,14 @@ class Options:
             )
 
 
-def validate(samples: Samples, *, what: str) -> None:
+def validate(samples: Samples, *, what: str, missing: bool = False) -> None:
     """Check that items (and labels) can be trained on; constant columns or pixels are fine.
 
     Args:
       samples: items [N, d], [N, H, W] or [N, H, W, C], uint8 or float, and labels [N], integers of
         any value or strings.
       what: how to name the data in messages.
+      missing: whether NaN stands for a missing cell.
 
     Raises:
       ValueError: wrong rank or type, channels first, fewer than `MIN_SAMPLES` items, NaN or Inf,
@@ -155,7 +166,7 @@ def validate(samples: Samples, *, what: str) -> None:
     if len(x) < MIN_SAMPLES:
         raise ValueError(f"{what}: {len(x)} samples; at least {MIN_SAMPLES} are needed.")
     if x.dtype != np.uint8:
-        _check_values(x.reshape(len(x), -1), what)
+        _check_values(x.reshape(len(x), -1), what, missing)
     if np.all(x == x[0]):
         raise ValueError(f"{what}: constant, all {len(x)} samples are equal; nothing to learn.")
     if labels is None:
@@ -169,8 +180,8 @@ def validate(samples: Samples, *, what: str) -> None:
         raise ValueError(f"{what}: {len(labels)} labels for {len(x)} samples.")
 
 
-def _check_values(rows: np.ndarray, what: str) -> None:
-    finite = np.isfinite(rows).all(axis=1)
+def _check_values(rows: np.ndarray, what: str, missing: bool) -> None:
+    finite = (np.isfinite(rows) | (missing & np.isnan(rows))).all(axis=1)
     if not finite.all():
         raise ValueError(
             f"{what}: NaN or Inf in {np.sum(~finite)} of {len(rows)} rows, first in row "
@@ -178,7 +189,7 @@ def _check_values(rows: np.ndarray, what: str) -> None:
         )
     if not _is_double(rows.dtype):  # cannot be so large
         return
-    small = (np.abs(rows) < MAX_MAGNITUDE).all(axis=1)
+    small = ~(np.abs(rows) >= MAX_MAGNITUDE).any(axis=1)
     if not small.all():
         raise ValueError(
             f"{what}: values of {MAX_MAGNITUDE:g} or more in {np.sum(~small)} of {len(rows)} rows, "
@@ -211,6 +222,22 @@ def split(samples: Samples, test_fraction: float, seed: int) -> tuple[Samples, S
     order = _order(samples, np.random.default_rng([seed, SPLIT]))
     num_test = min(max(round(test_fraction * len(order)), 1), len(order) - 1)
     return samples.take(order[num_test:]), samples.take(order[:num_test])
+
+
+def hold_out(dataset: Dataset, count: int, seed: int) -> tuple[Dataset, np.ndarray]:
+    """The data set without `count` of its training items, and these: [count, d].
+
+    At random, stratified when labelled; in the order they had.
+    """
+    labels = dataset.train_labels
+    order = _order(Samples(dataset.train, labels), np.random.default_rng([seed, HELD_OUT]))
+    held, kept = np.sort(order[:count]), np.sort(order[count:])
+    rest = dataclasses.replace(
+        dataset,
+        train=dataset.train[kept],
+        train_labels=None if labels is None else labels[kept],
+    )
+    return rest, dataset.train[held]
 
 
 def subset(samples: Samples, count: int, rng: np.random.Generator, *, option: str) -> Samples:

@@ -1,4 +1,4 @@
-"""Data sets by name: toys, torsion angles, digits, MNIST, and a user's own.
+"""Data sets by name: toys, torsion angles, digits, colour shapes, MNIST, and a user's own.
 
 `load(name, ...)` returns a `Dataset` of flat states, split into train and test. It reads local
 files only and never downloads. A loader in `DATASETS` returns raw items; checking, splitting,
@@ -19,18 +19,23 @@ from ndsm_jax.datasets.digits import digits
 from ndsm_jax.datasets.files import array, folder
 from ndsm_jax.datasets.mnist import approx_c2_mnist, mnist, mnist_orientations
 from ndsm_jax.datasets.own import own, short_name
-from ndsm_jax.datasets.toys import TOYS, torsion, toy
+from ndsm_jax.datasets.shapes import colour_shapes
+from ndsm_jax.datasets.tables import table
+from ndsm_jax.datasets.toys import TOYS, torsion, torsion_angles, toy
 
 Loader = Callable[[Options], Raw]
 DATASETS: dict[str, Loader] = {
     **{name: functools.partial(toy, name) for name in TOYS},
     "torsion": torsion,
+    "torsion_angles": torsion_angles,
     "digits": digits,
+    "colour_shapes": colour_shapes,
     "mnist": mnist,
     "approx_c2_mnist": approx_c2_mnist,
     "mnist_orientations": mnist_orientations,
     "array": array,
     "folder": folder,
+    "table": table,
 }
 
 _IN_OWN_FILES = ("array", "folder")  # whose labels may be any integers or strings
@@ -47,6 +52,8 @@ def load(
     channels: int = 1,
     image_size: int = 0,
     options: str = "",
+    columns: str = "",
+    header: str = "auto",
 ) -> Dataset:
     """Load a data set by name. The result depends on the arguments and the files alone.
 
@@ -54,8 +61,8 @@ def load(
       name: a key of `DATASETS`, or `path/to/file.py:function`, a function of the user's that
         returns the data (see `own.own`).
       dir: for `mnist` and the data made of it the folder with the IDX files, or the data folder of
-        tensorflow-datasets ("" for its default); for `array` a .npy or .npz file; for `folder` a
-        folder of images.
+        tensorflow-datasets ("" for its default); for `array` a .npy or .npz file; for `table` a
+        file that `tables.read` takes; for `folder` a folder of images.
       num_train: size of the training set; 0 means all (toys: 10,000). A smaller set is a seeded
         subset, stratified when labelled; with one seed, smaller subsets lie in larger ones.
       num_test: the same for the held-out set.
@@ -65,6 +72,8 @@ def load(
       channels: 1 (grey) or 3 (RGB), for `folder`.
       image_size: side in pixels to which `folder` centre-crops and resizes; 0 keeps the size.
       options: keyword arguments of a user's function, such as `force=3.0,steps=10`.
+      columns: of a table, such as `target=categorical,id=drop`, see `tables.read`.
+      header: of a table, whether its first row has the names.
 
     Raises:
       ValueError: unknown name, option out of range, unusable data (see `validate`), damaged file,
@@ -79,6 +88,8 @@ def load(
         seed=seed,
         channels=channels,
         image_size=image_size,
+        columns=columns,
+        header=header,
     )
     if plugins.is_plugin(name):
         raw = own(name, options, seed)
@@ -97,7 +108,7 @@ def load(
 
     train, test = raw.train, raw.test
     class_names: tuple[str, ...] = ()
-    dataset.validate(train, what=f"{name} data")
+    dataset.validate(train, what=f"{name} data", missing=bool(raw.columns))
     if test is not None:
         dataset.validate(test, what=f"{name} test data")
         if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
@@ -124,6 +135,7 @@ def load(
         value_range=(-1.0, 1.0) if train.x.dtype == np.uint8 else raw.value_range,
         source=raw.source,
         class_names=class_names,
+        columns=raw.columns,
     )
 
 

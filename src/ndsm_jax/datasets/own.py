@@ -11,6 +11,7 @@ import numpy as np
 from ndsm_jax import plugins
 from ndsm_jax.datasets.dataset import Raw, Samples
 from ndsm_jax.datasets.files import from_arrays
+from ndsm_jax.datasets.tables import Table
 
 _KEYS = ("x", "data", "labels", "y", "test", "test_labels")
 
@@ -24,9 +25,9 @@ def short_name(name: str) -> str:
 def own(name: str, options: str, seed: int) -> Raw:
     """Call the function with the options as keyword arguments, and bring its result to one form.
 
-    The function returns an array [N, ...], `Samples`, `Raw`, or a dict with arrays named as in a
-    .npz file (`from_arrays`). It is given `seed` too, if it has a parameter of this name and the
-    options do not set it.
+    The function returns an array [N, ...], `Samples`, `Raw`, `tables.Table`, or a dict with arrays
+    named as in a .npz file (`from_arrays`). It is given `seed` too, if it has a parameter of this
+    name and the options do not set it.
 
     Args:
       name: `path/to/file.py:function`.
@@ -49,6 +50,8 @@ def own(name: str, options: str, seed: int) -> Raw:
 def _to_raw(result: Any, *, where: str, source: str) -> Raw:
     if isinstance(result, Raw):
         return _checked(result, where, source)
+    if isinstance(result, Table):
+        return Raw(train=Samples(result.x), source=source, columns=result.columns)
     if isinstance(result, Samples):
         return Raw(train=_samples(result, where), source=source)
     if isinstance(result, Mapping):
@@ -65,8 +68,8 @@ def _to_raw(result: Any, *, where: str, source: str) -> Raw:
         return Raw(train=Samples(_array(result, where, "array")), source=source)
     raise ValueError(
         f"{where}: the function returned {_kind(result)}; it must return an array [N, ...], "
-        "datasets.Samples(x, labels), datasets.Raw, or a dict with 'x' and, if there are any, "
-        "'labels', 'test' and 'test_labels'."
+        "datasets.Samples(x, labels), datasets.Raw, a datasets.tables.Table, or a dict with 'x' "
+        "and, if there are any, 'labels', 'test' and 'test_labels'."
     )
 
 
@@ -76,7 +79,7 @@ def _checked(raw: Raw, where: str, source: str) -> Raw:
     if test is not None and test.labels is not None and train.labels is None:
         raise ValueError(f"{where}: the test data have labels, the training data have none.")
     source = f"{raw.source}; {source}" if raw.source else source
-    return Raw(train=train, test=test, source=source, value_range=raw.value_range)
+    return raw._replace(train=train, test=test, source=source)
 
 
 def _samples(value: Any, where: str) -> Samples:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ndsm_jax.datasets.boltzmann import TorsionModel
+from ndsm_jax.datasets.boltzmann import TorsionModel, basin
 from ndsm_jax.datasets.dataset import TEST, TRAIN, Options, Raw, Samples
 
 TOY_SAMPLES = 10_000
@@ -201,6 +201,16 @@ def toy(name: str, options: Options) -> Raw:
 def torsion(options: Options) -> Raw:
     """Draws of the torsion model, with its basins as labels."""
     return _drawn(TorsionModel().sample, "exact draws of boltzmann.TorsionModel()", options)
+
+
+def torsion_angles(options: Options) -> Raw:
+    """The angles of `torsion` alone, [N, 2] in [-pi, pi): of one seed, those of the same states."""
+
+    def angles(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+        found = TorsionModel().sample_angles(rng, n)
+        return found, basin(found)
+
+    return _drawn(angles, "exact draws of boltzmann.TorsionModel()", options)
 
 
 def _drawn(sampler: Sampler, source: str, options: Options) -> Raw:

@@ -13,6 +13,14 @@ from ndsm_jax.evaluation.distances import (
 )
 from ndsm_jax.evaluation.evaluator import evaluator, evaluator_if_labelled
 from ndsm_jax.evaluation.features import Moments, frechet_distance, inception_score, moments
+from ndsm_jax.evaluation.likelihood import (
+    LIKELIHOODS,
+    compared,
+    kernel_density,
+    level_step,
+    mixture_by_bic,
+    within_level,
+)
 from ndsm_jax.evaluation.neighbours import (
     is_memorised,
     nearest_distances,
@@ -20,9 +28,16 @@ from ndsm_jax.evaluation.neighbours import (
 )
 from ndsm_jax.evaluation.reference import Summary, fid_report, reference, summarise
 from ndsm_jax.evaluation.suite import METRICS, evaluate
+from ndsm_jax.evaluation.tables import (
+    associations,
+    column_distances,
+    most_associated,
+    table_scores,
+)
 
 __all__ = [
     "AGREEMENTS",
+    "LIKELIHOODS",
     "METRICS",
     "Accuracy",
     "ImageClassifier",
@@ -30,6 +45,9 @@ __all__ = [
     "Starts",
     "Summary",
     "agreement",
+    "associations",
+    "column_distances",
+    "compared",
     "energy_distance",
     "evaluate",
     "evaluator",
@@ -38,15 +56,21 @@ __all__ = [
     "frechet_distance",
     "inception_score",
     "is_memorised",
+    "kernel_density",
+    "level_step",
     "median_distance",
+    "mixture_by_bic",
     "mmd",
     "moments",
+    "most_associated",
     "nearest_distances",
     "precision_recall_density_coverage",
     "reference",
     "sliced_wasserstein",
     "summarise",
+    "table_scores",
     "total_variation",
     "train_classifier",
     "two_sample_accuracy",
+    "within_level",
 ]

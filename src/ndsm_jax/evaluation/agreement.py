@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ndsm_jax import conditioning
-from ndsm_jax.frames import Frame, Identity
+from ndsm_jax.frames import Frame, Identity, states
 from ndsm_jax.references import GaussianMixture
 
 if TYPE_CHECKING:
@@ -82,13 +82,13 @@ def agreement(
     """
     prior, k, frame = starts.prior, starts.components, starts.frame
     rng = np.random.default_rng(seed)
-    noise = rng.standard_normal(samples.shape, np.float32)
+    noise = rng.standard_normal((len(samples), prior.dim), np.float32)
     points = np.asarray(prior.sample_component(jnp.asarray(k), jnp.asarray(noise)))
     one_hot = np.eye(prior.num_components)[k]
-    states = frame.prepare(samples)
+    reached = states(frame, samples)
     rows: dict[str, dict[str, Any]] = {
         "component": {
-            **_share(one_hot, conditioning.most_likely_component(prior, states)),
+            **_share(one_hot, conditioning.most_likely_component(prior, reached)),
             "prior": _share(one_hot, conditioning.most_likely_component(prior, points))["value"],
             "data": None,
         }
@@ -97,13 +97,13 @@ def agreement(
     if class_of is not None and dataset.test_labels is not None:
         table, num_labels = conditioning.sparse_class_table(
             prior,
-            dataclasses.replace(dataset, train=frame.prepare(dataset.train)),
+            dataclasses.replace(dataset, train=states(frame, dataset.train)),
             per_class=starts.labels_per_class,
             seed=seed,
         )
         classes = table.argmax(axis=1)
         result = {"labels": num_labels, "classes": classes.tolist()}
-        held_out = conditioning.most_likely_component(prior, frame.prepare(dataset.test))
+        held_out = conditioning.most_likely_component(prior, states(frame, dataset.test))
         of_samples, of_points = class_of(samples), class_of(frame.leave(points, None))
         likeliest = np.eye(dataset.num_classes)[classes]
         for name, target in (("class of the component", likeliest), ("class asked for", table)):

@@ -24,7 +24,7 @@ BOLTZMANN_METRICS: dict[str, str] = {
     "basin_error_se": "what its square root of the expectation is for exact draws",
     "energy_error": "error of the mean energy, kT",
     "energy_error_se": "its standard error, from the number of samples",
-    "radius_ratio": "mean distance of a state to the torus, over the exact one",
+    "radius_ratio": "mean distance of a state to the torus, over the exact one; not of angles",
 }
 """What `torsion_scores` measures."""
 
@@ -76,7 +76,9 @@ def free_energy_difference(count: float, reference: float) -> Estimate:
 
 
 def torsion_scores(model: TorsionModel, y: Array, *, bins: int = 24) -> dict[str, float]:
-    """The `BOLTZMANN_METRICS` of states y [n, 4]; states that are not finite are left out.
+    """The `BOLTZMANN_METRICS` of states y [n, 4], or of angles [n, 2]: without the radii.
+
+    What is not finite is left out.
 
     Args:
       model: the exact density.
@@ -101,10 +103,7 @@ def torsion_scores(model: TorsionModel, y: Array, *, bins: int = 24) -> dict[str
     n, p = len(y), model.basin_probabilities
     errors = np.log((basins + 0.5) / (n + 0.5)) - np.log(p)
     energies = model.energy(angles)
-    radial = np.linalg.norm(boltzmann.radii(y) - 1, axis=1).mean()
-    # The mean of the Rayleigh law, the norm of two normals.
-    exact_radial = model.radial_std * np.sqrt(np.pi / 2)
-    return {
+    scores = {
         "kl": kl_divergence(counts, exact),
         "tv": total_variation(counts, exact),
         "kl_phi": kl_divergence(counts.sum(axis=1), exact.sum(axis=1)),
@@ -115,8 +114,12 @@ def torsion_scores(model: TorsionModel, y: Array, *, bins: int = 24) -> dict[str
         "basin_error_se": float(np.sqrt(np.mean((1 - p) / (n * p)))),
         "energy_error": float(energies.mean() - model.mean_energy),
         "energy_error_se": float(energies.std() / np.sqrt(n)),
-        "radius_ratio": float(radial / exact_radial),
     }
+    if y.shape[1] == 4:
+        radial = np.linalg.norm(boltzmann.radii(y) - 1, axis=1).mean()
+        # The mean of the Rayleigh law, the norm of two normals.
+        scores["radius_ratio"] = float(radial / (model.radial_std * np.sqrt(np.pi / 2)))
+    return scores
 
 
 def _frequencies(counts: Array, probabilities: Array) -> tuple[Array, Array]:

@@ -1,13 +1,15 @@
 """Score networks, the eps network, preconditioning, autoencoders. All that imports Flax.
 
 A score network is a Flax module (y [n, d], c [n]) -> [n, d] with c in [-1, 1] the time coordinate;
-a third argument [n, d], where the process gives one, is what the score is conditional on.
+a third argument [n, d], where the process gives one, is what the score is conditional on. Of angles
+it gets `harmonics` in the place of y, so that any network is periodic.
 Its `dtype` is that of the hidden layers' arithmetic. Parameters, the output, the features of the
 time, and statistics of normalisation are float32 always. So are the first and the last layer: the
 smallest noise of training is below the spacing of bfloat16 numbers near 1, and they cost little.
 """
 
 from ndsm_jax.networks.autoencoder import Autoencoder
+from ndsm_jax.networks.embedding import harmonics
 from ndsm_jax.networks.eps import EpsNet
 from ndsm_jax.networks.mlp import ScoreMLP
 from ndsm_jax.networks.model import ScoreModel, described, prior_mean
@@ -42,6 +44,7 @@ __all__ = [
     "ScoreModel",
     "UNet",
     "described",
+    "harmonics",
     "image_group",
     "prior_mean",
     "weight_of",

@@ -24,7 +24,7 @@ class ScoreMLP(nn.Module):
       skip: hidden layers after the first are residual and normalised, for deep, wide networks.
       zero_output: whether the last layer starts at zero (right for a residual score).
       dtype: of the hidden layers' arithmetic, see the package.
-      outputs: r; 0: d.
+      outputs: r; 0: that of what the network sees, d.
     """
 
     width: int = 32

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
+from ndsm_jax.networks.embedding import Features
 from ndsm_jax.networks.precondition import Precondition
 from ndsm_jax.networks.symmetry import FiniteGroup, symmetrise
 from ndsm_jax.references.mixtures import GaussianMixture
@@ -44,7 +45,7 @@ def described(frame: Any) -> Tells:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("precondition", "tells", "group"),
+    data_fields=("precondition", "tells", "features", "group"),
     meta_fields=("network", "dim"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,10 +58,12 @@ class ScoreModel:
 
     Attributes:
       network: a Flax module (y [n, d], c [n], told [n, e] or nothing) -> [n, r]; or anything with
-        its `init(key, *inputs)` and `apply(params, *inputs)` (static).
+        its `init(key, *inputs)` and `apply(params, *inputs)` (static). Where there are features
+        they take the place of y.
       dim: d, of the states (static).
       precondition: what the network sees, and how its output becomes the score.
       tells: what it is told beside y, or None.
+      features: what it sees in the place of y, or None. Of `harmonics` any network is periodic.
       group: under which the score is symmetrised, or None; None where there is a condition.
     """
 
@@ -68,6 +71,7 @@ class ScoreModel:
     dim: int
     precondition: Precondition
     tells: Tells | None = None
+    features: Features | None = None
     group: FiniteGroup | None = None
 
     @property
@@ -80,7 +84,12 @@ class ScoreModel:
         """Parameters theta."""
         y, condition = jnp.zeros((1, self.dim)), jnp.zeros(1, jnp.int32)
         told = () if self.tells is None else (self.tells(y, condition),)
-        return self.network.init(key, y, jnp.zeros(1), *told)
+        return self.network.init(key, *self.sees(y, jnp.zeros(1)), *told)
+
+    def sees(self, y: Array, t: Array) -> tuple[Array, Array]:
+        """What the network sees of states [n, d] and times [n]: [n, d] or features [n, e], [n]."""
+        seen, time = self.precondition.inputs(y, t)
+        return seen if self.features is None else self.features(seen), time
 
     def __call__(self, params: Any, y: Array, t: Array, condition: Any = None) -> Array:
         """Score: y [..., d], t [...], condition of [..., ...] -> [..., r].
@@ -94,7 +103,7 @@ class ScoreModel:
 
     def _score(self, params: Any, y: Array, t: Array, condition: Any) -> Array:
         flat, leading = y.reshape(-1, y.shape[-1]), y.ndim - 1
-        seen, time = self.precondition.inputs(flat, t.ravel())
+        seen, time = self.sees(flat, t.ravel())
         told: tuple[Array, ...] = ()
         if self.tells is not None:
             rows = jax.tree.map(lambda c: c.reshape(-1, *c.shape[leading:]), condition)

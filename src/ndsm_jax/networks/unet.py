@@ -38,7 +38,8 @@ class Block(nn.Module):
 
 class UNet(nn.Module):
     """(y [n, d], c [n], condition [n, d] or None) -> [n, d] for images: the encoder-decoder of
-    2405.15625, A.3. A condition is an image too, further channels of the input.
+    2405.15625, A.3. A condition is an image too, further channels of the input; and y may have
+    several features a pixel, [n, d m].
 
     One level a width, each half the resolution of the last; the decoder resizes to the size of the
     skip connection and concatenates it. Up-sampling is by resizing, not by transposed
@@ -65,9 +66,9 @@ class UNet(nn.Module):
         n = y.shape[0]
         time = GaussianFourierFeatures(self.time_features, self.time_scale)(c)
         time = nn.swish(nn.Dense(self.time_features)(time))
-        x = y.reshape(n, *self.shape)
+        x = y.reshape(n, *self.shape[:2], -1)
         if condition is not None:
-            x = jnp.concatenate([x, condition.reshape(x.shape)], axis=-1)
+            x = jnp.concatenate([x, condition.reshape(n, *self.shape)], axis=-1)
         skips = []
         for level, width in enumerate(self.widths):
             x = Block(width, strides=2 if level else 1, dtype=self.dtype)(x, time)

@@ -29,6 +29,7 @@ from ndsm_jax.noising.linearised import (
 )
 from ndsm_jax.noising.local import LocalSteps, local_steps, loss_steps
 from ndsm_jax.noising.quotient import Quotient, TiedQuotient
+from ndsm_jax.noising.simulated import states_at, with_simulated_reference
 from ndsm_jax.noising.windows import PathWindows, path_windows, window_starts
 
 __all__ = [
@@ -59,7 +60,9 @@ __all__ = [
     "loss_steps",
     "make_chain",
     "path_windows",
+    "states_at",
     "time_law",
     "walk",
     "window_starts",
+    "with_simulated_reference",
 ]

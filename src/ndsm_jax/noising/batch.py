@@ -18,9 +18,16 @@ from jax import Array
 from ndsm_jax.clock import Clock
 
 
+class Root(Protocol):
+    """A linear map L of states, as `linear_maps` has them; a pytree."""
+
+    def mv_t(self, y: Array) -> Array:
+        """L^T y: [..., d] -> [..., d]."""
+
+
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("y", "t", "weight", "score_target", "mu", "condition", "probe"),
+    data_fields=("y", "t", "weight", "score_target", "mu", "condition", "probe", "root"),
     meta_fields=("noises", "noisy"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +45,9 @@ class NoisedBatch:
         None where it is on nothing.
       probe: random directions of mean 0 and covariance I, independent of y: [B, k, r], for
         estimates of a divergence, otherwise None.
+      root: L(y, t), a linear map of states: a residual r [B, k, r] of the score counts as
+        |L^T E r|^2 instead of |r|^2. A function of y and t, or the minimiser would not be the
+        score. None: I.
       noises: how many consecutive states share one mu (static; divides k).
       noisy: the coordinates that noise drives, those of the score (static); None: all.
     """
@@ -49,6 +59,7 @@ class NoisedBatch:
     mu: Array | None = None
     condition: Any = None
     probe: Array | None = None
+    root: Root | None = None
     noises: int = 1
     noisy: tuple[int, ...] | None = None
 

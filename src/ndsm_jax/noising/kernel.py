@@ -24,8 +24,8 @@ from ndsm_jax.processes.process import Process
 class ExactKernel:
     """Noising of a linear process in one draw from its kernel, y = A(t) x_0 + L(t) z.
 
-    The target is -E^T L^{-T} z (Vincent 2011; 2011.13456, Eq. 7), and mu = A x_0. Build it with
-    `exact_kernel`.
+    The target is the score of the kernel, -E^T L^{-T} z (Vincent 2011; 2011.13456, Eq. 7) or, on a
+    torus, that of the wrapped one; mu = A x_0. Build it with `exact_kernel`.
 
     Attributes:
       first: the smallest time; smaller draws of `times` are raised to it.

@@ -38,8 +38,8 @@ _ORDER = 8
 _NORM = 0.25
 """Taylor series of this order are exact in float32 for matrices of this norm."""
 
-_EXPANSION = 4.0
-"""A window in which a deviation grows by more than the exponential of this is not linearised."""
+_GROWTH = 2.0
+"""The largest factor by which a deviation grows in a window that is linearised as it is."""
 
 _product = partial(jnp.matmul, precision="highest")
 
@@ -64,9 +64,10 @@ def linear_step(matrix: Array, force: Array, noisy: Array) -> tuple[Array, Array
     a sum of positive matrices, with e^{A u} - I in the place of e^{A u}. A covariance that is small
     because noise gets there through A alone is right in its own units, too.
 
-    Where A expands too much for a linearisation to mean anything, tr(e^A - I) > e^4, it is left
-    out, as in Euler's step: a state at a saddle with a long window ahead would be thrown out of all
-    range. The target is right for the chain's own law whatever A is, as long as y_s alone decides.
+    Where A expands too much for a linearisation to mean anything, tr(e^{2 A}) > d + 3, as in one
+    dimension where deviations more than double, 2^-j A takes its place, with the least j that will
+    do: at a saddle a linear drift runs away from the two modes that the true one leads to. The
+    target is right for the chain's own law whatever A is, as long as y_s alone decides.
 
     Args:
       matrix: A [..., d, d].
@@ -98,28 +99,33 @@ def linear_step(matrix: Array, force: Array, noisy: Array) -> tuple[Array, Array
         state: tuple[Array, Array, Array, Array],
     ) -> tuple[Array, Array, Array, Array]:
         n, less_one, mean, covariance = state
-        going = n < doublings
         moved = covariance + _product(less_one, covariance)
+        grown = 2 * less_one + _product(less_one, less_one)
+        trace = jnp.sum(2 * jnp.diagonal(grown, axis1=-2, axis2=-1), axis=-1)
+        trace += jnp.sum(grown * _t(grown), axis=(-2, -1))  # of e^{2 A} - I
+        fits = trace <= _GROWTH**2 - 1
         doubled = (
-            2 * less_one + _product(less_one, less_one),
+            grown,
             2 * mean + _apply(less_one, mean),
             covariance + moved + _product(moved, _t(less_one)),
         )
-        more = going[..., None]
-        return (
-            n + 1,
-            jnp.where(more[..., None], doubled[0], less_one),
-            jnp.where(more, doubled[1], mean),
-            jnp.where(more[..., None], doubled[2], covariance),
-        )
+        # Half of A instead: what half the time adds, twice.
+        halved = (less_one, 2 * mean, 2 * covariance)
+
+        def choose(double: Array, halve: Array, old: Array) -> Array:
+            going, fit = (
+                a.reshape(a.shape + (1,) * (old.ndim - a.ndim)) for a in (n < doublings, fits)
+            )
+            return jnp.where(going, jnp.where(fit, double, halve), old)
+
+        less_one, mean, covariance = map(choose, doubled, halved, state[1:])
+        return n + 1, less_one, mean, covariance
 
     start = (jnp.zeros((), doublings.dtype), less_one, mean, covariance)
-    _, less_one, mean, covariance = jax.lax.while_loop(
+    _, _, mean, covariance = jax.lax.while_loop(
         lambda state: state[0] < doublings.max(initial=0), double, start
     )
-    fits = (jnp.trace(less_one, axis1=-2, axis2=-1) <= math.exp(_EXPANSION))[..., None]
-    plain = jnp.broadcast_to(jnp.diag(noisy), covariance.shape)
-    return jnp.where(fits, mean, force), jnp.where(fits[..., None], covariance, plain)
+    return mean, covariance
 
 
 def _phi(x: Array) -> Array:
@@ -145,6 +151,10 @@ class Factor:
     def mv(self, z: Array) -> Array:
         """L z: [..., d] -> [..., d]."""
         return self.std * _apply(self.lower, z)
+
+    def mv_t(self, y: Array) -> Array:
+        """L^T y: [..., d] -> [..., d]."""
+        return _apply(_t(self.lower), self.std * y)
 
     def solve_t(self, z: Array) -> Array:
         """L^{-T} z: [..., d] -> [..., d]."""
@@ -178,6 +188,10 @@ class ScalarPlusLowRank:
     def mv(self, z: Array) -> Array:
         """L z: [..., d] -> [..., d]."""
         return self._split(z, self.std, self.inner.mv)
+
+    def mv_t(self, y: Array) -> Array:
+        """L^T y: [..., d] -> [..., d]."""
+        return self._split(y, self.std, self.inner.mv_t)
 
     def solve_t(self, z: Array) -> Array:
         """L^{-T} z: [..., d] -> [..., d]."""
@@ -266,7 +280,7 @@ class DiagonalJacobian:
         """The law at s + h of states y [..., d] at s [...], see `linearise`."""
         t = s + 0.5 * h
         b, jacobian = jax.jvp(lambda y: process.drift(y, t), (y,), (jnp.ones_like(y),))
-        x = jnp.minimum(h[..., None] * jacobian, _EXPANSION)  # see `linear_step`
+        x = jnp.minimum(h[..., None] * jacobian, math.log(_GROWTH))  # see `linear_step`
         std = jnp.sqrt(_strength(process, s, h)[..., None] * _phi(2 * x))
         return LocalGaussian(mean=y + h[..., None] * _phi(x) * b, root=Diagonal(values=std))
 
@@ -402,7 +416,14 @@ def linearise(process: Process, *, jacobian: str = "auto") -> Linearisation:
 
 # --- schedules ---
 
-_PATHS, _PROBES = 32, 2
+_PROBES, _STARTS = 2, 24
+"""Pairs of signs, and grid points from which windows are tried."""
+
+
+def _num_paths(dim: int) -> int:
+    """Of the reference's draws: 128, as what errs most is rare, down to 32 in many dimensions,
+    where the coordinates average as well."""
+    return min(max(2**13 // dim, 32), 128)
 
 
 def mean_error(
@@ -440,7 +461,15 @@ def _window_error(
         squares = mean_error(jax.random.key(1), process, linearised, y, *times)
         return jnp.sqrt(jnp.maximum(jnp.mean(squares), 0)) / process.clock.std(s + h)
 
-    return jax.lax.map(error, (paths, s, h), batch_size=4)
+    return jax.lax.map(error, (paths, s, h), batch_size=4)  # it divides _STARTS: no second loop
+
+
+@partial(jax.jit, static_argnames="integrator")
+def _measured_paths(process: Process, x0: Array | None, grid: Array, integrator: str) -> Array:
+    """Paths from x0, or from draws of the reference, at all grid points but the last: [n, P, d]."""
+    key_start, key_path = jax.random.split(jax.random.key(0))
+    x0 = process.reference.sample(key_start, (_num_paths(process.dim),)) if x0 is None else x0
+    return simulate(key_path, process, x0, grid, integrator=integrator)[:-1]
 
 
 def controlled_starts(
@@ -457,10 +486,11 @@ def controlled_starts(
     The earliest grid point whose window to the interval's right end has a `mean_error` of at most
     `tolerance`, the root of its mean over some paths, in units of the kernel's standard deviation
     sqrt(v(t)) there; at least one step before it. The error is taken to grow with the window, whose
-    number of steps is searched by bisection, among 1, 2, 3, 4, 6, 8, 11, ... Deterministic.
+    number of steps is searched by bisection, among 1, 2, 3, 4, 6, 8, 11, ..., from 24 of the grid's
+    points, and interpolated between these. Deterministic.
 
     Args:
-      x0: starts of the paths [P, d]; by default 32 draws from the reference.
+      x0: starts of the paths [P, d]; by default 32 to 128 draws from the reference.
 
     Raises:
       ValueError: a tolerance that is not positive.
@@ -468,20 +498,25 @@ def controlled_starts(
     if not tolerance > 0:
         raise ValueError(f"noising.tolerance={tolerance} must be positive")
     n = len(grid) - 1
-    key_start, key_path = jax.random.split(jax.random.key(0))
-    x0 = process.reference.sample(key_start, (_PATHS,)) if x0 is None else x0
-    paths = simulate(key_path, process, x0, jnp.asarray(grid), integrator=integrator)[:-1]
-    steps = np.unique(np.round(2 ** np.append(np.arange(0, np.log2(n), 0.5), np.log2(n)))).astype(
-        int
-    )
-    index, low, high = np.arange(n), np.zeros(n, int), np.full(n, len(steps))
+    paths = _measured_paths(process, x0, jnp.asarray(grid), integrator)
+    steps = np.round(2 ** np.append(np.arange(0, np.log2(n), 0.5), np.log2(n))).astype(int)
+    steps = np.unique(steps)
+    tried = np.round(np.linspace(0, n - 1, _STARTS)).astype(int)
+    low, high = np.zeros(_STARTS, int), np.full(_STARTS, len(steps))
     while np.any(high - low > 1):
         middle = (low + high) // 2
-        stop = np.minimum(index + steps[middle], n)
-        times = (jnp.asarray(grid[:-1]), jnp.asarray(grid[stop] - grid[:-1]))
-        right = np.asarray(_window_error(process, linearised, paths, *times)) <= tolerance
+        stop = np.minimum(tried + steps[middle], n)
+        times = (jnp.asarray(grid[tried]), jnp.asarray(grid[stop] - grid[tried]))
+        right = np.asarray(_window_error(process, linearised, paths[tried], *times)) <= tolerance
         low, high = np.where(right, middle, low), np.where(right, high, middle)
-    reach = np.minimum(index + steps[low], n)
+    # A window that the horizon cuts says nothing of a whole one: it is that of the last start whose
+    # window is whole.
+    whole = tried + steps[low] <= n
+    if whole.any():
+        low = np.where(whole, low, np.minimum(low, low[np.flatnonzero(whole)[-1]]))
+    index = np.arange(n)
+    longest = np.floor(np.interp(index, tried, low)).astype(int)
+    reach = np.minimum(index + steps[longest], n)
     served = reach[:, None] >= index[None, :] + 1  # [start, interval]
     starts = np.where(served.any(axis=0), served.argmax(axis=0), index)
     return jnp.asarray(np.minimum(starts, index))
@@ -493,7 +528,7 @@ def controlled_starts(
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("chain", "process", "linearised", "times", "starts", "weight"),
-    meta_fields=("k", "integrator"),
+    meta_fields=("k", "integrator", "perceptual"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearisedWindows:
@@ -512,6 +547,9 @@ class LinearisedWindows:
       weight: of the loss, see `clock.loss_weight`.
       k: times a path (static).
       integrator: of the simulation, see `integrators.step_sizes` (static).
+      perceptual: whether the batch has the root of the covariance that the window would have from
+        y_t (static). Not that of its own window from y_s: given y_t it is correlated with the
+        target, and the minimiser would not be the score.
     """
 
     chain: Chain
@@ -522,6 +560,7 @@ class LinearisedWindows:
     weight: Weight
     k: int = 1
     integrator: str = "euler"
+    perceptual: bool = False
 
     def __call__(self, key: Array, x0: Array) -> NoisedBatch:
         """x0 [B, d] -> NoisedBatch with [B, k] states."""
@@ -531,7 +570,8 @@ class LinearisedWindows:
         index, t = self.starts[interval], grid[interval + 1]
         # The last interval's start is the last state a window can leave from.
         left, _ = walk(key_path, self.chain, x0, index, grid[:-1], integrator=self.integrator)
-        local = self.linearised(self.process, left, grid[index], t - grid[index])
+        s, h = grid[index], t - grid[index]
+        local = self.linearised(self.process, left, s, h)
         z = jax.random.normal(key_step, left.shape, left.dtype)
         y = local.sample(z)
         return NoisedBatch(
@@ -540,6 +580,7 @@ class LinearisedWindows:
             weight=self.weight(y, t),
             score_target=self.process.project(local.score(z)),
             mu=local.mean,
+            root=self.linearised(self.process, y, s, h).root if self.perceptual else None,
             noisy=self.process.noisy,
         )
 
@@ -558,6 +599,7 @@ def linearised_windows(
     x0: Array | None = None,
     times: TimeLaw | None = None,
     weight: Weight | None = None,
+    perceptual: bool = False,
 ) -> LinearisedWindows:
     """Noising for local-DSM of any process, also where only some coordinates are noisy.
 
@@ -574,7 +616,10 @@ def linearised_windows(
       integrator: see `integrators.step_sizes`.
       x0: some data [P, d], on whose paths `controlled` measures; by default, on the reference's.
       times: law of the times, on the same grid; by default `time_law` of the clock.
-      weight: of the loss; v(t) by default.
+      weight: of the loss; v(t) by default, 1 where it is perceptual.
+      perceptual: whether residuals are measured in units of the local covariance,
+        |L(y_t)^T E (s - target)|^2, which for a linear drift and E = I is |L^T s + z|^2 (the
+        perceptual weighting of 2407.07998; docs/local_dsm.md).
 
     Raises:
       ValueError: unknown schedule, a gap that is not positive, a law of the times on another grid,
@@ -601,7 +646,8 @@ def linearised_windows(
         linearised=linearised,
         times=law_on(grid, times, process.clock),
         starts=starts,
-        weight=weight or loss_weight(process.clock, "variance"),
+        weight=weight or loss_weight(process.clock, "unit" if perceptual else "variance"),
         k=k,
         integrator=integrator,
+        perceptual=perceptual,
     )

@@ -7,6 +7,15 @@ from ndsm_jax.processes.linear import (
     ornstein_uhlenbeck,
     variance_exploding,
     variance_preserving,
+    wrapped,
+)
+from ndsm_jax.processes.physics import (
+    Maxwell,
+    active_swimmer,
+    double_well,
+    duffing,
+    lorenz63,
+    underdamped,
 )
 from ndsm_jax.processes.process import (
     DriftFn,
@@ -24,15 +33,22 @@ __all__ = [
     "RELAXATION_TIMES",
     "DriftFn",
     "Known",
+    "Maxwell",
     "Process",
     "ScoreFn",
+    "active_swimmer",
     "critically_damped",
+    "double_well",
+    "duffing",
     "langevin",
+    "lorenz63",
     "ornstein_uhlenbeck",
     "probability_flow",
     "process",
     "pull_back",
     "reverse_drift",
+    "underdamped",
     "variance_exploding",
     "variance_preserving",
+    "wrapped",
 ]

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from ndsm_jax.clock import relaxing
 from ndsm_jax.processes.process import Known, Process, checked_horizon
 from ndsm_jax.references.mixtures import GaussianMixture
-from ndsm_jax.references.others import Logistic
+from ndsm_jax.references.others import Logistic, UniformTorus
 from ndsm_jax.references.reference import Reference
 
 RELAXATION_TIMES = 4.0
@@ -46,14 +46,14 @@ def langevin(reference: Reference, *, horizon: float | None = None) -> Process:
     The dynamics of a mixture that is isotropic outside a small subspace have a quotient.
     """
     sigma_squared = jnp.asarray(reference.typical_variance())
-    is_mixture = isinstance(reference, GaussianMixture)
+    mixture = reference if isinstance(reference, GaussianMixture) else None
     known = Known(
-        drift_vjp=Partial(_mixture_vjp if is_mixture else _score_vjp, reference),
+        drift_vjp=Partial(_score_vjp if mixture is None else _mixture_vjp, reference),
         stiffness=jnp.float32(reference.stiffness()),
-        quotient=reference
-        if isinstance(reference, GaussianMixture) and reference.covariance in ISOTROPIC
-        else None,
+        mixture=mixture,
+        quotient=mixture if mixture is not None and mixture.covariance in ISOTROPIC else None,
         elementwise=isinstance(reference, Logistic),
+        period=reference.period if isinstance(reference, UniformTorus) else None,
     )
     return Process(
         name="langevin",

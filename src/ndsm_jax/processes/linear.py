@@ -1,16 +1,21 @@
-"""Processes whose kernels are closed forms: OU, variance preserving and exploding, damped."""
+"""Processes whose kernels are closed forms: OU, variance preserving, exploding, wrapped, damped."""
 
 from __future__ import annotations
+
+import dataclasses
+import math
 
 import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
 from ndsm_jax.clock import Clock, relaxing
-from ndsm_jax.linear_maps import Blocks, Gaussian, isotropic
+from ndsm_jax.linear_maps import Blocks, Gaussian, WrappedGaussian, isotropic
+from ndsm_jax.linear_maps import wrapped as wrapped_gaussian
 from ndsm_jax.processes.langevin import RELAXATION_TIMES, sqrt_two
 from ndsm_jax.processes.process import Known, Process, checked_horizon
 from ndsm_jax.references.mixtures import mixture, standard_normal
+from ndsm_jax.references.others import uniform_torus
 
 
 def _ou_drift(variance: Array, y: Array, t: Array) -> Array:
@@ -106,6 +111,11 @@ _UNBOUNDED = 2.0**20
 """Saturation of a process that has none, over its largest variance: v(t) stays exact in float32."""
 
 
+def _ve_levels(sigma_min: float, sigma_max: float, horizon: Array) -> tuple[Array, Array]:
+    """sigma_min, and the rate of log sigma(t)."""
+    return jnp.float32(sigma_min), jnp.log(jnp.float32(sigma_max / sigma_min)) / horizon
+
+
 def _ve_variance(sigma_min: Array, log_ratio: Array, t: Array) -> Array:
     return sigma_min**2 * jnp.expm1(2 * log_ratio * t)
 
@@ -146,7 +156,7 @@ def variance_exploding(
             f"process.sigma_max={sigma_max} must be larger than process.sigma_min={sigma_min}"
         )
     end = checked_horizon(horizon, 1.0)
-    sigma = (jnp.float32(sigma_min), jnp.log(jnp.float32(sigma_max / sigma_min)) / end)
+    sigma = _ve_levels(sigma_min, sigma_max, end)
     saturation = jnp.float32(_UNBOUNDED * sigma_max**2)
     return Process(
         name="variance_exploding",
@@ -160,6 +170,71 @@ def variance_exploding(
             drift_vjp=Partial(_ve_vjp),
             stiffness=jnp.float32(0.0),
             elementwise=True,
+        ),
+    )
+
+
+UNIFORM = 0.8
+"""Noise at the horizon of `wrapped`, in periods. The density of the kernel is then within a factor
+1 +- 2 exp(-2 pi^2 UNIFORM^2) = 1 +- 7e-6 of the uniform one, coordinate by coordinate."""
+
+
+def _wrapped_decay(sigma_min: Array, log_ratio: Array, saturation: Array, t: Array) -> Array:
+    return jnp.log1p(_ve_variance(sigma_min, log_ratio, t) / saturation)
+
+
+def _wrapped_kernel(sigma_min: Array, log_ratio: Array, period: Array, t: Array) -> WrappedGaussian:
+    return wrapped_gaussian(jnp.sqrt(_ve_variance(sigma_min, log_ratio, t)), period)
+
+
+def wrapped(
+    dim: int,
+    *,
+    period: float = 2 * math.pi,
+    sigma_min: float = 0.01,
+    sigma_max: float = 0.0,
+    horizon: float | None = None,
+) -> Process:
+    """Brownian motion of angles: `variance_exploding` on a flat torus, towards the uniform law.
+
+    States run in the covering space R^d, y = x + s z. The law at a time is that of y modulo the
+    period P, and its kernel the wrapped normal one, sum_k N(y + k P; x, s^2) (as in 2206.01729 for
+    torsion angles, 2202.02763 for any compact manifold). For a score that is periodic there are two
+    targets with one minimiser. The conditional mean of -z / s given y modulo P is the score of that
+    law; the score of the wrapped kernel is the conditional mean of -z / s given x too, and so has
+    the same conditional mean and less variance (Rao-Blackwell), the less the larger s / P is. The
+    kernel has the latter.
+
+    The clock is that of variance exploding, `Clock.time` = log s^2, but v saturates at the variance
+    of the uniform law, S = P^2 / 12: v = S s^2 / (S + s^2) and a^2 = S / (S + s^2), those of the
+    variance-preserving states a y.
+
+    Args:
+      dim: d, the number of angles.
+      period: P of all.
+      sigma_min: see `variance_exploding`; in units of the angles.
+      sigma_max: the same; 0: `UNIFORM` periods.
+      horizon: T; 1 by default.
+
+    Raises:
+      ValueError: a period that is not positive, or sigma_max that is not larger than sigma_min.
+    """
+    torus = uniform_torus(dim, period=period)
+    sigma_max = sigma_max or UNIFORM * torus.period
+    process = variance_exploding(dim, sigma_min=sigma_min, sigma_max=sigma_max, horizon=horizon)
+    sigma = _ve_levels(sigma_min, sigma_max, process.horizon)
+    saturation = torus.typical_variance()
+    return dataclasses.replace(
+        process,
+        name="wrapped",
+        reference=torus,
+        clock=Clock(decay=Partial(_wrapped_decay, *sigma, saturation), saturation=saturation),
+        known=Known(
+            kernel=Partial(_wrapped_kernel, *sigma, jnp.float32(torus.period)),
+            drift_vjp=Partial(_ve_vjp),
+            stiffness=jnp.float32(0.0),
+            elementwise=True,
+            period=torus.period,
         ),
     )
 

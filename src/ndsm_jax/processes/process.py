@@ -22,7 +22,7 @@ from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
 from ndsm_jax.clock import Clock, driven
-from ndsm_jax.linear_maps import Gaussian, embed, select
+from ndsm_jax.linear_maps import Gaussian, WrappedGaussian, embed, select
 from ndsm_jax.references.mixtures import GaussianMixture
 from ndsm_jax.references.reference import Reference
 
@@ -41,8 +41,8 @@ def _pytree(function: Any) -> Any:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("kernel", "drift_vjp", "quotient", "stiffness"),
-    meta_fields=("elementwise",),
+    data_fields=("kernel", "drift_vjp", "mixture", "quotient", "stiffness"),
+    meta_fields=("elementwise", "period"),
     drop_fields=("of",),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,23 +50,29 @@ class Known:
     """What is known of a process beyond its drift and its noise; None where nothing is.
 
     Attributes:
-      kernel: t [...] -> the Gaussian law of Y_t given Y_0, for linear processes.
+      kernel: t [...] -> the Gaussian law of Y_t given Y_0, for linear processes; wrapped, on a
+        torus.
       drift_vjp: (y, t, v) -> (b, J_b(y, t)^T v) by a formula, see `pull_back`.
+      mixture: the mixture whose Langevin dynamics these are: b its score, g = sqrt(2), all noisy.
       quotient: the mixture, isotropic outside a small subspace, whose score the drift is: the chain
         can then be simulated in a few dimensions (`noising.quotient`).
       stiffness: the largest rate at which the drift contracts, 1 / time. Explicit steps times it
         must stay below 1.
       elementwise: whether each coordinate's drift depends on that coordinate alone (static), so
         that its Jacobian is diagonal.
+      period: of every coordinate, where the drift is periodic and the law that on a flat torus, of
+        which states run in the covering space (static).
       of: the drift, diffusion and noisy coordinates that it is known of; set by `Process`, carried
         along by `dataclasses.replace`. None for what is new: `Known(...)`.
     """
 
-    kernel: Callable[[Array], Gaussian] | None = None
+    kernel: Callable[[Array], Gaussian | WrappedGaussian] | None = None
     drift_vjp: Callable[[Array, Array, Array], tuple[Array, Array]] | None = None
+    mixture: GaussianMixture | None = None
     quotient: GaussianMixture | None = None
     stiffness: Array | None = None
     elementwise: bool = False
+    period: float | None = None
     of: tuple[Any, ...] | None = dataclasses.field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -76,7 +82,7 @@ class Known:
     def still_true(self, drift: Any, diffusion: Any, noisy: Any) -> Known:
         """What of it holds for these.
 
-        The kernel is one of drift and noise, the quotient one of the drift and noise in all
+        The kernel and the mixture are of drift and noise, the quotient of drift and noise in all
         directions; the others of the drift alone.
         """
         if self.of is None:
@@ -85,9 +91,9 @@ class Known:
             return Known()
         lost: dict[str, Any] = {}
         if self.of[1] is not diffusion:
-            lost["kernel"] = None
+            lost |= {"kernel": None, "mixture": None}
         if self.of[2] != noisy:
-            lost |= {"kernel": None, "quotient": None}
+            lost |= {"kernel": None, "mixture": None, "quotient": None}
         return dataclasses.replace(self, **lost)
 
 
@@ -138,7 +144,7 @@ class Process:
         return self.reference.dim
 
     @property
-    def kernel(self) -> Callable[[Array], Gaussian] | None:
+    def kernel(self) -> Callable[[Array], Gaussian | WrappedGaussian] | None:
         """See `Known`."""
         return self.known.kernel
 

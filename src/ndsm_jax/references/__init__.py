@@ -3,10 +3,13 @@
 `Reference` is the contract; a Gaussian mixture fitted to the data is the one that most runs use.
 """
 
+from ndsm_jax.references.choosing import Choice, choose
+from ndsm_jax.references.conditional import Conditional, conditional
 from ndsm_jax.references.energy import (
     Energy,
     energy,
     largest_curvature,
+    normalised,
     nuts_samples,
     rejection_samples,
 )
@@ -45,6 +48,8 @@ __all__ = [
     "COVARIANCES",
     "INITS",
     "Centres",
+    "Choice",
+    "Conditional",
     "Energy",
     "FitReport",
     "GaussianMixture",
@@ -57,6 +62,8 @@ __all__ = [
     "Tilted",
     "UniformTorus",
     "centres",
+    "choose",
+    "conditional",
     "energy",
     "fit",
     "fit_logistic",
@@ -67,6 +74,7 @@ __all__ = [
     "logistic",
     "metastable_states",
     "mixture",
+    "normalised",
     "nuts_samples",
     "rejection_samples",
     "reweighted",

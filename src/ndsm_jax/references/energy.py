@@ -14,6 +14,8 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
+from ndsm_jax.references.reference import Reference
+
 _CURVATURE_SAMPLES = 256
 _DENSE_DIM = 64  # up to which Hessians are formed
 _POWER_ITERATIONS = 30
@@ -22,12 +24,12 @@ _PROPOSALS = 1 << 15  # per batch of `rejection_samples`
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("function", "samples", "variance", "curvature"),
+    data_fields=("function", "samples", "variance", "curvature", "log_normaliser"),
     meta_fields=(),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Energy:
-    """eta(y) = exp(-U(y)) / Z with Z unknown, and draws made beforehand. Build it with `energy`.
+    """eta(y) = exp(-U(y)) / Z, and draws made beforehand. Build it with `energy`.
 
     Attributes:
       function: U, from [d] to a scalar, in units of kT; a `jax.tree_util.Partial`, whose bound
@@ -35,25 +37,33 @@ class Energy:
       samples: draws from eta, shape [M, d].
       variance: what `typical_variance` returns, a scalar.
       curvature: what `stiffness` returns, a scalar.
+      log_normaliser: log Z, a scalar, which `normalised` finds; None: not known.
     """
 
     function: Partial
     samples: Array
     variance: Array
     curvature: Array
+    log_normaliser: Array | None = None
 
     @property
     def dim(self) -> int:
         """d."""
         return self.samples.shape[1]
 
+    @property
+    def normalised(self) -> bool:
+        """Whether `log_prob` has its constant."""
+        return self.log_normaliser is not None
+
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         """Draws with replacement from the M samples: [*shape, d]."""
         return self.samples[jax.random.randint(key, shape, 0, self.samples.shape[0])]
 
     def log_prob(self, y: Array) -> Array:
-        """-U(y), without the constant log Z: [..., d] -> [...]."""
-        return -jnp.vectorize(self.function, signature="(d)->()")(y)
+        """-U(y), less log Z where that is known: [..., d] -> [...]."""
+        log_prob = -jnp.vectorize(self.function, signature="(d)->()")(y)
+        return log_prob if self.log_normaliser is None else log_prob - self.log_normaliser
 
     def score(self, y: Array) -> Array:
         """-grad U(y), by automatic differentiation: [..., d] -> [..., d]."""
@@ -118,6 +128,63 @@ def energy(function: Callable[[Array], Array], samples: Any, *, dim: int | None 
         variance=variance,
         curvature=jnp.asarray(largest_curvature(function, samples), jnp.float32),
     )
+
+
+def normalised(
+    key: Array, reference: Energy, proposal: Reference, *, num: int = 10_000
+) -> tuple[Energy, float]:
+    """The energy with log Z, by bridge sampling between its draws and those of a proposal.
+
+    The acceptance ratio method (Bennett 1976; Meng and Wong 1996). With l = -U - log q, M draws of
+    the energy, `num` of the proposal q and r = M / num, log Z is the c at which the sum of
+    1 / (1 + r exp(l - c)) over the energy's draws is that of 1 / (1 + exp(c - l) / r) over the
+    proposal's. The two laws have to overlap; neither needs to cover the other.
+
+    Args:
+      key: of the proposal's draws.
+      reference: the energy.
+      proposal: a reference whose log_prob has its constant: a mixture fitted to the draws; where
+        the energy is periodic, `uniform_torus`.
+      num: draws of the proposal.
+
+    Returns:
+      The energy, and the standard error of log Z for independent draws of either law.
+
+    Raises:
+      ValueError: a proposal without its constant, or without overlap.
+    """
+    from scipy.optimize import brentq
+    from scipy.special import expit
+
+    if not getattr(proposal, "normalised", True):
+        raise ValueError(
+            "normalised: the log_prob of the proposal needs its constant; fit a mixture"
+        )
+    draws = (reference.samples, proposal.sample(key, (num,)))
+    of_energy, of_proposal = (
+        -np.asarray(_values(reference.function, y), np.float64) - np.asarray(proposal.log_prob(y))
+        for y in draws
+    )
+    shift = np.log(len(of_energy) / num)
+
+    def shares(c: float) -> tuple[np.ndarray, np.ndarray]:
+        return expit(c - shift - of_energy), expit(shift + of_proposal - c)
+
+    def excess(c: float) -> float:
+        low, high = shares(c)
+        return low.sum() - high.sum()
+
+    both = np.concatenate([of_energy, of_proposal])
+    ends = both.min() - abs(shift) - 50, both.max() + abs(shift) + 50
+    log_normaliser = brentq(excess, *ends, xtol=1e-9)
+    error = sum(np.var(s) / np.mean(s) ** 2 / len(s) for s in shares(log_normaliser)) ** 0.5
+    if not error < 1:
+        raise ValueError(
+            f"normalised: log Z has a standard error of {error:.2g}, as energy and proposal hardly"
+            " overlap; fit the proposal to the energy's samples"
+        )
+    found = jnp.asarray(log_normaliser, jnp.float32)
+    return dataclasses.replace(reference, log_normaliser=found), float(error)
 
 
 def largest_curvature(function: Callable[[Array], Array], samples: Array) -> float:

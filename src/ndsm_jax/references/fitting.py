@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ndsm_jax.references.choosing import choose
 from ndsm_jax.references.mixtures import GaussianMixture, LowRank, check_rank, mixture
 
 INITS = ("kmeans", "k-means++", "random", "random_from_data")
@@ -70,7 +71,8 @@ def fit(
 
     Args:
       data: samples [N, d], finite.
-      num_components: K.
+      num_components: K; 0: as `choose` finds it for this kind of covariance (for tied_spherical
+        and low_rank, which start from its fit, for spherical).
       covariance: one of `COVARIANCES`.
       rank: q, the directions of a `low_rank` component, less than d; other kinds ignore it.
       subset: number of samples used, chosen at random; 0 means all.
@@ -97,6 +99,11 @@ def fit(
         check_rank(rank, data.shape[1])
     order = np.random.default_rng(seed).permutation(len(data))
     size = min(subset, len(data)) if subset else len(data)
+    kind = covariance if covariance in ("diag", "tied", "full") else "spherical"
+    if num_components == 0:
+        num_components = choose(
+            data[order[:size]], covariances=(kind,), min_covariance=min_covariance, seed=seed
+        ).num_components
     if size < 2 * num_components:
         raise ValueError(
             f"mixture.num_components={num_components} needs at least {2 * num_components} samples,"
@@ -106,7 +113,7 @@ def fit(
     left_over = data[order[size:]]
     model = ScikitMixture(
         num_components,
-        covariance_type=covariance if covariance in ("diag", "tied", "full") else "spherical",
+        covariance_type=kind,
         n_init=num_inits,
         init_params=init,
         reg_covar=min_covariance,

@@ -103,6 +103,10 @@ class GaussianMixture:
         """r_k(y) = P(component k | y): [..., d] -> [..., K]."""
         return jax.nn.softmax(self._log_joint(y), axis=-1)
 
+    def log_responsibilities(self, y: Array) -> Array:
+        """log r_k(y), finite where r_k(y) underflows: [..., d] -> [..., K]."""
+        return jax.nn.log_softmax(self._log_joint(y), axis=-1)
+
     def score(self, y: Array) -> Array:
         """grad log eta*(y) = -sum_k r_k(y) Sigma_k^{-1} (y - mu_k): [..., d] -> [..., d].
 
@@ -151,6 +155,20 @@ class GaussianMixture:
         States [..., d] to the coordinates in which component k is N(0, I): [..., d].
         """
         return _batched(_standardise, "(),(d)->(d)", self, index, y)
+
+    def roots(self) -> np.ndarray:
+        """Sigma_k^{1/2} of `sample_component`: its diagonal [K, d], or else matrices [K, d, d].
+
+        In float64, on the host.
+        """
+        factor = np.asarray(self.factor, np.float64)
+        if self.elementwise:
+            return np.broadcast_to(factor, self.means.shape)
+        if self.directions is None or self.direction_std is None:
+            return np.broadcast_to(factor, (self.num_components, *factor.shape[1:]))
+        u, std = (np.asarray(a, np.float64) for a in (self.directions, self.direction_std))
+        stretched = (u * (std - factor)[:, None, :]) @ np.swapaxes(u, 1, 2)
+        return factor[..., None] * np.eye(self.dim) + stretched
 
     def component_variances(self) -> Array:
         """Mean variance per dimension of each component, tr(Sigma_k) / d: [K]."""

@@ -115,7 +115,7 @@ class Logistic:
         return 0.5 / float(self.scale.min()) ** 2
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("period",), meta_fields=("dim",))
+@partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("dim", "period"))
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformTorus:
     """The uniform law of d angles of one period. Build it with `uniform_torus(...)`.
@@ -124,12 +124,12 @@ class UniformTorus:
     everywhere, while draws lie in the cell [-period / 2, period / 2).
 
     Attributes:
-      period: a scalar.
       dim: d (static).
+      period: of every coordinate (static).
     """
 
-    period: Array
     dim: int
+    period: float = 2 * math.pi
 
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         """Draws in [-period / 2, period / 2): [*shape, d]."""
@@ -137,7 +137,7 @@ class UniformTorus:
 
     def log_prob(self, y: Array) -> Array:
         """-d log period: [..., d] -> [...]."""
-        return jnp.broadcast_to(-self.dim * jnp.log(self.period), jnp.shape(y)[:-1])
+        return jnp.full(jnp.shape(y)[:-1], -self.dim * math.log(self.period))
 
     def score(self, y: Array) -> Array:
         """Zero: [..., d] -> [..., d]."""
@@ -145,7 +145,7 @@ class UniformTorus:
 
     def typical_variance(self) -> Array:
         """period^2 / 12, the variance of a draw per dimension: a scalar."""
-        return self.period**2 / 12
+        return jnp.float32(self.period**2 / 12)
 
     def stiffness(self) -> float:
         """Zero: there is no drift to resolve."""
@@ -207,13 +207,14 @@ def uniform_torus(dim: int, *, period: float = 2 * math.pi) -> UniformTorus:
     _check_dim(dim)
     if not (math.isfinite(period) and period > 0):
         raise ValueError(f"reference.period={period}: choose a positive number, such as 2 pi")
-    return UniformTorus(period=jnp.asarray(period, jnp.float32), dim=int(dim))
+    return UniformTorus(dim=int(dim), period=float(period))
 
 
 def fit_student_t(
     data: np.ndarray,
     *,
     degrees: float = 0.0,
+    shared: bool = False,
     max_iterations: int = 500,
     tolerance: float = 1e-8,
 ) -> StudentT:
@@ -227,6 +228,7 @@ def fit_student_t(
     Args:
       data: samples [N, d], finite.
       degrees: nu; 0 estimates it.
+      shared: whether all coordinates have one scale, as suits pixels.
       max_iterations: of EM.
       tolerance: EM stops when a step adds less than this to the log-likelihood per sample.
 
@@ -236,7 +238,7 @@ def fit_student_t(
     from scipy.optimize import minimize_scalar
     from scipy.special import gammaln
 
-    data = _checked(data, "fit_student_t")
+    data = _checked(data, "fit_student_t", shared)
     if degrees and not (math.isfinite(degrees) and degrees > 0):
         raise ValueError(f"reference.degrees={degrees}: choose a positive number, or 0 to fit it")
     dim = data.shape[1]
@@ -245,7 +247,7 @@ def fit_student_t(
         constant = gammaln((nu + dim) / 2) - gammaln(nu / 2) - dim / 2 * np.log(nu * np.pi)
         return constant - np.log(scale).sum() - (nu + dim) / 2 * np.log1p(squares / nu).mean()
 
-    location, scale = np.median(data, axis=0), data.std(axis=0)
+    location, scale = np.median(data, axis=0), _root_mean(data.var(axis=0), shared)
     nu = degrees or 4.0
     best = -np.inf
     for _ in range(max_iterations):
@@ -263,21 +265,22 @@ def fit_student_t(
         weights = (nu + dim) / (nu + squares)
         weights /= weights.sum()
         location = weights @ data
-        scale = np.sqrt(weights @ (data - location) ** 2)
+        scale = _root_mean(weights @ (data - location) ** 2, shared)
     return student_t(dim, degrees=nu, location=location, scale=scale)
 
 
-def fit_logistic(data: np.ndarray) -> Logistic:
+def fit_logistic(data: np.ndarray, *, shared: bool = False) -> Logistic:
     """`logistic` with the data's moments: location = mean, scale = std sqrt(3) / pi.
 
     Args:
       data: samples [N, d], finite.
+      shared: whether all coordinates have one scale, that of their mean variance, as suits pixels.
 
     Raises:
       ValueError: NaN in the data, fewer than two samples, or a coordinate without variance.
     """
-    data = _checked(data, "fit_logistic")
-    scale = data.std(axis=0) * math.sqrt(3) / math.pi
+    data = _checked(data, "fit_logistic", shared)
+    scale = _root_mean(data.var(axis=0), shared) * math.sqrt(3) / math.pi
     return logistic(data.shape[1], location=data.mean(axis=0), scale=scale)
 
 
@@ -331,17 +334,23 @@ def _location_and_scale(dim: int, location: Any, scale: Any) -> tuple[np.ndarray
     return arrays["location"], arrays["scale"]
 
 
-def _checked(data: np.ndarray, name: str) -> np.ndarray:
-    """Data [N, d] in float64, of which every coordinate varies."""
+def _root_mean(squares: np.ndarray, shared: bool) -> np.ndarray:
+    """The roots of squares [d], or d times that of their mean."""
+    return np.sqrt(np.full_like(squares, squares.mean()) if shared else squares)
+
+
+def _checked(data: np.ndarray, name: str, shared: bool) -> np.ndarray:
+    """Data [N, d] in float64, of which every coordinate varies, or any that share a scale."""
     data = np.asarray(data, np.float64)
     if data.ndim != 2 or len(data) < 2 or not np.all(np.isfinite(data)):
         raise ValueError(
             f"{name} needs finite data [N, d] with N >= 2, got shape {data.shape} or NaN"
         )
     constant = np.flatnonzero(np.ptp(data, axis=0) == 0)
-    if constant.size:
+    if constant.size > (data.shape[1] - 1 if shared else 0):
         raise ValueError(
             f"{name}: coordinate {constant[0]} has the same value in all samples"
-            f" ({constant.size} such coordinates); leave it out or add noise to it"
+            f" ({constant.size} of {data.shape[1]} coordinates have); leave it out, add noise to"
+            " it, or let all coordinates share a scale (reference.shared)"
         )
     return data

@@ -23,7 +23,11 @@ class Reference(Protocol):
         """Independent draws [*shape, d]; traceable by JAX."""
 
     def log_prob(self, y: Array) -> Array:
-        """Log density, [..., d] -> [...], up to a constant where it is not known."""
+        """Log density, [..., d] -> [...].
+
+        A reference for which it is known up to a constant only has an attribute `normalised` that
+        is false, see `Energy`: a likelihood is then refused.
+        """
 
     def score(self, y: Array) -> Array:
         """grad log density: [..., d] -> [..., d]."""

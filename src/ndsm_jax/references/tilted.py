@@ -94,6 +94,11 @@ class Tilted:
         """d."""
         return self.reference.dim
 
+    @property
+    def normalised(self) -> bool:
+        """Whether `log_prob` has its constant: where that of the base does."""
+        return getattr(self.reference, "normalised", True)
+
     def log_tilt(self, y: Array) -> Array:
         """log sum_k alpha_k r_k(y): [..., d] -> [...]."""
         return _log_tilt(self.partition, self.weights, y)

@@ -14,6 +14,7 @@ from ndsm_jax.datasets import Dataset
 from ndsm_jax.evaluation import ImageClassifier, Starts
 from ndsm_jax.frames import Frame
 from ndsm_jax.launch import Restored, draw_as_configured
+from ndsm_jax.table_frame import LEVEL_DISTANCE, TableFrame
 from ndsm_jax.training import draw_components, draw_prior
 
 
@@ -51,7 +52,7 @@ def drawn(run: Restored, num: int | None = None, *, progress: bool = True) -> Dr
 def data_frame(frame: Frame) -> Frame:
     """The part of a frame that takes the units or the period off the data, or the identity."""
     outer = frame.outer if isinstance(frame, frames.Chained) else frame
-    known = isinstance(outer, frames.Standardised | frames.Angles)
+    known = isinstance(outer, frames.Standardised | frames.Angles | TableFrame)
     return outer if known else frames.Identity()
 
 
@@ -62,7 +63,19 @@ def coordinates(frame: Frame) -> tuple[Callable[[np.ndarray], np.ndarray] | None
         return frame.prepare, "standard deviations of each feature of the data"
     if isinstance(frame, frames.Angles):
         return frame.on_circles, "chords of circles, one for each angle, as long as its period"
+    if isinstance(frame, TableFrame):
+        units = "standard deviations of each column, normal scores, and levels of a category"
+        return frame.coordinates, f"{units} {LEVEL_DISTANCE:g} apart"
     return None, "of the data"
+
+
+def completed(frame: Frame, dataset: Dataset) -> Dataset:
+    """The data with their missing cells drawn as in training, where they have any."""
+    outer = data_frame(frame)
+    if not isinstance(outer, TableFrame):
+        return dataset
+    train, test = (outer.complete(x, seed=i) for i, x in enumerate((dataset.train, dataset.test)))
+    return dataclasses.replace(dataset, train=train, test=test)
 
 
 def measure(
@@ -78,14 +91,18 @@ def measure(
     """`evaluation.evaluate` of samples of a run, in coordinates in which distances mean something.
 
     Where the run standardises its data these are the standardised ones, and where the data are
-    angles, points on circles: "units" says so. Samples, prior and data are in the data's units.
+    angles, points on circles: "units" says so. Samples, prior and data are in the data's units; the
+    data have no missing cells, see `completed`.
+
+    Of a table there is "table", too: `evaluation.table_scores`.
     """
     c = run.config.evaluate
     frame = data_frame(run.experiment.frame)
     measured_in, units = coordinates(frame)
     starts = None
     mixture = run.experiment.components
-    if components is not None and mixture is not None and mixture.dim == dataset.dim:
+    in_frame = frames.states(frame, dataset.train[:1]).shape[1]
+    if components is not None and mixture is not None and mixture.dim == in_frame:
         starts = Starts(
             prior=mixture,
             components=components,
@@ -102,4 +119,10 @@ def measure(
         seed=c.seed,
         max_points=max_points or c.max_points,
     )
+    if dataset.columns:
+        sets = {"value": samples, "floor": dataset.train, "prior": prior}
+        scores = evaluation.table_scores(
+            dataset.columns, dataset.test, sets, seed=c.seed, max_points=max_points or c.max_points
+        )
+        result = {**result, "table": scores}
     return {"units": units, **result}

@@ -24,36 +24,54 @@ from ndsm_jax.datasets import Dataset
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.frames import Chained, Frame
 from ndsm_jax.launch import Restored, load_run_data, restore
-from ndsm_jax.reports.measure import Drawn, drawn, measure
+from ndsm_jax.reports.likelihood import likelihood
+from ndsm_jax.reports.measure import Drawn, completed, drawn, measure
 from ndsm_jax.runs import json_text, read_metrics
-from ndsm_jax.training import TrainState
+from ndsm_jax.training import TIME_BINS, TrainState, verdict
 
 logger = logging.getLogger(__name__)
 
 AGREEMENT_COLUMNS = ("value", "se", "chance", "prior", "data")
+LIKELIHOOD_COLUMNS = ("value", "se", "gain", "gain_se")
 STARTED_ROWS = 10
 STARTED_COLUMNS = 12
-CURVES = ("loss", "grad_norm", "grad_variance", "eps_mean")
+TABLE_PAIRS = 6
+TABLE_COLUMNS = ("value", "floor", "prior")
+CURVES = {
+    "loss": ("loss", "fitted_loss", "held_out_loss"),
+    "held-out loss by time, early to late": tuple(
+        f"held_out_loss_{i}" for i in range(1, TIME_BINS + 1)
+    ),
+    **{name.replace("_", " "): (name,) for name in ("grad_norm", "grad_variance", "eps_mean")},
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """What `evaluate_run` made: the metrics, and where they and the report are.
 
-    `conditioning` is what `evaluation.agreement` returns, for priors of several components.
+    `conditioning` is what `evaluation.agreement` returns, for priors of several components;
+    `likelihood` is what `reports.likelihood` does.
     """
 
     metrics: Mapping[str, Mapping[str, Any]]
     conditioning: Mapping[str, Any] | None
+    likelihood: Mapping[str, Any] | None
     metrics_path: pathlib.Path
     report_path: pathlib.Path
 
     def table(self) -> str:
         """The metrics as aligned text, each beside its real-against-real floor and the prior's.
 
-        Below them the agreement of samples with where they started, if it was measured.
+        Below them the likelihood of held-out items, and the agreement of samples with where they
+        started, if they were measured.
         """
         scores = metrics_table(self.metrics)
+        if likely := _likelihood_rows(self.likelihood):
+            names = ("name", *LIKELIHOOD_COLUMNS)
+            title = ("held-out log p, nats an item", *LIKELIHOOD_COLUMNS)
+            rows = [title, *(tuple(row[key] for key in names) for row in likely)]
+            scores += "\n\n" + aligned(rows)
         if self.conditioning is None:
             return scores
         shares = [(f"agreement: {self.conditioning['labels']} labels", *AGREEMENT_COLUMNS)]
@@ -133,6 +151,8 @@ def evaluate(
       progress: whether to show progress bars.
     """
     config, experiment = run.config, run.experiment
+    likely = likelihood(run, dataset)
+    dataset = completed(experiment.frame, dataset)
     made = drawn(run, num, progress=progress)
     classifier = evaluation.evaluator_if_labelled(dataset, seed=config.evaluate.seed)
     logger.info("measuring %d samples against the data ...", len(made.samples))
@@ -144,6 +164,7 @@ def evaluate(
         components=made.components,
         classifier=classifier,
     )
+    result |= {} if likely is None else {"likelihood": likely}
     facts = {
         "data": f"{dataset.name}: {len(dataset.train)} training, {len(dataset.test)} held-out"
         f" items; {dataset.source}",
@@ -152,7 +173,8 @@ def evaluate(
         "reference": type(experiment.process.reference).__name__,
         "frame": _frame_text(experiment.frame),
         "objective": _objective_text(config, controlled=experiment.objective.controlled),
-        "training": f"{int(run.state.step)} steps, seed {config.train.seed}",
+        "training": f"{int(run.state.step)} steps, seed {config.train.seed}"
+        + ("" if run.state.best is None else f"; {verdict(run.state)}"),
         "sampling": f"{len(made.samples)} samples, {config.sample.sampler},"
         f" {len(experiment.sample_grid) - 1} steps, seed {config.sample.seed},"
         f" {made.seconds:.1f} s",
@@ -169,6 +191,7 @@ def evaluate(
     return Evaluation(
         metrics=result["metrics"],
         conditioning=result.get("conditioning"),
+        likelihood=result.get("likelihood"),
         metrics_path=metrics_path,
         report_path=report_path,
     )
@@ -201,17 +224,25 @@ def _pictures(
     modes = result["modes"]
     grey = plots.grey_limits(dataset.test, dataset.value_range)
     figures = {
-        "samples": plots.panels({k: x[:shown] for k, x in sets.items()}, dataset.shape, grey=grey),
+        "samples": plots.marginals_figure(dataset.columns, sets)
+        if dataset.columns
+        else plots.panels({k: x[:shown] for k, x in sets.items()}, dataset.shape, grey=grey),
         "modes": plots.modes_figure(
             modes["labels"], {k: modes[k] for k in ("data", "samples", "prior")}
         ),
-        "curves": plots.curves_figure(read_metrics(run.folder), CURVES),
+        "curves": plots.curves_figure(
+            read_metrics(run.folder),
+            CURVES,
+            kept=None if run.state.best is None else int(run.state.best.step),
+        ),
     }
     if dataset.is_image:
         first = made.samples[:12]
         nearest = dataset.train[evaluation.nearest_distances(first, dataset.train)[1]]
         figures["neighbours"] = plots.neighbours_figure(first, nearest, dataset.shape, grey=grey)
-    if made.components is not None and result.get("conditioning") is not None:
+    if dataset.columns:
+        figures |= _table_figures(dataset, test, made.samples)
+    elif made.components is not None and result.get("conditioning") is not None:
         mixture = run.experiment.components
         assert mixture is not None
         weights = np.asarray(mixture.log_weights)
@@ -228,6 +259,21 @@ def _pictures(
     for name, content in pictures.items():
         (folder / f"{name}.png").write_bytes(content)
     return pictures
+
+
+def _table_figures(dataset: Dataset, test: np.ndarray, samples: np.ndarray) -> dict[str, Any]:
+    """How the columns of a table hang together, in held-out rows and in samples."""
+    columns, samples = dataset.columns, samples[np.isfinite(samples).all(axis=1)]
+    data = evaluation.associations(columns, np.concatenate([dataset.train, test]))
+    pairs = evaluation.most_associated(data, TABLE_PAIRS)
+    figures = {}
+    if len(samples) and pairs:
+        found = evaluation.associations(columns, samples)
+        matrices = {"data": data, "samples": found, "samples - data": found - data}
+        figures["associations"] = plots.associations_figure([c.name for c in columns], matrices)
+        rows = {"data": np.concatenate([test, dataset.train])[: len(samples)], "samples": samples}
+        figures["pairs"] = plots.pairs_figure(columns, pairs, rows)
+    return figures
 
 
 def eps_curve(experiment: Experiment, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
@@ -267,7 +313,7 @@ def _page(
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         source
     )
-    embedded = dict.fromkeys(("neighbours", "conditioning", "eps"))
+    embedded = dict.fromkeys(("neighbours", "conditioning", "eps", "associations", "pairs"))
     embedded |= {
         name: "data:image/png;base64," + base64.b64encode(content).decode()
         for name, content in pictures.items()
@@ -288,12 +334,36 @@ def _page(
             | {key: _number(row[key]) for key in AGREEMENT_COLUMNS}
             for name, row in (result.get("conditioning") or {"agreement": {}})["agreement"].items()
         ],
+        columns=_column_rows(result.get("table")),
+        likelihood=result.get("likelihood"),
+        likelihoods=_likelihood_rows(result.get("likelihood")),
         counts=", ".join(f"{value} {name}" for name, value in result["counts"].items()),
         pictures=embedded,
         mixture=mixture.read_text() if mixture.exists() else "",
         command=reproduce_command(config),
         config=json.dumps({"config": host["config"], "versions": host["versions"]}, indent=2),
     )
+
+
+def _column_rows(table: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    """The distances of the columns of a table, and the error of their associations."""
+    if table is None:
+        return []
+    pairs = {"kind": "associations", **table["associations"]}
+    rows = {**table["columns"], "all pairs of columns": pairs}
+    return [
+        {"name": name, "kind": row["kind"]} | {key: _number(row[key]) for key in TABLE_COLUMNS}
+        for name, row in rows.items()
+    ]
+
+
+def _likelihood_rows(found: Mapping[str, Any] | None) -> list[dict[str, str]]:
+    """The table of `reports.likelihood`: "bits" and "noise" are empty where there are none."""
+    return [
+        {"name": name, "what": row["what"], "noise": row.get("noise", "")}
+        | {key: _number(row.get(key)) for key in (*LIKELIHOOD_COLUMNS, "bits")}
+        for name, row in (found or {}).get("rows", {}).items()
+    ]
 
 
 def reproduce_command(config: Config) -> str:

@@ -38,12 +38,17 @@ Row = Mapping[str, Any]
 def load_config(file: str | pathlib.Path, variant: str, *changes: Changes) -> Config:
     """The config file's variant with nested changes, later ones last.
 
+    Where train.select is open it is `last`: methods are compared at one length of training, and on
+    all of the data.
+
     Raises:
       ValueError: an unknown key, or a value out of range.
     """
     tree = runpy.run_path(str(file))["get_config"](variant)
     for change in changes:
         tree.update(change)
+    if tree.train.select == "auto":
+        tree.train.select = "last"
     return Config.from_dict(tree)
 
 
@@ -219,7 +224,7 @@ def _write(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
 
 def train_seconds(folder: pathlib.Path) -> float:
     """Seconds in training steps, over all resumptions, from the run's metrics.jsonl."""
-    rows = read_metrics(folder)
+    rows = [row for row in read_metrics(folder) if "steps_per_second" in row]
     steps = np.diff([0, *(row["step"] for row in rows)])
     return float(sum(n / row["steps_per_second"] for n, row in zip(steps, rows, strict=True)))
 

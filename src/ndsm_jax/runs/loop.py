@@ -52,6 +52,8 @@ def run(
     last: int,
     remedy: str,
     pack: Callable[[Any], Any] = lambda state: state,
+    look: Callable[[Any], tuple[Any, Mapping[str, float], bool]] | None = None,
+    look_every: int = 0,
     picture: Callable[[Any], np.ndarray] | None = None,
     name: str = "training",
     progress: bool = True,
@@ -68,6 +70,9 @@ def run(
       first, last: steps; nothing is done when first >= last.
       remedy: what to change when a loss is not finite, a sentence.
       pack: what of the state a checkpoint holds.
+      look: state -> (state, metrics, stop), before the first step, after the last, and every
+        `look_every` steps; where it says stop, that was the last step. A run that is resumed does
+        not look again at the step where it starts, unless that is 0.
       picture: of a state, [height, width, 3] uint8; None for no pictures.
       name: of the progress bar.
       progress: whether to show it.
@@ -85,9 +90,13 @@ def run(
     log_every = 0 if run is None else run.log_every
     checkpoint_every = 0 if run is None else run.checkpoint_every
     picture_every = 0 if run is None or picture is None else run.picture_every
+    looked: dict[str, float] = {}
+    shown: dict[str, str] = {}
+    stop = False
 
     def due(every: int) -> bool:
-        return every > 0 and (step % every == 0 or step == last or interrupt.requested)
+        ending = step == last or stop or interrupt.requested
+        return every > 0 and (step % every == 0 or ending)
 
     def fail(at: int) -> NonFiniteError:
         kept = "" if run is None else "; the last good checkpoint is kept"
@@ -102,9 +111,11 @@ def run(
             checkpoints.save(step, pack(state), run.facts)
 
     def log() -> None:
-        if window and run is not None:
-            writer.write(step, _means(window) | {"steps_per_second": clock.window_rate()})
+        if run is not None and (window or looked):
+            measured = _means(window) | {"steps_per_second": clock.window_rate()} if window else {}
+            writer.write(step, measured | looked)
         window.clear()
+        looked.clear()
 
     with contextlib.ExitStack() as stack:
         if run is not None:
@@ -116,10 +127,14 @@ def run(
         )
         interrupt = stack.enter_context(_DeferredInterrupt())
         if step == 0:
+            if look is not None:
+                state, found, _ = look(state)
+                looked |= found
+                log()
             save()
-        while step < last:
+        while step < last and not stop:
             most = min(clock.steps(), last - step)
-            for every in (log_every, checkpoint_every, picture_every):
+            for every in (log_every, checkpoint_every, picture_every, look_every):
                 most = min(most, _until(step, every))
             clock.start()
             state, metrics = advance(step, state, most)
@@ -131,8 +146,14 @@ def run(
                 raise fail(step + bad + 1)
             step += num
             bar.update(num)
-            bar.set_postfix(loss=f"{metrics['loss'].mean():.4g}", refresh=False)
-            if due(log_every):
+            shown |= {"loss": f"{metrics['loss'].mean():.4g}"}
+            if look is not None and (step % look_every == 0 or step == last):
+                state, found, stop = look(state)
+                looked |= found
+                first_name, value = next(iter(found.items()))
+                shown |= {first_name: f"{value:.4g}"}
+            bar.set_postfix(shown, refresh=False)
+            if looked or due(log_every):
                 log()
             if due(checkpoint_every):
                 save()

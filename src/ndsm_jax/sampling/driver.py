@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,11 +17,15 @@ from ndsm_jax.integrators import scan_grid, time_grid
 from ndsm_jax.processes.process import Process, ScoreFn
 from ndsm_jax.references.mixtures import GaussianMixture
 from ndsm_jax.sampling.flow import AdaptiveFlow, HeunFlow, MultistepFlow
-from ndsm_jax.sampling.kernel import denoise
 from ndsm_jax.sampling.langevin import AnnealedLangevin
 from ndsm_jax.sampling.reverse import MultistepSDE, ReverseSDE, ancestral
 from ndsm_jax.sampling.sampler import Hook, Sampler, Step, hook_keys
-from ndsm_jax.sampling.start import check_components, sample_keys, start_states
+from ndsm_jax.sampling.start import (
+    check_components,
+    sample_keys,
+    start_components,
+    start_states,
+)
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "reverse_sde": ReverseSDE,
@@ -40,11 +45,13 @@ class Reversal(NamedTuple):
       x: states [B, d] at the grid's first positive time.
       evaluations: of the score for a sample, an integer or one a row [B].
       outputs: of the hook, stacked along a leading axis of steps; None without.
+      state: of the sampler there, for its `finish`.
     """
 
     x: Array
     evaluations: Array | int
     outputs: Any
+    state: Any
 
 
 def reverse(
@@ -60,7 +67,8 @@ def reverse(
 ) -> Reversal:
     """Runs the process backwards from x [B, d] at the grid's last time to its first positive one.
 
-    What is left, the step to 0, is `denoise`. Traceable by JAX; the one loop of all samplers.
+    What is left, the step to 0, is the sampler's `finish`. Traceable by JAX; the one loop of all
+    samplers.
 
     Args:
       keys: typed keys [B]; row i is driven by keys[i] alone.
@@ -87,7 +95,7 @@ def reverse(
 
     state, outputs = scan_grid(step, sampler.init(process, x, times[0]), times)
     count = sampler.evaluations(grid.shape[0] - 1)
-    return Reversal(state.x, state.evaluations if count is None else count - 1, outputs)
+    return Reversal(state.x, state.evaluations if count is None else count - 1, outputs, state)
 
 
 def _bound(score: Callable[..., Array], condition: Any) -> ScoreFn:
@@ -119,8 +127,8 @@ class Draws(NamedTuple):
     """A chunk of samples.
 
     Attributes:
-      x: the samples [B, d].
-      evaluations: of the score for a sample, denoising included, in the mean (a scalar).
+      x: the samples [B / particles, d].
+      evaluations: of the score for a row, denoising included, in the mean (a scalar).
       start: the states [B, d] at the horizon from which they come.
       outputs: of the hook, as `Reversal`.
     """
@@ -143,19 +151,24 @@ def sample_chunk(
     condition: Any = None,
     hook: Hook | None = None,
 ) -> Draws:
-    """Samples number `index` [B] of the stream `root`, on an increasing grid [n + 1] from 0.
+    """Rows number `index` [B] of the stream `root`, on an increasing grid [n + 1] from 0.
 
-    From the reference at T (the components `start` [B] of a mixture, see `start_states`) to the
-    first positive time of the grid by the sampler, then one `denoise` step to 0.
+    From the reference at T (the components `start` [B] of a mixture, by the sampler's
+    `start_log_weights` if None) to the first positive time of the grid by the sampler, then to 0 by
+    its `finish`.
 
     `score` and `hook` are `jax.tree_util.Partial`s, and the sampler is planned; otherwise as
     `reverse`. `sample` sees to all this.
     """
     paths = jax.vmap(partial(sample_keys, root))(index)[2]
-    x = start_states(root, index, process.reference, start)
+    reference = process.reference
+    if start is None and isinstance(reference, GaussianMixture):
+        start = start_components(root, index, sampler.start_log_weights(reference))
+    x = start_states(root, index, reference, start)
     run = reverse(paths, score, process, x, grid, sampler, condition=condition, hook=hook)
     count = 1 + jnp.mean(jnp.asarray(run.evaluations, jnp.float32))
-    return Draws(denoise(_bound(score, condition), process, run.x, grid[1]), count, x, run.outputs)
+    done = sampler.finish(process, _bound(score, condition), paths, run.state, grid[1])
+    return Draws(done, count, x, run.outputs)
 
 
 def sample(
@@ -191,7 +204,7 @@ def sample(
       components: components of a mixture reference to start from, integers [num]; drawn by their
         weights if None. Their choice conditions the samples, see docs/conditioning.md.
       condition: a pytree of arrays with leading axis num.
-      chunk: samples in memory at a time.
+      chunk: rows in memory at a time, `Sampler.particles` a sample.
       hook: called after every step, see `sampler.Hook`; its outputs are dropped here.
       on_chunk: called with the number of samples done so far and the mean number of evaluations of
         the score for a sample of the last chunk.
@@ -260,6 +273,12 @@ def _chunks(
     sampler.check(process)
     times = jnp.asarray(time_grid(process, int(grid)) if np.ndim(grid) == 0 else grid)
     sampler, _ = sampler.plan(process, jnp.flip(times[1:]))
+    copies = sampler.particles
+    if copies > 1 and (components is not None or hook is not None):
+        raise ValueError(
+            f"{type(sampler).__name__}: a sample is one of {copies} particles, which start in"
+            " components of their own; components and hooks are for other samplers"
+        )
     if components is not None:
         if not isinstance(process.reference, GaussianMixture):
             raise ValueError(
@@ -271,18 +290,24 @@ def _chunks(
     for leaf in jax.tree.leaves(condition):
         if len(leaf) != num:
             raise ValueError(f"condition: {len(leaf)} rows for {num} samples")
-    chunk = min(chunk, num)
+    measurement = sampler.measurement
+    if measurement is not None:
+        measurement = measurement.of(num)
+    chunk = min(max(1, chunk // copies), num)
     for first in range(0, num, chunk):
         size = min(chunk, num - first)
 
         def rows(a: Any, first: int = first, size: int = size) -> Array:
             part = np.asarray(a[first : first + size])
             ends = [(0, chunk - size)] + [(0, 0)] * (part.ndim - 1)
-            return jnp.asarray(np.pad(part, ends, mode="edge"))
+            return jnp.asarray(np.repeat(np.pad(part, ends, mode="edge"), copies, axis=0))
 
+        if measurement is not None:
+            guided: Any = sampler
+            sampler = dataclasses.replace(guided, measurement=measurement.rows(rows))
         draws = sample_chunk(
             key,
-            jnp.arange(first, first + chunk, dtype=jnp.uint32),
+            jnp.arange(first * copies, (first + chunk) * copies, dtype=jnp.uint32),
             None if components is None else rows(components),
             _partial(score),
             process,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -191,7 +192,7 @@ class AdaptiveFlow(Sampler):
 
     def check(self, process: Process) -> None:
         """Raises ValueError where diffrax is not installed."""
-        _diffrax()
+        check_diffrax()
 
     def plan(self, process: Process, times: Array) -> tuple[Sampler, Array]:
         """One step from end to end."""
@@ -213,39 +214,78 @@ class AdaptiveFlow(Sampler):
         t_next: Array,
     ) -> Adaptive:
         """See `Sampler`. All rows that it is given have the same steps: the driver gives one."""
-        diffrax = _diffrax()
         velocity = probability_flow(process, score)
 
-        def slope(log_t: Any, x: Array, args: Any) -> Array:
+        def slope(log_t: Array, x: Array) -> Array:
             t = jnp.exp(log_t)
             return -t * velocity(x, broadcast_time(t, x))
 
         start, end = jnp.log(t), jnp.log(t_next)
-        with jax.numpy_rank_promotion("allow"):  # diffrax relies on it
-            solution = diffrax.diffeqsolve(
-                diffrax.ODETerm(slope),
-                diffrax.Tsit5(),
-                t0=start,
-                t1=end,
-                dt0=(end - start) / (self.parts or 1),
-                y0=state.x,
-                stepsize_controller=diffrax.PIDController(rtol=self.rtol, atol=self.atol),
-            )
-        assert solution.ys is not None
-        count = 1 + 6 * solution.stats["num_steps"]
-        return Adaptive(solution.ys[0], state.evaluations + count)
+        x, steps = solve_adaptively(
+            slope,
+            state.x,
+            start=start,
+            end=end,
+            first_step=(end - start) / (self.parts or 1),
+            rtol=self.rtol,
+            atol=self.atol,
+        )
+        return Adaptive(x, state.evaluations + 1 + 6 * steps)
 
     def evaluations(self, num_steps: int) -> None:
         """Known only when it is done."""
         return None
 
 
-def _diffrax() -> Any:
+Solved = TypeVar("Solved")
+
+
+def solve_adaptively(
+    slope: Callable[[Array, Solved], Solved],
+    state: Solved,
+    *,
+    start: Array,
+    end: Array,
+    first_step: Array,
+    rtol: float,
+    atol: float,
+) -> tuple[Solved, Array]:
+    """d state / ds = slope(s, state) from s = start to end, by Tsit5 with error control (diffrax).
+
+    Args:
+      slope: of a state, a pytree; evaluated once, and six times a step tried.
+      state: at the start; its rows have the same steps.
+      start, end: of s, scalars.
+      first_step: the first one tried.
+      rtol, atol: relative and absolute tolerance, as those of diffrax's PIDController.
+
+    Returns:
+      The state at the end, and the number of steps tried.
+
+    Raises:
+      ValueError: diffrax is not installed.
+    """
+    diffrax = check_diffrax()
+    with jax.numpy_rank_promotion("allow"):  # diffrax relies on it
+        solution = diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda s, state, args: slope(s, state)),
+            diffrax.Tsit5(),
+            t0=start,
+            t1=end,
+            dt0=first_step,
+            y0=state,
+            stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol),
+        )
+    return jax.tree.map(lambda a: a[0], solution.ys), solution.stats["num_steps"]
+
+
+def check_diffrax() -> Any:
+    """The module diffrax. Raises ValueError where it is not installed."""
     try:
         import diffrax
     except ImportError as error:
         raise ValueError(
-            "sample.sampler='adaptive_flow' needs diffrax: pip install 'ndsm_jax[diffrax]', or"
-            " choose another sampler"
+            "steps with error control (sample.sampler='adaptive_flow', likelihood.Flow(tolerance="
+            "...)) need diffrax: pip install 'ndsm_jax[diffrax]', or choose others"
         ) from error
     return diffrax

@@ -35,12 +35,18 @@ def relaxation_kernel(process: Process, x: Array, t: Array) -> tuple[Array, Arra
     Returns:
       m [B, d], and a, s (scalars), at a scalar time t.
     """
+    scale, std = relaxation_scales(process, t)
+    if scalar_kernel(process, t) is not None:
+        return jnp.zeros_like(x), scale, std
+    centre = x + (2 / process.clock.rate(t)) * process.drift(x, broadcast_time(t, x))
+    return centre, scale, std
+
+
+def relaxation_scales(process: Process, t: Array) -> tuple[Array, Array]:
+    """The a and s of `relaxation_kernel`, which do not depend on the state: [...] -> two [...]."""
     known = scalar_kernel(process, t)
-    if known is not None:
-        return jnp.zeros_like(x), jnp.maximum(known[0], MIN_SCALE), known[1]
-    clock = process.clock
-    centre = x + (2 / clock.rate(t)) * process.drift(x, broadcast_time(t, x))
-    return centre, jnp.maximum(clock.signal(t), MIN_SCALE), clock.std(t)
+    scale, std = (process.clock.signal(t), process.clock.std(t)) if known is None else known
+    return jnp.maximum(scale, MIN_SCALE), std
 
 
 def diffusion_ratio(process: Process, t: Array) -> Array:

@@ -13,7 +13,7 @@ from jax import Array
 from ndsm_jax.clock import Clock
 from ndsm_jax.integrators import broadcast_time
 from ndsm_jax.processes.process import Process, ScoreFn, reverse_drift
-from ndsm_jax.sampling.kernel import diffusion_ratio, relaxation_kernel
+from ndsm_jax.sampling.kernel import diffusion_ratio, relaxation_kernel, relaxation_scales
 from ndsm_jax.sampling.sampler import Sampler, State, check_full_noise, extrapolation, normals
 
 
@@ -42,11 +42,13 @@ class ReverseSDE(Sampler):
     ) -> State:
         """See `Sampler`."""
         x = state.x
-        times = broadcast_time(t, x)
-        h = times - t_next
-        scale = process.diffusion(times) * jnp.sqrt(h)
-        noise = process.spread(scale[:, None] * normals(keys, n, process.noise_dim))
-        return State(x + h[:, None] * reverse_drift(process, score)(x, times) + noise)
+        noise = process.spread(self.noise(process, t, t_next) * normals(keys, n, process.noise_dim))
+        drift = reverse_drift(process, score)(x, broadcast_time(t, x))
+        return State(x + (t - t_next) * drift + noise)
+
+    def noise(self, process: Process, t: Array, t_next: Array) -> Array:
+        """g sqrt(h)."""
+        return process.diffusion(t) * jnp.sqrt(t - t_next)
 
     def evaluations(self, num_steps: int) -> int:
         """One a step."""
@@ -97,7 +99,7 @@ class MultistepSDE(Sampler):
 
     def init(self, process: Process, x: Array, t: Array) -> Multistep:
         """See `Sampler`."""
-        _, scale, std = relaxation_kernel(process, x, t)
+        scale, std = relaxation_scales(process, t)
         return Multistep(x, jnp.zeros_like(x), jnp.log(scale / std))
 
     def step(
@@ -113,7 +115,7 @@ class MultistepSDE(Sampler):
         """See `Sampler`."""
         x, last, last_log = state
         centre, scale, std = relaxation_kernel(process, x, t)
-        _, scale_next, std_next = relaxation_kernel(process, x, t_next)
+        scale_next, std_next = relaxation_scales(process, t_next)
         ratio = diffusion_ratio(process, t)
         log = jnp.log(scale / std)
         h = jnp.log(scale_next / std_next) - log
@@ -124,8 +126,15 @@ class MultistepSDE(Sampler):
         gain = -jnp.expm1(-2 * h)
         x = centre + std_next / std * jnp.exp(-h) * difference
         x = x + scale_next * gain * (denoised - centre)
-        x = x + std_next * jnp.sqrt(ratio * gain) * normals(keys, n, process.dim)
+        x = x + self.noise(process, t, t_next) * normals(keys, n, process.dim)
         return Multistep(x, new, log)
+
+    def noise(self, process: Process, t: Array, t_next: Array) -> Array:
+        """s' sqrt(1 - e^-2h), rescaled to g."""
+        scale, std = relaxation_scales(process, t)
+        scale_next, std_next = relaxation_scales(process, t_next)
+        gain = -jnp.expm1(-2 * (jnp.log(scale_next / std_next) - jnp.log(scale / std)))
+        return std_next * jnp.sqrt(diffusion_ratio(process, t) * gain)
 
     def evaluations(self, num_steps: int) -> int:
         """One a step."""

@@ -10,7 +10,10 @@ import jax.numpy as jnp
 from jax import Array
 
 from ndsm_jax.clock import Clock
+from ndsm_jax.measurements import Measurement
 from ndsm_jax.processes.process import Process, ScoreFn
+from ndsm_jax.references.mixtures import GaussianMixture
+from ndsm_jax.sampling.kernel import denoise
 
 DEGENERATE = ("reverse_sde", "heun_flow", "multistep_flow", "adaptive_flow")
 """Samplers that serve degenerate noise: they need E^T grad log p alone, through the reverse drift
@@ -32,9 +35,13 @@ class Sampler(Protocol):
     Attributes:
       by_row: whether rows choose their own steps. Such a sampler is given one row at a time
         (B = 1), batched by `jax.vmap`, and all arrays of its state have the leading axis B.
+      measurement: what is known of the samples, row by row; None: nothing, see `guidance`.
+      particles: rows, one after the other, that become one sample in `finish`.
     """
 
     by_row: ClassVar[bool] = False
+    measurement: Measurement | None = None
+    particles: int = 1
 
     def check(self, process: Process) -> None:
         """Raises ValueError for a process that the sampler cannot serve, or a missing library."""
@@ -47,6 +54,10 @@ class Sampler(Protocol):
         them are filled in where they are not given, so planning twice changes nothing.
         """
         return self, times
+
+    def start_log_weights(self, mixture: GaussianMixture) -> Array:
+        """Of the components of the reference to start in: [K], or one a row [B, K]."""
+        return mixture.log_weights
 
     def init(self, process: Process, x: Array, t: Array) -> Any:
         """The state at the first of the times: a NamedTuple with x [B, d] in its field `x`."""
@@ -62,6 +73,18 @@ class Sampler(Protocol):
         t_next: Array,
     ) -> Any:
         """The state after step n from t to t_next (scalars); keys [B], the same at every step."""
+
+    def noise(self, process: Process, t: Array, t_next: Array) -> Array | None:
+        """The deviation of the noise in a step that is Gaussian: scalar to scalar.
+
+        Such a step goes to f(state, score(x, t)) + noise z, of one evaluation of the score, with
+        z = `normals` (keys, n, r). None: it is of another kind.
+        """
+        return None
+
+    def finish(self, process: Process, score: ScoreFn, keys: Array, state: Any, t: Array) -> Array:
+        """The samples [B / particles, d], of the state at the last time: what `denoise` makes."""
+        return denoise(score, process, state.x, t)
 
     def evaluations(self, num_steps: int) -> int | None:
         """Evaluations of the score for a sample on a grid of `num_steps`, denoising included.

@@ -1,7 +1,15 @@
 """Training of score networks, and samples of them: functions of an `Experiment`."""
 
 from ndsm_jax.training.draw import draw, draw_components, draw_prior
-from ndsm_jax.training.state import STREAM_PICTURE, TrainState, init_state
+from ndsm_jax.training.held_out import MINIBATCHES, TIME_BINS, HeldOut, verdict
+from ndsm_jax.training.likelihood import (
+    check_density,
+    log_prob,
+    log_prob_of_states,
+    outside,
+    prior_log_prob,
+)
+from ndsm_jax.training.state import STREAM_PICTURE, Best, TrainState, init_state
 from ndsm_jax.training.step import (
     METRICS,
     make_dispatch,
@@ -15,18 +23,28 @@ from ndsm_jax.training.train import default_run, train
 
 __all__ = [
     "METRICS",
+    "MINIBATCHES",
     "STREAM_PICTURE",
+    "TIME_BINS",
+    "Best",
+    "HeldOut",
     "TrainState",
+    "check_density",
     "default_run",
     "draw",
     "draw_components",
     "draw_prior",
     "init_state",
+    "log_prob",
+    "log_prob_of_states",
     "make_dispatch",
     "make_noise",
     "minibatches_ahead",
     "noised",
+    "outside",
+    "prior_log_prob",
     "steps_on_host",
     "train",
     "train_step",
+    "verdict",
 ]

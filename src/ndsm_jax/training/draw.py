@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,7 +13,11 @@ from tqdm import tqdm
 
 from ndsm_jax import frames
 from ndsm_jax.experiment import Experiment
-from ndsm_jax.sampling import check_components, sample, start_components
+from ndsm_jax.frames import Frame
+from ndsm_jax.guidance import Reconstruction
+from ndsm_jax.measurements import Measurement
+from ndsm_jax.references import conditional
+from ndsm_jax.sampling import Sampler, check_components, sample, start_components
 from ndsm_jax.training.state import STREAM_PRIOR, STREAM_SAMPLES, TrainState
 
 logger = logging.getLogger(__name__)
@@ -25,12 +30,17 @@ def draw(
     *,
     seed: int = 0,
     components: np.ndarray | None = None,
+    measurement: Measurement | None = None,
+    guidance: Callable[..., Sampler] = Reconstruction,
     ema: bool = True,
     chunk: int = 500,
     stream: int = STREAM_SAMPLES,
     progress: bool = True,
 ) -> np.ndarray:
     """`num` samples [num, D] of a trained model, in the coordinates of the data.
+
+    With a measurement they are samples given it, and coordinates that it has exactly are exact. A
+    frame of components draws each sample's component given its measurement, by the mixture.
 
     Args:
       experiment: its parts.
@@ -39,13 +49,19 @@ def draw(
       seed: of the samples; sample i depends on it, i and its component alone.
       components: of the mixture to start from, integers [num]; by default those of
         `draw_components`.
+      measurement: what is known of the samples, in the coordinates of the data; one row a sample,
+        or one for all. See `measurements.given` and `measurements.linear`.
+      guidance: how samples are drawn given it, a constructor from `guidance`, with its options:
+        `functools.partial(Twisted, particles=64)`.
       ema: whether to use the average of the parameters.
-      chunk: samples in memory at a time.
+      chunk: samples (particles) in memory at a time.
       stream: of randomness.
       progress: whether to show a progress bar, and to log the evaluations of the network.
 
     Raises:
-      ValueError: components where there are none, or that do not exist; num or chunk below 1.
+      ValueError: components where there are none, or that do not exist; num or chunk below 1; a
+        measurement that is not of the data, that the frame cannot translate, or that the guidance
+        does not serve.
     """
     mixture = experiment.components
     if components is not None and mixture is None:
@@ -53,12 +69,23 @@ def draw(
             f"samples of process {experiment.process.name!r} start from a reference that has no"
             " components"
         )
-    in_frame = frames.component_mixture(experiment.frame) is not None
+    frame, sampler = experiment.frame, experiment.sampler
+    in_frame = frames.component_mixture(frame) is not None
+    if measurement is not None:
+        measurement = _checked(frame, measurement).of(num)
     if in_frame and components is None:
-        components = draw_components(experiment, num, seed=seed, stream=stream)
+        log_weights = None
+        if measurement is not None and mixture is not None:
+            outer = frame.outer if isinstance(frame, frames.Chained) else frames.Identity()
+            log_weights = conditional(mixture, outer.measured(measurement, None)).log_weights
+        components = draw_components(
+            experiment, num, seed=seed, log_weights=log_weights, stream=stream
+        )
     if in_frame:
         assert mixture is not None
         check_components(np.asarray(components), num, mixture.num_components)
+    if measurement is not None:
+        sampler = guidance(sampler=sampler, measurement=frame.measured(measurement, components))
     counts: list[float] = []
     with tqdm(total=num, desc="sampling", unit=" samples", disable=not progress) as bar:
 
@@ -68,20 +95,31 @@ def draw(
 
         y = sample(
             jax.random.fold_in(jax.random.key(seed), stream),
-            experiment.model.bind(state.ema if ema else state.params),
+            experiment.model.bind(state.chosen if ema else state.params),
             experiment.process,
             num,
             grid=experiment.sample_grid,
-            sampler=experiment.sampler,
+            sampler=sampler,
             components=None if in_frame else components,
             condition=jnp.asarray(components, jnp.int32) if in_frame else None,
             chunk=chunk,
             on_chunk=on_chunk,
         )
     if progress:
-        name = type(experiment.sampler).__name__
+        name = type(sampler).__name__
         logger.info("%s: %.4g evaluations of the score a sample", name, np.mean(counts))
-    return experiment.frame.leave(y, components)
+    x = frame.leave(y, components)
+    return x if measurement is None else measurement.put(x)
+
+
+def _checked(frame: Frame, measurement: Measurement) -> Measurement:
+    """Raises ValueError for a measurement of points of another width than that of the data."""
+    if frame.data_dim not in (None, measurement.dim):
+        raise ValueError(
+            f"measurement: of {measurement.dim} coordinates, and items of the data have"
+            f" {frame.data_dim}"
+        )
+    return measurement
 
 
 def draw_components(

@@ -12,15 +12,32 @@ from jax import Array
 
 from ndsm_jax.experiment import Experiment
 
-# Streams folded into a root key: of a training's seed the first two, of samples' seed the others.
-STREAM_INIT, STREAM_STEPS, STREAM_SAMPLES, STREAM_PRIOR, STREAM_PICTURE = range(5)
+# Streams folded into a root key: of a training's seed, and of that of samples and densities.
+STREAM_INIT, STREAM_STEPS, STREAM_HELD_OUT = 0, 1, 5
+STREAM_SAMPLES, STREAM_PRIOR, STREAM_PICTURE, STREAM_LIKELIHOOD = 2, 3, 4, 6
 # Streams folded into a step's key.
 STREAM_NOISE, STREAM_PROBES = range(2)
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=("params", "loss", "step"), meta_fields=())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Best:
+    """The average of the parameters that was best on held-out data, see `training.HeldOut`.
+
+    Attributes:
+      params: the average.
+      loss: held out (scalar); infinite before the first look.
+      step: after which it was the average (int32 scalar).
+    """
+
+    params: Any
+    loss: Array
+    step: Array
+
+
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("step", "params", "ema", "opt_state", "control"),
+    data_fields=("step", "params", "ema", "opt_state", "control", "best"),
     meta_fields=(),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +50,7 @@ class TrainState:
       ema: running average of theta, started at theta.
       opt_state: of theta.
       control: state of the control variate (phi and its optimiser, or the closed form's sums).
+      best: the average to sample with, where it is chosen on held-out data; else None.
     """
 
     step: Array
@@ -40,17 +58,29 @@ class TrainState:
     ema: Any
     opt_state: Any
     control: Any
+    best: Best | None = None
+
+    @property
+    def chosen(self) -> Any:
+        """The average of the parameters to sample with: the best one, or the last."""
+        return self.ema if self.best is None else self.best.params
 
 
-def init_state(experiment: Experiment, *, seed: int) -> TrainState:
-    """The state before the first step, a function of the seed alone."""
+def init_state(experiment: Experiment, *, seed: int, select: bool = False) -> TrainState:
+    """The state before the first step, a function of the seed alone.
+
+    select: whether the average to sample with will be chosen on held-out data.
+    """
     key = jax.random.fold_in(jax.random.key(seed), STREAM_INIT)
     key_params, key_control = jax.random.split(key)
     params = experiment.model.init(key_params)
+    copy = partial(jax.tree.map, jnp.copy)  # buffers of their own, as all are donated
+    best = Best(params=copy(params), loss=jnp.float32(jnp.inf), step=jnp.int32(0))
     return TrainState(
         step=jnp.int32(0),
         params=params,
-        ema=jax.tree.map(jnp.copy, params),  # its own buffers, as both are donated
+        ema=copy(params),
         opt_state=experiment.optimiser.transform.init(params),
         control=experiment.control.init(key_control),
+        best=best if select else None,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -62,7 +63,8 @@ def train_step(
         "eps_mean": jnp.mean(eps),
         "eps_max": jnp.max(jnp.abs(eps)),
     }
-    state = TrainState(
+    state = dataclasses.replace(
+        state,
         step=state.step + 1,
         params=done.params,
         ema=ema,
@@ -102,20 +104,23 @@ def minibatches_ahead(experiment: Experiment, x: np.ndarray, batch_size: int, mb
 NoiseFn = Callable[[Experiment, Array, np.ndarray, int], NoisedBatch]
 
 
-def make_noise(seed: int) -> NoiseFn:
+def make_noise(seed: int, *, stream: int = STREAM_STEPS) -> NoiseFn:
     """Compiles (experiment, data [N, m], rows [A, B], step) -> NoisedBatch of fields [A, ...].
 
     Noising does not depend on theta, so that the minibatches of A steps, from `step` on, are noised
     at once: on a GPU, and for small states, its cost is latency. Each has the key of its own step.
     """
-    root = _steps_root(seed)
+    return partial(_noise, jax.random.fold_in(jax.random.key(seed), stream))
 
-    def noise(experiment: Experiment, data: Array, rows: Array, step: Array) -> NoisedBatch:
-        steps = step + jnp.arange(rows.shape[0])
-        keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(root, n), STREAM_NOISE))
-        return jax.vmap(lambda key, x: noised(experiment, key, x))(keys(steps), data[rows])
 
-    return jax.jit(noise)
+# Compiled once for all trainings of experiments that differ in arrays, seeds and data alone.
+@jax.jit
+def _noise(
+    root: Array, experiment: Experiment, data: Array, rows: Array, step: Array
+) -> NoisedBatch:
+    steps = step + jnp.arange(rows.shape[0])
+    keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(root, n), STREAM_NOISE))
+    return jax.vmap(lambda key, x: noised(experiment, key, x))(keys(steps), data[rows])
 
 
 DispatchFn = Callable[
@@ -133,40 +138,52 @@ def make_dispatch(seed: int, *, on_host: bool = False) -> DispatchFn:
 
     With `on_host` the steps are called from the host, one by one: see `steps_on_host`.
     """
-    root = _steps_root(seed)
+    run = _one_by_one if on_host else _run
+    return partial(run, jax.random.fold_in(jax.random.key(seed), STREAM_STEPS))
 
-    def step(state: TrainState, experiment: Experiment, ahead: NoisedBatch, index: Array) -> Any:
-        batch = jax.tree.map(lambda x: x[index], ahead)
-        key = jax.random.fold_in(jax.random.fold_in(root, state.step), STREAM_PROBES)
-        return train_step(experiment, state, key, batch)
 
-    def run(
-        state: TrainState, experiment: Experiment, ahead: NoisedBatch, first: Array, num: Array
-    ) -> Any:
-        def body(i: Array, carry: Any) -> Any:
-            state, metrics = carry
-            state, now = step(state, experiment, ahead, first + i)
-            return state, {name: metrics[name].at[i].set(now[name]) for name in METRICS}
+def _step(
+    root: Array, state: TrainState, experiment: Experiment, ahead: NoisedBatch, index: Array
+) -> Any:
+    batch = jax.tree.map(lambda x: x[index], ahead)
+    key = jax.random.fold_in(jax.random.fold_in(root, state.step), STREAM_PROBES)
+    return train_step(experiment, state, key, batch)
 
-        capacity = ahead.t.shape[0]
-        metrics = {name: jnp.full(capacity, jnp.nan, jnp.float32) for name in METRICS}
-        return jax.lax.fori_loop(0, num, body, (state, metrics))
 
-    if not on_host:
-        return jax.jit(run, donate_argnums=0)
+@partial(jax.jit, donate_argnums=1)
+def _run(
+    root: Array,
+    state: TrainState,
+    experiment: Experiment,
+    ahead: NoisedBatch,
+    first: Array,
+    num: Array,
+) -> Any:
+    def body(i: Array, carry: Any) -> Any:
+        state, metrics = carry
+        state, now = _step(root, state, experiment, ahead, first + i)
+        return state, {name: metrics[name].at[i].set(now[name]) for name in METRICS}
 
-    compiled = jax.jit(step, donate_argnums=0)
+    metrics = {name: jnp.full(ahead.t.shape[0], jnp.nan, jnp.float32) for name in METRICS}
+    return jax.lax.fori_loop(0, num, body, (state, metrics))
 
-    def one_by_one(
-        state: TrainState, experiment: Experiment, ahead: NoisedBatch, first: int, num: int
-    ) -> Any:
-        done = []
-        for index in range(first, first + num):
-            state, now = compiled(state, experiment, ahead, index)
-            done.append(now)
-        return state, {name: jnp.stack([now[name] for now in done]) for name in METRICS}
 
-    return one_by_one
+_compiled_step = jax.jit(_step, donate_argnums=1)
+
+
+def _one_by_one(
+    root: Array,
+    state: TrainState,
+    experiment: Experiment,
+    ahead: NoisedBatch,
+    first: int,
+    num: int,
+) -> Any:
+    done = []
+    for index in range(first, first + num):
+        state, now = _compiled_step(root, state, experiment, ahead, index)
+        done.append(now)
+    return state, {name: jnp.stack([now[name] for now in done]) for name in METRICS}
 
 
 def steps_on_host(network: Any) -> bool:
@@ -178,7 +195,3 @@ def steps_on_host(network: Any) -> bool:
     by an attribute `convolutional`.
     """
     return getattr(network, "convolutional", False) and jax.default_backend() == "cpu"
-
-
-def _steps_root(seed: int) -> Array:
-    return jax.random.fold_in(jax.random.key(seed), STREAM_STEPS)

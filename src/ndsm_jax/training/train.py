@@ -14,6 +14,7 @@ import numpy as np
 from ndsm_jax.datasets import batch_indices
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.runs import Run, fingerprint, has_checkpoints, in_words, loop
+from ndsm_jax.training.held_out import HeldOut, exhausted, make_look, verdict
 from ndsm_jax.training.state import TrainState, init_state
 from ndsm_jax.training.step import make_dispatch, make_noise, minibatches_ahead, steps_on_host
 
@@ -41,6 +42,7 @@ def train(
     steps: int,
     batch_size: int = 64,
     seed: int = 0,
+    held_out: HeldOut | None = None,
     state: TrainState | None = None,
     run: Run | pathlib.Path | str | None = None,
     keep: Any = None,
@@ -60,6 +62,8 @@ def train(
       data: in their own coordinates; the frame takes them to the process's.
       steps: to train to, from step 0.
       batch_size: data points a step; each is noised at several times.
+      held_out: data that are not trained on, to measure the loss on and to choose the average of
+        the parameters by (`TrainState.chosen`). With `patience` training may stop before `steps`.
       seed: of initialisation, batches and noise.
       state: to go on from, of this experiment; by default the run's newest, or a fresh one.
       run: a `runs.Run`, or a folder for a run with its defaults.
@@ -72,24 +76,37 @@ def train(
     Raises:
       loop.NonFiniteError: a loss, a gradient or the state was not finite.
       KeyboardInterrupt: after an interrupt, once the checkpoint is saved.
-      ValueError: a batch larger than the data, data that are not finite, or a folder that belongs
-        to another experiment, other data or another seed.
+      ValueError: an empty batch, data that are not finite, or a folder that belongs to another
+        experiment, other data or another seed.
     """
     x = _checked(experiment, data)
-    if not 1 <= batch_size <= len(x):
-        raise ValueError(f"train.batch_size={batch_size}: from 1 to the {len(x)} training samples")
+    if batch_size < 1:
+        raise ValueError(f"train.batch_size={batch_size}: at least 1 is needed")
+    if held_out is not None:
+        unseen = _check_rows("held-out data", experiment, held_out.data)
+        if unseen.shape[1] != x.shape[1]:
+            raise ValueError(
+                f"train: the held-out data have {unseen.shape[1]} coordinates and the data"
+                f" {x.shape[1]}"
+            )
+    select = held_out is not None and held_out.select
     if run is not None and not isinstance(run, Run):
-        run = default_run(experiment, x, run, batch_size=batch_size, seed=seed)
+        run = default_run(experiment, x, run, batch_size=batch_size, seed=seed, held_out=held_out)
     if state is not None and run is not None and has_checkpoints(run.folder):
         run.check()  # as `resume` does
     if state is None:
-        state = init_state(experiment, seed=seed)
+        state = init_state(experiment, seed=seed, select=select)
         if run is not None:
             like = {"train": jax.eval_shape(lambda: state), "kept": keep}
             restored = run.resume(like)
             state = state if restored is None else restored.state["train"]
+    if select != (state.best is not None):
+        raise ValueError(
+            "train: the state was made with select="
+            f"{state.best is not None}, see init_state, and held_out asks for {select}"
+        )
     step = int(state.step)
-    if step >= steps:
+    if step >= steps or exhausted(state, held_out):
         logger.info("nothing to do: step %d of %d is done", step, steps)
         return state
 
@@ -111,7 +128,10 @@ def train(
         state, metrics = dispatch(state, experiment, ahead, first, num)
         return state, {name: np.asarray(a)[:num] for name, a in metrics.items()}
 
-    return loop.run(
+    look = None
+    if held_out is not None:
+        look = make_look(experiment, x, held_out, batch_size=batch_size, seed=seed)
+    state = loop.run(
         state,
         advance,
         run,
@@ -119,9 +139,14 @@ def train(
         last=steps,
         remedy=REMEDY,
         pack=lambda state: {"train": state, "kept": keep},
+        look=look,
+        look_every=held_out.every if held_out is not None else 0,
         picture=picture,
         progress=progress,
     )
+    if select:
+        logger.info("%s", verdict(state))
+    return state
 
 
 def default_run(
@@ -131,6 +156,7 @@ def default_run(
     *,
     batch_size: int,
     seed: int,
+    held_out: HeldOut | None = None,
 ) -> Run:
     """A run whose checkpoints are resumed by the same experiment, data, batch size and seed alone.
 
@@ -147,28 +173,16 @@ def default_run(
         "data": fingerprint(prepared),
         "batch_size": batch_size,
         "seed": seed,
+        "held_out": None
+        if held_out is None
+        else [fingerprint(held_out.data), held_out.every, held_out.select],
     }
     return Run(folder=pathlib.Path(folder), facts=facts)
 
 
 def _checked(experiment: Experiment, data: np.ndarray) -> np.ndarray:
     """The prepared data [N, m]. Raises ValueError where they are of no use."""
-    data = np.asarray(data)
-    if data.ndim != 2 or not len(data):
-        raise ValueError(f"train: data of shape {data.shape}; [N, D] is needed")
-    expected = experiment.frame.data_dim
-    if expected is not None and data.shape[1] != expected:
-        raise ValueError(
-            f"train: the data have {data.shape[1]} coordinates, and the frame"
-            f" {type(experiment.frame).__name__} is of {expected}"
-        )
-    x = experiment.frame.prepare(data)
-    finite = np.isfinite(x).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"train: {np.sum(~finite)} of {len(x)} rows are not finite, first row"
-            f" {np.argmin(finite)}; remove or repair them"
-        )
+    x = _check_rows("data", experiment, data)
     key, row = jax.random.key(0), jax.ShapeDtypeStruct((1, x.shape[1]), np.float32)
     dim = jax.eval_shape(experiment.frame.enter, key, row)[0].shape[1]
     if dim != experiment.process.dim:
@@ -191,5 +205,26 @@ def _checked(experiment: Experiment, data: np.ndarray) -> np.ndarray:
             " same in all of them; a frame takes their units off (frames.standardised, data.frame)",
             spread.min(),
             spread.max(),
+        )
+    return x
+
+
+def _check_rows(what: str, experiment: Experiment, data: np.ndarray) -> np.ndarray:
+    """Prepared rows [N, m]. Raises ValueError for a wrong shape and values that are not finite."""
+    data = np.asarray(data)
+    if data.ndim != 2 or not len(data):
+        raise ValueError(f"train: {what} of shape {data.shape}; [N, D] is needed")
+    expected = experiment.frame.data_dim
+    if expected is not None and data.shape[1] != expected:
+        raise ValueError(
+            f"train: the {what} have {data.shape[1]} coordinates, and the frame"
+            f" {type(experiment.frame).__name__} is of {expected}"
+        )
+    x = experiment.frame.prepare(data)
+    finite = np.isfinite(x).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"train: {np.sum(~finite)} of {len(x)} rows of the {what} are not finite, first row"
+            f" {np.argmin(finite)}; remove or repair them"
         )
     return x

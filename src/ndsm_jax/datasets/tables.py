@@ -1,0 +1,426 @@
+"""Tables: columns of numbers and words from a CSV file, an array or a data frame, and back."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import math
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ndsm_jax.columns import KINDS, TRANSFORMS, Column, Level
+from ndsm_jax.datasets.dataset import Options, Raw, Samples, did_you_mean
+
+MISSING = ("", "?", "#N/A", "<NA>", "N/A", "n/a", "NA", "NaN", "nan", "None", "null", "NULL")
+"""Cells of a file that stand for none."""
+
+SEPARATORS = ("\t", ";", "|", ",")
+
+MAX_LEVELS = 100
+"""Of a categorical column."""
+
+MAX_DECIMALS = 6
+"""Of numbers that count as rounded."""
+
+DROP = "drop"
+
+HEADERS = ("auto", "yes", "no")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Table:
+    """Rows of numbers, levels and missing cells, and what the columns are.
+
+    Attributes:
+      columns: D of them.
+      x: [N, D] float64: numbers, positions in `Column.levels`, NaN for missing cells.
+    """
+
+    columns: tuple[Column, ...]
+    x: np.ndarray
+
+
+def read(
+    data: Any, *, columns: Mapping[str, str] | str = "", header: str = "auto", key: str = "data.dir"
+) -> Table:
+    """A table from a file, an array [N, D], or a data frame of pandas.
+
+    Kinds of columns: words, truth values and pandas' categories are categorical, whole numbers are
+    integer, other numbers numeric. `columns` says otherwise for some.
+
+    Args:
+      data: the path of a text file with separators (tab, semicolon, bar or comma: the first by
+        which all of its first rows have equally many cells), or of a .npy file; an array of
+        numbers, words or both; or a data frame.
+      columns: by the names of columns, which are column_1, ... where there are none: a kind of
+        `KINDS`, a transform of `TRANSFORMS`, both with a + between, or drop. As a mapping, or as
+        text, name=word with commas between.
+      header: whether the first row of a file is that of the names; auto: unless one of its cells is
+        a number.
+      key: what `data` is called in messages.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: an unreadable file, rows of different lengths (with the line), a name that stands
+        twice, an empty column, an infinite value, words where numbers should be, or a categorical
+        column of more than `MAX_LEVELS` levels.
+    """
+    named = _cells(data, header, key)
+    wanted = _wanted(columns, [name for name, _ in named])
+    kept = [(name, cells) for name, cells in named if wanted.get(name) != DROP]
+    if not kept:
+        raise ValueError(f"{key}: the table has no column left")
+    found = tuple(_column(name, cells, wanted.get(name, "")) for name, cells in kept)
+    x = [_encoded(column, cells) for column, (_, cells) in zip(found, kept, strict=True)]
+    return Table(columns=found, x=np.stack(x, axis=1))
+
+
+def encode(columns: Sequence[Column], data: Any, *, header: str = "auto") -> np.ndarray:
+    """Other data of the same columns, as `read` takes them, as a matrix [n, D] like `Table.x`.
+
+    Columns are found by their names, or by their places where the data have none.
+
+    Raises:
+      ValueError: a column that is not there, or a value that its column cannot have.
+    """
+    named = _cells(data, header, "data")
+    found = dict(named)
+    unnamed = all(name == _numbered(i) for i, (name, _) in enumerate(named))
+    if unnamed and not found.keys() >= {c.name for c in columns}:
+        found = {c.name: cells for c, (_, cells) in zip(columns, named, strict=False)}
+    for column in columns:
+        if column.name not in found:
+            hint = did_you_mean(column.name, found)
+            raise ValueError(f"the data have no column {column.name!r}. {hint}")
+    return np.stack([_encoded(column, found[column.name]) for column in columns], axis=1)
+
+
+def decode(columns: Sequence[Column], x: np.ndarray) -> dict[str, np.ndarray]:
+    """A matrix [n, D] as the values of each column: floats, integers, or levels.
+
+    Integers with missing cells are floats, and so are infinite ones; levels with missing cells are
+    objects, None among them.
+    """
+    return {c.name: _decoded(c, values) for c, values in zip(columns, x.T, strict=True)}
+
+
+def write(path: str | pathlib.Path, columns: Sequence[Column], x: np.ndarray) -> None:
+    """Writes a matrix [n, D] as a CSV file with names and levels; missing cells are empty."""
+    cells = [_words(values) for values in decode(columns, x).values()]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(c.name for c in columns)
+        writer.writerows(zip(*cells, strict=True))
+
+
+def table(options: Options) -> Raw:
+    """The table in the file `options.dir`, see `read`."""
+    made = read(options.dir, columns=options.columns, header=options.header)
+    source = f"table {pathlib.Path(options.dir).name}"
+    return Raw(train=Samples(made.x), source=source, columns=made.columns)
+
+
+# --- cells ---
+
+
+class _Cells(NamedTuple):
+    """Values of a column, of which those that are missing do not count.
+
+    Attributes:
+      values: [n], numbers, truth values, or words.
+      missing: [n] bool.
+      text: whether words may stand for numbers.
+      levels: of a category of pandas, in its order.
+    """
+
+    values: np.ndarray
+    missing: np.ndarray
+    text: bool = False
+    levels: tuple[Level, ...] = ()
+
+    @property
+    def present(self) -> np.ndarray:
+        """The values that are not missing."""
+        return self.values[~self.missing]
+
+    @property
+    def numbers(self) -> np.ndarray | None:
+        """These as float64, or None where they are no numbers."""
+        values = self.present
+        if self.levels or values.dtype.kind == "b":
+            return None
+        if values.dtype.kind == "O" and not all(map(_is_numeric, values)):
+            return None
+        if values.dtype.kind in "UT" and not self.text:
+            return None
+        try:
+            return values.astype(np.float64)
+        except ValueError:
+            return None
+
+
+Named = list[tuple[str, _Cells]]
+
+
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _numbered(i: int) -> str:
+    return f"column_{i + 1}"
+
+
+def _cells(data: Any, header: str, key: str) -> Named:
+    """The columns by their names."""
+    if isinstance(data, str | pathlib.Path):
+        path = pathlib.Path(data).expanduser()
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{key}={str(data)!r}: no file {path} (a relative path starts from"
+                f" {pathlib.Path.cwd()}); a table needs the path of a CSV or .npy file"
+            )
+        if path.suffix != ".npy":
+            return _of_file(path, header)
+        try:
+            data = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{path}: not a readable .npy file ({error})") from error
+    if hasattr(data, "iloc") and hasattr(data, "columns"):
+        names = [str(name) for name in data.columns]
+        _check_names(names, "the data frame")
+        return [(name, _of_series(data.iloc[:, i])) for i, name in enumerate(names)]
+    array = np.asarray(data)
+    if array.ndim != 2 or not array.size:
+        raise ValueError(f"a table needs an array [N, D], not one of shape {array.shape}")
+    return [(_numbered(i), _of_array(values)) for i, values in enumerate(array.T)]
+
+
+def _of_file(path: pathlib.Path, header: str) -> Named:
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            separator = _separator(file)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=separator, skipinitialspace=True)
+            lines = ((reader.line_num, row) for row in reader)
+            rows = [(n, row) for n, row in lines if len(row) > 1 or any(map(str.strip, row))]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path}: not a table of UTF-8 text ({error})") from error
+    if not rows:
+        raise ValueError(f"{path}: the file is empty")
+    first = [cell.strip() for cell in rows[0][1]]
+    has_header = header == "yes" or (header == "auto" and not any(map(_is_number, first)))
+    width = len(first)
+    for line, row in rows:
+        if len(row) != width:
+            raise ValueError(
+                f"{path}, line {line}: {len(row)} cells, where the first row has {width} (separated"
+                f" by {separator!r}); mend the row, or quote cells that hold a separator"
+            )
+    names = first if has_header else [""] * width
+    names = [name or _numbered(i) for i, name in enumerate(names)]
+    _check_names(names, str(path))
+    body = rows[1:] if has_header else rows
+    if not body:
+        raise ValueError(f"{path}: the file has names, and no rows")
+    columns = zip(*(row for _, row in body), strict=True)
+    return [(n, _of_text(c, separator)) for n, c in zip(names, columns, strict=True)]
+
+
+def _separator(file: Iterable[str]) -> str:
+    """Of `SEPARATORS` the first by which the first rows have equally many cells, more than one."""
+    lines = list(itertools.islice(file, 200))
+    widths = {
+        separator: [len(row) for row in csv.reader(lines, delimiter=separator) if row][:100]
+        for separator in SEPARATORS
+    }
+    for separator, found in widths.items():
+        if found and found[0] > 1 and len(set(found)) == 1:
+            return separator
+    return max(reversed(SEPARATORS), key=lambda s: widths[s][0] if widths[s] else 0)
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell)
+    except ValueError:
+        return False
+    return cell not in MISSING
+
+
+def _of_text(cells: Iterable[str], separator: str) -> _Cells:
+    values = np.array([cell.strip() for cell in cells])
+    made = _Cells(values, np.isin(values, MISSING), text=True)
+    if separator == "," or made.numbers is not None:
+        return made
+    with_points = made._replace(values=np.char.replace(values, ",", "."))  # decimal commas
+    return made if with_points.numbers is None else with_points
+
+
+def _of_series(series: Any) -> _Cells:
+    if getattr(series.dtype, "kind", "O") in "Mm":
+        raise ValueError(
+            f"column {series.name!r} holds {series.dtype}: make it a number, or leave it out"
+        )
+    missing = np.asarray(series.isna())
+    levels: tuple[Level, ...] = ()
+    if hasattr(series, "cat"):
+        used = set(series[~missing])
+        levels = tuple(_plain(level) for level in series.cat.categories if level in used)
+    return _Cells(series.to_numpy(dtype=object), missing, levels=levels)
+
+
+def _of_array(values: np.ndarray) -> _Cells:
+    if values.dtype.kind not in "fiubUTO":
+        raise ValueError(f"a table cannot hold {values.dtype}: give numbers or words")
+    missing = values != values  # NaN
+    if values.dtype.kind == "O":
+        missing = np.array([value is None or value != value for value in values])
+    return _Cells(values, missing)
+
+
+def _check_names(names: Sequence[str], where: str) -> None:
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise ValueError(
+                f"{where}: the name {name!r} stands twice, at columns {names.index(name) + 1} and"
+                f" {i + 1}; rename one"
+            )
+
+
+# --- what a column is ---
+
+
+def _wanted(columns: Mapping[str, str] | str, names: Sequence[str]) -> dict[str, str]:
+    """Column -> what is said of it, checked."""
+    if isinstance(columns, str):
+        parts = [part.partition("=") for part in columns.split(",") if part.strip()]
+        columns = {name.strip(): word.strip() for name, _, word in parts}
+    for name, word in columns.items():
+        if name not in names:
+            raise ValueError(f"data.columns: no column {name!r}. {did_you_mean(name, names)}")
+        known = {*KINDS, *TRANSFORMS, DROP}
+        words = word.split("+")
+        if not known.issuperset(words) or len(words) > 2 or (len(words) > 1 and DROP in words):
+            raise ValueError(
+                f"data.columns: {name}={word}: say one of {', '.join(KINDS)}, one of"
+                f" {', '.join(TRANSFORMS)}, both with a + between, or {DROP}"
+            )
+    return dict(columns)
+
+
+def _column(name: str, cells: _Cells, wanted: str) -> Column:
+    """What a column is."""
+    words = wanted.split("+")
+    kind = next((word for word in words if word in KINDS), "")
+    transform = next((word for word in words if word in TRANSFORMS), "auto")
+    if cells.missing.all():
+        raise ValueError(f"column {name!r} is empty: leave it out (data.columns={name}={DROP})")
+    numbers, missing = cells.numbers, bool(cells.missing.any())
+    if kind == "categorical" or (numbers is None and not kind):
+        if transform != "auto":
+            raise ValueError(f"data.columns: {name}={wanted}: a category has no transform")
+        levels = _levels(name, cells)
+        return Column(name=name, kind="categorical", levels=levels, missing=missing)
+    if not kind:
+        assert numbers is not None
+        kind = "integer" if np.all(numbers == np.rint(numbers)) else "numeric"
+    column = Column(name=name, kind=kind, transform=transform, missing=missing)
+    x = _as_numbers(column, cells)
+    decimals = _decimals(x) if kind == "numeric" else None
+    return replace(column, low=float(x.min()), high=float(x.max()), decimals=decimals)
+
+
+def _decimals(x: np.ndarray) -> int | None:
+    """The fewest decimals that write numbers exactly, if `MAX_DECIMALS` do."""
+    return next((k for k in range(MAX_DECIMALS + 1) if np.array_equal(x.round(k), x)), None)
+
+
+def _levels(name: str, cells: _Cells) -> tuple[Level, ...]:
+    if cells.levels:
+        return cells.levels
+    values = cells.present if cells.numbers is None else cells.numbers
+    found = set(map(_plain, values.tolist()))
+    if len(found) > MAX_LEVELS:
+        raise ValueError(
+            f"column {name!r} has {len(found)} different values in {len(values)} rows, and a"
+            f" category may have {MAX_LEVELS}: leave it out (data.columns={name}={DROP}), join its"
+            " rare levels, or, where they are meant as numbers, mend those that are none"
+        )
+    return tuple(sorted(found, key=lambda level: (isinstance(level, str), level)))
+
+
+def _plain(level: Any) -> Level:
+    """A level as JSON knows it; whole numbers without a point."""
+    level = level.item() if isinstance(level, np.generic) else level
+    if isinstance(level, float) and level == round(level):
+        return int(level)
+    return level if isinstance(level, str | bool | int | float) else str(level)
+
+
+def _encoded(column: Column, cells: _Cells) -> np.ndarray:
+    """Values [n] as numbers, or as positions of levels, NaN where they are missing."""
+    x = np.full(len(cells.values), np.nan)
+    x[~cells.missing] = _as_numbers(column, cells) if column.ordered else _places(column, cells)
+    return x
+
+
+def _as_numbers(column: Column, cells: _Cells) -> np.ndarray:
+    numbers = cells.numbers
+    if numbers is None:
+        word = next((v for v in map(str, cells.present) if not _is_number(v)), cells.present[0])
+        raise ValueError(
+            f"column {column.name!r} is to be {column.kind}, and {word!r} is no number: mend it,"
+            f" or make the column a category (data.columns={column.name}=categorical)"
+        )
+    fractional = (numbers != np.rint(numbers)) & (column.kind == "integer")
+    for problem, bad in (("finite", ~np.isfinite(numbers)), ("a whole number", fractional)):
+        if bad.any():
+            row = 1 + np.flatnonzero(~cells.missing)[bad.argmax()]
+            raise ValueError(
+                f"column {column.name!r}, row {row} of the data: {numbers[bad.argmax()]:g} is not"
+                f" {problem}; mend it, or leave the cell empty"
+            )
+    return numbers
+
+
+def _places(column: Column, cells: _Cells) -> list[int]:
+    """The position of each value among the levels."""
+    of_words = any(isinstance(level, str | bool) for level in column.levels)
+    values = cells.present if of_words or cells.numbers is None else cells.numbers
+    place = {level: i for i, level in enumerate(column.levels)}
+    try:
+        return [place[_plain(value)] for value in values]
+    except KeyError as error:
+        known = ", ".join(map(str, column.levels[:10])) + ", ..." * (len(column.levels) > 10)
+        raise ValueError(
+            f"column {column.name!r} has no level {error.args[0]!r}; it has {known}"
+        ) from None
+
+
+def _decoded(column: Column, x: np.ndarray) -> np.ndarray:
+    finite = np.isfinite(x)
+    if column.ordered:
+        whole = column.kind == "integer" and finite.all() and np.abs(x).max(initial=0) < 2**63
+        return x.astype(np.int64) if whole else x.copy()
+    levels = np.array(column.levels)
+    found = levels[np.where(finite, x, 0).astype(int)]
+    if finite.all():
+        return found
+    found = found.astype(object)
+    found[~finite] = None
+    return found
+
+
+def _words(values: np.ndarray) -> list[Any]:
+    """Cells of a file: what is missing is empty, whole numbers have no point."""
+    return ["" if v is None or v != v else _short(v) for v in values.tolist()]
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float) and math.isfinite(value) and value == round(value):
+        return int(value) if abs(value) < 2**53 else value
+    return value

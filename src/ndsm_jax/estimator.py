@@ -1,0 +1,438 @@
+"""A scikit-learn estimator of tables: density, samples, conditionals and missing cells."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import logging
+import pathlib
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+from scipy.sparse import issparse
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ndsm_jax import frames, references
+from ndsm_jax.columns import Column
+from ndsm_jax.config import Config, check_effect, check_key
+from ndsm_jax.config.parts import data_frame, examples
+from ndsm_jax.datasets import MIN_SAMPLES, Dataset, tables
+from ndsm_jax.launch import facts, fitted, set_aside
+from ndsm_jax.model import Model, load
+from ndsm_jax.runs import json_text, replace_file
+from ndsm_jax.training import train
+
+logger = logging.getLogger(__name__)
+
+SETTINGS: Mapping[str, Any] = {
+    "data.name": "table",
+    "process.name": "component_ou",
+    "objective.name": "dsm",
+    "noising.weight": "edm",
+    "network.parameterisation": "edm",
+    "network.width": 128,
+    "network.depth": 4,
+    "train.select": "held_out",
+    "train.picture_every": 0,
+}
+"""What differs from the defaults of a config. Beside these a mixture is chosen, not set.
+
+Columns are correlated and of all shapes, so that the noise is that of each component, in its own
+coordinates: with noise that is the same in all directions, as that of langevin, a score that is a
+little wrong along a narrow direction costs nats (docs/estimator.md).
+"""
+
+FULL_DIM = 64
+"""Most coordinates for which full covariances are tried."""
+
+PARAMETERS_FILE = "estimator.json"
+
+
+class NDSM(BaseEstimator):
+    """A score-based generative model of a table, after a Gaussian mixture that is fitted to it.
+
+    The mixture is the law that noising ends in, so that the network has to learn only in what the
+    data differ from it; which mixture, is chosen by the Bayesian information criterion. The length
+    of training is chosen on a tenth of the rows, which neither fit nor training see.
+
+    Rows are arrays, lists of lists, or data frames of pandas, with columns of numbers, whole
+    numbers, words and truth values, and missing cells (NaN, None): see docs/tables.md. Samples come
+    as the rows did.
+
+    Args:
+      num_components: of the mixture; None: chosen.
+      covariance: a kind of `references.COVARIANCES`; None: chosen among spherical, diagonal and, up
+        to 64 coordinates, full.
+      steps: of training, at most.
+      patience: steps without an improvement on held-out rows after which training stops.
+      batch_size: rows a step.
+      columns: what some columns are, see `tables.read`: {"name": "categorical"}.
+      settings: any other keys of a config (docs/configuration.md), such as {"network.width": 64}.
+      random_state: seed of fit, training and samples.
+      verbose: whether to show progress bars.
+
+    Attributes:
+      model_: the trained `Model`, for all that JAX code may want of it.
+      columns_: what the columns are.
+      n_features_in_, feature_names_in_: as scikit-learn has them.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_components: int | None = None,
+        covariance: str | None = None,
+        steps: int = 3000,
+        patience: int = 1000,
+        batch_size: int = 128,
+        columns: Mapping[str, str] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        random_state: Any = None,
+        verbose: bool = False,
+    ) -> None:
+        self.num_components = num_components
+        self.covariance = covariance
+        self.steps = steps
+        self.patience = patience
+        self.batch_size = batch_size
+        self.columns = columns
+        self.settings = settings
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None) -> NDSM:
+        """Fits mixture and score to rows X [N, D]; y is ignored.
+
+        Raises:
+          ValueError: fewer than 10 rows, rows that are no table (`tables.read`), or settings that
+            do not exist, do not fit, or that nothing reads.
+        """
+        _check_dense(X)
+        validate_data(self, X, skip_check_array=True)
+        seed = self._seed(self.random_state)
+        table = tables.read(X, columns=self.columns or {}, key="X")
+        if len(table.x) < MIN_SAMPLES:
+            raise ValueError(
+                f"NDSM: a minimum of {MIN_SAMPLES} rows is required, and X has {len(table.x)}"
+                f" sample{'s' * (len(table.x) != 1)}"
+            )
+        dataset = Dataset(
+            name="table",
+            train=table.x,
+            test=table.x[:0],
+            train_labels=None,
+            test_labels=None,
+            shape=(len(table.columns),),
+            value_range=None,
+            source="rows given to NDSM.fit",
+            columns=table.columns,
+        )
+        config = self._config(seed)
+        rest, held = set_aside(config, dataset)
+        frame = data_frame(config, rest)
+        if self.num_components is None or self.covariance is None:
+            config = self._choose(config, frames.states(frame, rest.train), seed)
+        parts, experiment = fitted(config, rest, frame=frame)
+        c = config.train
+        state = train(
+            experiment,
+            rest.train,
+            steps=c.steps,
+            batch_size=c.batch_size,
+            seed=c.seed,
+            held_out=held,
+            ahead_mb=config.noising.ahead_mb,
+            progress=self.verbose,
+        )
+        self.model_ = Model(
+            config=config,
+            experiment=experiment,
+            state=state,
+            parts=parts,
+            facts=facts(config, dataset),
+            examples=examples(config, rest, frame),
+        )
+        self.columns_ = table.columns
+        self._like = _Like.of(X, self)
+        return self
+
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
+        """`n_samples` rows, as those that were fitted.
+
+        random_state: as scikit-learn has it; None: the estimator's.
+        """
+        check_is_fitted(self, "model_")
+        x = self.model_.sample(n_samples, seed=self._draw_seed(random_state), progress=self.verbose)
+        return self._like.rows(self.columns_, x)
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """log p of rows, nats [n]: see `training.log_prob`.
+
+        Raises:
+          ValueError: rows with missing cells, which have no density; `impute` them first.
+        """
+        x = self._rows(X)
+        gaps = np.isnan(x).any(axis=1)
+        if gaps.any():
+            raise ValueError(
+                f"NDSM: {gaps.sum()} rows have missing cells, first row {gaps.argmax()}: they have"
+                " no density; fill them by impute, or leave them out"
+            )
+        return self.model_.log_prob(x, progress=self.verbose)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean of `score_samples`; y is ignored."""
+        return float(np.mean(self.score_samples(X)))
+
+    def condition(self, cells: Mapping[Any, Any]) -> Conditional:
+        """Rows with these cells: `condition({"alcohol": 13.0}).sample(10)`.
+
+        cells: column -> value, columns by their names or positions.
+
+        Raises:
+          ValueError: a column that is not there, or a value that it cannot have.
+        """
+        check_is_fitted(self, "model_")
+        row = np.full((1, len(self.columns_)), np.nan)
+        names = [column.name for column in self.columns_]
+        for name, value in cells.items():
+            place = names.index(name) if name in names else name
+            if not isinstance(place, int) or not 0 <= place < len(names):
+                raise ValueError(f"condition: no column {name!r}; one of {', '.join(names)}")
+            cell = np.empty((1, 1), object)
+            cell[0, 0] = value
+            row[0, place] = tables.encode(self.columns_[place : place + 1], cell)[0, 0]
+        return Conditional(estimator=self, row=row)
+
+    def impute(self, X: Any, random_state: Any = None) -> Any:
+        """Rows X with their missing cells drawn given the others, each row by its own: one draw.
+
+        Several draws, by different `random_state`, say how sure they are (multiple imputation).
+        """
+        x = self._rows(X)
+        gaps = np.isnan(x).any(axis=1)
+        if gaps.any():
+            x[gaps] = self.model_.sample(
+                int(gaps.sum()),
+                given=x[gaps],
+                seed=self._draw_seed(random_state),
+                progress=self.verbose,
+            )
+        return self._like.rows(self.columns_, x)
+
+    def _rows(self, X: Any) -> np.ndarray:
+        check_is_fitted(self, "model_")
+        _check_dense(X)
+        validate_data(self, X, skip_check_array=True, reset=False)
+        return tables.encode(self.columns_, X)
+
+    def _config(self, seed: int) -> Config:
+        """The config of the parameters, with the default mixture where it is to be chosen."""
+        own = {
+            "mixture.num_components": self.num_components,
+            "mixture.covariance": self.covariance,
+            "train.steps": self.steps,
+            "train.patience": self.patience,
+            "train.batch_size": self.batch_size,
+            **{f"{section}.seed": seed for section in ("data", "mixture", "train", "sample")},
+        }
+        given = dict(self.settings or {})
+        for key in given:
+            check_key(key)
+            if "." not in key or key in own:
+                raise ValueError(
+                    f"NDSM: settings has {key!r}, which "
+                    + ("is a section, not a key" if "." not in key else "NDSM(...) sets itself")
+                )
+        own = {key: value for key, value in own.items() if value is not None}
+        tree: dict[str, dict[str, Any]] = {}
+        for key, value in {**SETTINGS, **own, **given}.items():
+            section, _, name = key.partition(".")
+            tree.setdefault(section, {})[name] = value
+        config = Config.from_dict(tree)
+        check_effect(config, given)
+        return config
+
+    def _choose(self, config: Config, states: np.ndarray, seed: int) -> Config:
+        """The config with the mixture of the least Bayesian information criterion."""
+        kinds: tuple[str, ...] = ("spherical", "diag")
+        if states.shape[1] <= FULL_DIM:
+            kinds = (*kinds, "full")
+        if self.covariance is not None:
+            return _with_mixture(config, num_components=0)
+        if self.num_components is not None:
+            chosen = references.choose(
+                states, covariances=kinds, numbers=(self.num_components,), seed=seed
+            )
+            return _with_mixture(config, covariance=chosen.covariance)
+        c = config.mixture.min_covariance
+        chosen = references.choose(states, covariances=kinds, min_covariance=c, seed=seed)
+        return _with_mixture(
+            config, num_components=chosen.num_components, covariance=chosen.covariance
+        )
+
+    def _seed(self, random_state: Any) -> int:
+        return int(check_random_state(random_state).randint(2**31 - 1))
+
+    def _draw_seed(self, random_state: Any) -> int:
+        return self._seed(self.random_state if random_state is None else random_state)
+
+    # --- one folder ---
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes the fitted estimator into a folder: a run, as the commands and `load` read it.
+
+        Raises:
+          ValueError: the folder holds another run, or cannot be written to.
+        """
+        check_is_fitted(self, "model_")
+        self.model_.save(folder)
+        state = self.random_state
+        own = {
+            "parameters": self.get_params()
+            | {"random_state": int(state) if isinstance(state, Integral) else None},
+            "rows": dataclasses.asdict(self._like),
+        }
+        replace_file(pathlib.Path(folder) / PARAMETERS_FILE, json_text(own).encode())
+
+    @classmethod
+    def load(cls, folder: str | pathlib.Path) -> NDSM:
+        """The estimator that `save` wrote.
+
+        Raises:
+          FileNotFoundError: no such estimator.
+          ValueError: damaged checkpoints.
+        """
+        path = pathlib.Path(folder) / PARAMETERS_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{folder} has no {PARAMETERS_FILE}: give a folder that NDSM.save wrote; the model"
+                " of any run is read by ndsm_jax.load"
+            )
+        own = json.loads(path.read_text())
+        made = cls(**own["parameters"])
+        made.model_ = load(folder)
+        made.columns_ = made.model_.columns
+        made._like = _Like(**own["rows"])
+        made.n_features_in_ = made._like.width
+        if made._like.names is not None:
+            made.feature_names_in_ = np.array(made._like.names, object)
+        return made
+
+    # An optimiser's functions are closures, which nothing pickles: a run's folder is what is kept.
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        model = state.pop("model_", None)
+        if model is not None:
+            state["_folder"] = _packed(model)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed = state.pop("_folder", None)
+        super().__setstate__(state)
+        if packed is not None:
+            self.model_ = _unpacked(packed)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.estimator_type = "density_estimator"
+        tags.input_tags.allow_nan = True
+        tags.input_tags.string = True
+        tags.input_tags.categorical = True
+        return tags
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Conditional:
+    """Rows of an estimator with some cells given, see `NDSM.condition`."""
+
+    estimator: NDSM
+    row: np.ndarray
+
+    def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
+        """As `NDSM.sample`, given the cells, which are as they were given."""
+        of = self.estimator
+        x = of.model_.sample(
+            n_samples, given=self.row, seed=of._draw_seed(random_state), progress=of.verbose
+        )
+        return of._like.rows(of.columns_, x)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Like:
+    """How rows were given, and samples are.
+
+    Attributes:
+      kind: frame (of pandas), or array.
+      width: columns that there were.
+      names: of these, if they are words.
+      dtype: of an array; of lists that of the array which NumPy makes of them.
+    """
+
+    kind: str
+    width: int
+    names: list[str] | None = None
+    dtype: str = "float64"
+
+    @classmethod
+    def of(cls, rows: Any, estimator: Any) -> _Like:
+        names = getattr(estimator, "feature_names_in_", None)
+        known = {
+            "width": estimator.n_features_in_,
+            "names": None if names is None else [str(name) for name in names],
+        }
+        if hasattr(rows, "iloc"):
+            return cls(kind="frame", **known)
+        dtype = np.asarray(rows).dtype
+        return cls(kind="array", dtype="object" if dtype.kind in "UT" else dtype.name, **known)
+
+    def rows(self, columns: tuple[Column, ...], x: np.ndarray) -> Any:
+        """A matrix [n, D] as rows of this kind."""
+        values = tables.decode(columns, x)
+        if self.kind == "frame":
+            import pandas
+
+            return pandas.DataFrame(values)
+        dtype = np.dtype(self.dtype)
+        cells = np.empty(x.shape, object if dtype.kind == "O" else np.float64)
+        for place, column in enumerate(values.values()):
+            cells[:, place] = column
+        whole = dtype.kind in "iu" and np.isfinite(cells).all()
+        return cells.astype(dtype) if whole or dtype.kind == "f" else cells
+
+
+def _with_mixture(config: Config, **changes: Any) -> Config:
+    return dataclasses.replace(config, mixture=dataclasses.replace(config.mixture, **changes))
+
+
+def _check_dense(rows: Any) -> None:
+    if np.iscomplexobj(rows):
+        raise ValueError("Complex data not supported: NDSM takes numbers and words")
+    if issparse(rows):
+        raise TypeError("NDSM: sparse rows are not supported; give rows.toarray()")
+
+
+def _packed(model: Model) -> bytes:
+    """The folder of a model, as the bytes of a zip file."""
+    buffer = io.BytesIO()
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(folder)
+        with zipfile.ZipFile(buffer, "w") as file:
+            for path in sorted(pathlib.Path(folder).rglob("*")):
+                file.write(path, path.relative_to(folder))
+    return buffer.getvalue()
+
+
+def _unpacked(content: bytes) -> Model:
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(io.BytesIO(content)) as file:
+            file.extractall(folder)
+        return load(folder)

@@ -1,0 +1,154 @@
+"""A trained model as a small object: samples, scores, densities and conditionals of data."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ndsm_jax import launch, measurements, training
+from ndsm_jax.columns import Column
+from ndsm_jax.config import Config
+from ndsm_jax.config.parts import Parts
+from ndsm_jax.datasets import tables
+from ndsm_jax.experiment import Experiment
+from ndsm_jax.guidance import GUIDANCES
+from ndsm_jax.training import TrainState
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """What was trained, without its data. `load` reads it from the folder of a run.
+
+    Data are arrays [n, D] in the units of the training data; of a table they are what
+    `datasets.tables.read` takes, or a matrix of numbers with the positions of levels.
+
+    Attributes:
+      config: of the run.
+      experiment: its parts; `experiment.frame` takes data to states and back.
+      state: of its training.
+      parts: what was fitted.
+      facts: of the run, see `launch.facts`.
+      examples: some states, where the reference is the user's own, see `config.parts.examples`.
+    """
+
+    config: Config
+    experiment: Experiment
+    state: TrainState
+    parts: Parts
+    facts: Mapping[str, Any]
+    examples: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of an item of the data."""
+        return tuple(self.facts["data"]["shape"])
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """Of a table, else empty."""
+        return launch.columns_of(self.facts["data"])
+
+    def sample(
+        self,
+        num: int = 1,
+        *,
+        given: Any = None,
+        guidance: str = "reconstruction",
+        seed: int = 0,
+        components: Any = None,
+        progress: bool = False,
+    ) -> np.ndarray:
+        """`num` samples [num, D]; the same ones for the same seed.
+
+        Args:
+          num: how many.
+          given: what is known of each, or of all: data [num, D] or [1, D], NaN (of a table, None)
+            where nothing is.
+          guidance: how they are drawn given it, a key of `guidance.GUIDANCES`.
+          seed: of the samples.
+          components: of the mixture to start from, see `training.draw`.
+          progress: whether to show a progress bar.
+
+        Raises:
+          ValueError: as `training.draw`.
+        """
+        if guidance not in GUIDANCES:
+            raise ValueError(f"guidance={guidance!r}: choose one of {', '.join(GUIDANCES)}")
+        known = None if given is None else measurements.given(self.matrix(given))
+        return training.draw(
+            self.experiment,
+            self.state,
+            num,
+            seed=seed,
+            components=components,
+            measurement=known,
+            guidance=GUIDANCES[guidance],
+            ema=self.config.sample.ema,
+            chunk=self.config.sample.chunk,
+            progress=progress,
+        )
+
+    def score(self, y: Any, t: Any = None, condition: Any = None) -> np.ndarray:
+        """E^T grad log p_t at states y [n, d] (in the frame's coordinates) and times t.
+
+        t: a number or [n], time units; by default the last time of sampling, that of the data.
+        """
+        y = jnp.asarray(y, jnp.float32)
+        t = self.experiment.sample_grid[1] if t is None else t
+        times = jnp.broadcast_to(jnp.asarray(t, jnp.float32), y.shape[:-1])
+        score = self.experiment.model.bind(self._params(), condition)
+        return np.asarray(jax.jit(score)(y, times))
+
+    def log_prob(self, x: Any, *, seed: int = 0, progress: bool = False) -> np.ndarray:
+        """log p of data, nats [n] float64: see `training.log_prob`."""
+        return training.log_prob(
+            self.experiment, self.state, self.matrix(x), seed=seed, progress=progress
+        ).value
+
+    def matrix(self, x: Any) -> np.ndarray:
+        """Data as a matrix of numbers [n, D]: of a table its encoded cells, NaN where missing."""
+        matrix = isinstance(x, np.ndarray) and x.ndim == 2 and x.dtype.kind in "fiu"
+        if not self.columns or (matrix and x.shape[1] == len(self.columns)):
+            return np.asarray(x)
+        return tables.encode(self.columns, x)
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes the model as a run of one checkpoint, see `launch.save`."""
+        launch.save(folder, dict(self.facts), self.parts, self.state, examples=self.examples)
+
+    def _params(self) -> Any:
+        return self.state.chosen if self.config.sample.ema else self.state.params
+
+
+def load(
+    folder: str | pathlib.Path,
+    *,
+    sample: Mapping[str, Any] | None = None,
+    allow_changed_source: bool = False,
+) -> Model:
+    """The model of a run's folder.
+
+    Args:
+      folder: of a run, or of `NDSM.save`.
+      sample: keys of the config's sample section to replace.
+      allow_changed_source: whether files of the user's own may have changed since.
+
+    Raises:
+      FileNotFoundError: no checkpoint in the folder, or a file of the user's own is gone.
+      ValueError: every checkpoint is damaged, or a file of the user's own has changed.
+    """
+    run = launch.restore(folder, sample=sample, allow_changed_source=allow_changed_source)
+    return Model(
+        config=run.config,
+        experiment=run.experiment,
+        state=run.state,
+        parts=run.parts,
+        facts=run.host,
+        examples=run.examples,
+    )

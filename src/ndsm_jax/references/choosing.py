@@ -1,0 +1,101 @@
+"""How many components, and of which covariances, by the Bayesian information criterion."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+LADDER = (1, 2, 3, 5, 8, 12, 20, 30, 50, 80, 120, 200)
+"""Numbers of components that are tried."""
+
+RISES = 2
+"""A kind of covariance is given up when its criterion has risen so many times in a row."""
+
+SUBSET = 20_000
+"""Samples that are looked at, at most."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What `choose` found.
+
+    Attributes:
+      num_components: K.
+      covariance: the kind.
+      model: scikit-learn's mixture of them, fitted.
+      criteria: what was tried: (kind, K) -> the criterion, the less the better.
+    """
+
+    num_components: int
+    covariance: str
+    model: Any
+    criteria: Mapping[tuple[str, int], float]
+
+
+def choose(
+    data: np.ndarray,
+    *,
+    covariances: Sequence[str] = ("spherical", "diag", "full"),
+    numbers: Sequence[int] = LADDER,
+    num_inits: int = 1,
+    min_covariance: float = 1e-4,
+    seed: int = 0,
+) -> Choice:
+    """The mixture with the least Bayesian information criterion (Schwarz 1978), by scikit-learn.
+
+    -2 log L + p log N, with p free parameters. K goes up `numbers` for each kind. A component has
+    at least ten samples and, where covariances are matrices, two a dimension: with fewer the
+    likelihood is that of its smallest allowed variance.
+
+    Args:
+      data: samples [N, d], finite.
+      covariances: kinds to choose from, of spherical, diag, tied and full.
+      numbers: of components, rising; the first is tried whatever the number of samples.
+      num_inits: starts of each fit.
+      min_covariance: added to every variance, in squared units of the data.
+      seed: of subset and starts.
+
+    Raises:
+      ValueError: data that are not finite, not [N, d], or fewer than two.
+    """
+    from sklearn.mixture import GaussianMixture as ScikitMixture
+
+    data = np.asarray(data, np.float64)
+    if data.ndim != 2 or len(data) < 2 or not np.isfinite(data).all():
+        raise ValueError(f"choose needs finite samples [N, d], N >= 2, got shape {data.shape}")
+    data = data[np.random.default_rng(seed).permutation(len(data))[:SUBSET]]
+    criteria: dict[tuple[str, int], float] = {}
+    best: tuple[float, Any] | None = None
+    for kind in covariances:
+        fewest = max(10, 2 * data.shape[1]) if kind == "full" else 10
+        last, rises = np.inf, 0
+        for k in (k for k in numbers if k == numbers[0] or k * fewest <= len(data)):
+            model = ScikitMixture(
+                k,
+                covariance_type=kind,
+                n_init=num_inits,
+                reg_covar=min_covariance,
+                random_state=seed,
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a fit that has not converged has a worse value
+                criterion = float(model.fit(data).bic(data))
+            criteria[kind, k] = criterion
+            if best is None or criterion < best[0]:
+                best = criterion, model
+            rises = rises + 1 if criterion > last else 0
+            last = criterion
+            if rises == RISES:
+                break
+    assert best is not None
+    model = best[1]
+    return Choice(
+        num_components=model.n_components,
+        covariance=model.covariance_type,
+        model=model,
+        criteria=criteria,
+    )

@@ -1,0 +1,216 @@
+"""How likely items are by a trained model, in the coordinates of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from ndsm_jax import frames, likelihood
+from ndsm_jax.experiment import Experiment
+from ndsm_jax.frames import Frame
+from ndsm_jax.likelihood import Flow, LogProb, Method
+from ndsm_jax.training.state import STREAM_LIKELIHOOD, TrainState
+
+SMALLEST_SHARE = 1e-4
+"""Of a component in an item: those with less are left out of the sum over components."""
+
+DRAWS = 4
+"""Of the state of an item, where its frame draws it."""
+
+
+def log_prob(
+    experiment: Experiment,
+    state: TrainState,
+    x: Any,
+    *,
+    seed: int = 0,
+    method: Method | None = None,
+    steps: int | None = None,
+    draws: int = DRAWS,
+    ema: bool = True,
+    chunk: int = 100,
+    progress: bool = True,
+) -> LogProb:
+    """log p of items x [n, D] by a trained model: nats, of a density in the units of the data.
+
+    That of the states, see `likelihood`, plus `Frame.log_det`: [n] float64 each. Before the last
+    time of sampling the score is that at this time. Of frames that are no change of variables:
+
+    - Where states live in a component it is log sum_c w_c p(x | c), over all components with a
+      share of `SMALLEST_SHARE` or more in x. To leave out the others makes it smaller, not larger.
+    - Where the frame draws the state, as `frames.Pixels` does, it is the mean over draws, which
+      bounds the log probability of the levels of x from below (1511.01844, Section 3.1).
+    - A constant feature has no density. What the model thinks of it counts, in units of the states.
+
+    Args:
+      experiment: its parts.
+      state: of its training.
+      x: items, finite.
+      seed: of probes, paths and draws.
+      method: `likelihood.Flow()` if None.
+      steps: of its grid; by default as many as are good for it.
+      draws: of the state of an item, where the frame draws it.
+      ema: whether to use the average of the parameters.
+      chunk: states in memory at a time (times probes, or paths).
+      progress: whether to show a progress bar.
+
+    Raises:
+      ValueError: as `check_density`; draws or a chunk below 1.
+    """
+    method = method or Flow()
+    check_density(experiment, x, method=method)
+    process, key = experiment.process, jax.random.fold_in(jax.random.key(seed), STREAM_LIKELIHOOD)
+    first = jnp.stack([jnp.asarray(experiment.sample_grid[1]), process.horizon])
+    variance = np.asarray(process.clock.variance(first))
+    grid = method.times(process, steps, float(variance[0] / variance[1]))
+    score = experiment.model.bind(state.chosen if ema else state.params)
+    places = [_placed(experiment.frame, x, y) for y in _visits(experiment.frame, x, draws, seed)]
+    found = []
+    total = sum(len(place.y) for place in places)
+    with tqdm(total=total, desc="log p", unit=" states", disable=not progress) as bar:
+        for i, place in enumerate(places):
+            of_states = likelihood.log_prob(
+                jax.random.fold_in(key, i),
+                score,
+                process,
+                place.y,
+                method=method,
+                grid=grid,
+                condition=place.condition,
+                chunk=chunk,
+                on_chunk=bar.update,
+            )
+            found.append(place.sum(of_states))
+    return _over_draws(found)
+
+
+def log_prob_of_states(
+    experiment: Experiment,
+    x: Any,
+    log_density: Callable[[np.ndarray], Any],
+    *,
+    seed: int = 0,
+    draws: int = DRAWS,
+) -> LogProb:
+    """The same for a density in place of the model's: of the draws of the states, and in the units.
+
+    Args:
+      experiment: of its parts, the frame.
+      x: items [n, D], finite.
+      log_density: of states [n, d], outside of components; see `outside`.
+      seed, draws: as for `log_prob`.
+
+    Raises:
+      ValueError: as `check_density`.
+    """
+    check_density(experiment, x)
+    outer = outside(experiment.frame)
+    found = []
+    for y in _visits(experiment.frame, x, draws, seed):
+        value = np.asarray(log_density(y), np.float64) + outer.log_det(x, None)
+        found.append(LogProb(value, np.zeros(len(x))))
+    return _over_draws(found)
+
+
+def prior_log_prob(experiment: Experiment, x: Any, *, seed: int = 0, draws: int = DRAWS) -> LogProb:
+    """The same for the law that sampling starts from: what a model that learnt nothing gives.
+
+    Raises:
+      ValueError: as `check_density`.
+    """
+    mixture = frames.component_mixture(experiment.frame)
+    law = experiment.process.reference if mixture is None else mixture
+
+    @jax.jit
+    def log_density(y: jax.Array) -> jax.Array:
+        return jax.lax.map(law.log_prob, y, batch_size=256)
+
+    return log_prob_of_states(experiment, x, log_density, seed=seed, draws=draws)
+
+
+def check_density(experiment: Experiment, x: Any, *, method: Method | None = None) -> None:
+    """Raises ValueError where items x [n, D] have no density, or none that is known.
+
+    Items of another shape or not finite; velocities or an autoencoder in the frame; a reference
+    whose density lacks its constant; a process that the method does not serve.
+    """
+    frame, process = experiment.frame, experiment.process
+    (method or Flow()).check(process)
+    width = frame.data_dim
+    wrong = np.ndim(x) != 2 or width not in (None, np.shape(x)[1])
+    if wrong or not len(x) or not np.isfinite(x).all():
+        raise ValueError(
+            f"log_prob: x of shape {np.shape(x)}; finite items [n, {width or 'D'}] are needed"
+        )
+    frame.log_det(x[:1], np.zeros(1, np.int32))
+    dim = frames.states(frame, x[:1]).shape[1]
+    if dim != process.dim:
+        raise ValueError(
+            f"log_prob: x has {dim} coordinates in its frame, and process {process.name!r} has"
+            f" {process.dim}"
+        )
+
+
+def outside(frame: Frame) -> Frame:
+    """The frame without its component, if states live in one."""
+    if frames.component_mixture(frame) is None:
+        return frame
+    return frame.outer if isinstance(frame, frames.Chained) else frames.Identity()
+
+
+def _visits(frame: Frame, x: np.ndarray, draws: int, seed: int) -> list[np.ndarray]:
+    """States [n, d] of the items, outside of components; as many as there are to be averaged."""
+    if draws < 1:
+        raise ValueError(f"log_prob: draws={draws} must be at least 1")
+    outer = outside(frame)
+    return [frames.states(outer, x, seed=seed + i) for i in range(draws if outer.random else 1)]
+
+
+class _Placed(NamedTuple):
+    """States whose densities add up to those of n items.
+
+    Attributes:
+      y: states [m, d], those of an item one after another.
+      condition: of each, or None.
+      log_factor: log of w_c |det dy / dx| [m].
+      item: of each, increasing [m].
+    """
+
+    y: np.ndarray
+    condition: Any
+    log_factor: np.ndarray
+    item: np.ndarray
+
+    def sum(self, of_states: LogProb) -> LogProb:
+        """log sum exp(log p + log_factor) of each item [n], and its standard error."""
+        starts = np.flatnonzero(np.diff(self.item, prepend=-1))
+        terms = of_states.value + self.log_factor
+        value = np.logaddexp.reduceat(terms, starts)
+        part = np.exp(terms - value[self.item]) * of_states.standard_error
+        return LogProb(value, np.sqrt(np.add.reduceat(part**2, starts)))
+
+
+def _placed(frame: Frame, x: np.ndarray, y: np.ndarray) -> _Placed:
+    """Items x [n, D], and their states y [n, d] outside of components, as states of the frame."""
+    mixture = frames.component_mixture(frame)
+    if mixture is None:
+        return _Placed(y, None, frame.log_det(x, None), np.arange(len(x)))
+    shares = np.asarray(jax.lax.map(mixture.responsibilities, jnp.asarray(y), batch_size=256))
+    item, component = np.nonzero(shares >= min(SMALLEST_SHARE, 1 / mixture.num_components))
+    component = component.astype(np.int32)
+    states = np.asarray(mixture.standardise(jnp.asarray(component), jnp.asarray(y[item])))
+    log_factor = np.asarray(mixture.log_weights, np.float64)[component]
+    return _Placed(states, component, log_factor + frame.log_det(x[item], component), item)
+
+
+def _over_draws(found: list[LogProb]) -> LogProb:
+    """The mean over draws of the states; a single draw has the error of its own."""
+    if len(found) == 1:
+        return found[0]
+    values = np.stack([one.value for one in found])
+    return LogProb(values.mean(axis=0), values.std(axis=0, ddof=1) / len(found) ** 0.5)

@@ -1,0 +1,222 @@
+"""The estimator: densities and samples of tables, as scikit-learn has them."""
+
+import pathlib
+import pickle
+import re
+
+import numpy as np
+import pytest
+import scipy.stats
+from scipy.special import logsumexp
+from sklearn.base import clone
+from sklearn.datasets import load_iris
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils import estimator_checks
+
+import ndsm_jax
+from ndsm_jax import NDSM, references
+
+TINY = {"network.width": 8, "network.depth": 1, "network.time_features": 4, "noising.k": 1}
+
+
+def tiny(**options) -> NDSM:
+    settings = TINY | options.pop("settings", {})
+    options = {"steps": 4, "batch_size": 16, "random_state": 0} | options
+    return NDSM(settings=settings, **options)
+
+
+def flowers() -> np.ndarray:
+    """Iris as people have it: numbers, and the species in words."""
+    iris = load_iris()
+    table = np.empty((len(iris.data), 5), object)
+    table[:, :4] = iris.data
+    table[:, 4] = np.array(["setosa", "versicolor", "virginica"])[iris.target]
+    return table
+
+
+@pytest.fixture(scope="module")
+def fitted() -> NDSM:
+    return tiny(num_components=2, covariance="diag").fit(flowers())
+
+
+def test_a_model_that_learnt_nothing_has_the_density_of_its_mixture():
+    """In the units of the data, by SciPy, with the log-determinant of standardisation."""
+    x = np.random.default_rng(0).normal(size=(90, 2)) @ [[300.0, 0.02], [0.0, 0.01]] + [5e4, 1.0]
+    numeric = {f"column_{i}": "numeric+standardised" for i in (1, 2)}
+    settings = {"optimizer.learning_rate": 1e-12}
+    made = tiny(columns=numeric, settings=settings, covariance="full", num_components=2).fit(x)
+    mixture = made.model_.experiment.components
+    factors = np.asarray(mixture.factor, np.float64)
+    scale, shift = _standardisation(made)
+    y = (x - shift) / scale
+    parts = [
+        scipy.stats.multivariate_normal(mean, factor @ factor.T).logpdf(y) + log_weight
+        for mean, factor, log_weight in zip(
+            np.asarray(mixture.means), factors, np.asarray(mixture.log_weights), strict=True
+        )
+    ]
+    expected = logsumexp(parts, axis=0) - np.log(scale).sum()
+    np.testing.assert_allclose(made.score_samples(x), expected, atol=2e-3)
+    assert made.score(x) == pytest.approx(expected.mean(), abs=1e-3)
+
+
+def _standardisation(made: NDSM) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and shift of each column, from where two states leave."""
+    frame = made.model_.experiment.frame.outer
+    at_zero, at_one = frame.leave(np.array([[0.0, 0.0], [1.0, 1.0]]))
+    return at_one - at_zero, at_zero
+
+
+def test_samples_come_as_the_rows_did(fitted):
+    rows = fitted.sample(40)
+    assert rows.shape == (40, 5)
+    assert rows.dtype == object
+    assert set(rows[:, 4]) == {"setosa", "versicolor", "virginica"}
+    assert np.isfinite(rows[:, :4].astype(float)).all()
+    np.testing.assert_array_equal(rows, fitted.sample(40))
+    assert (rows[:, 0] != fitted.sample(40, random_state=7)[:, 0]).any()
+    numbers = tiny(num_components=1).fit(np.round(load_iris().data * 10).astype(np.int32))
+    assert numbers.sample(3).dtype == np.int32
+
+
+def test_one_folder_and_one_pickle_keep_everything(fitted, tmp_path):
+    fitted.save(tmp_path / "model")
+    again = NDSM.load(tmp_path / "model")
+    assert again.get_params() == fitted.get_params()
+    x = flowers()[:5]
+    for other in (again, pickle.loads(pickle.dumps(fitted))):
+        np.testing.assert_array_equal(other.sample(6), fitted.sample(6))
+        np.testing.assert_array_equal(other.score_samples(x), fitted.score_samples(x))
+        assert other.n_features_in_ == 5
+    model = ndsm_jax.load(tmp_path / "model")
+    y = np.zeros((2, model.experiment.process.dim), np.float32)
+    condition = np.zeros(2, np.int32)
+    assert model.score(y, condition=condition).shape == y.shape
+    np.testing.assert_array_equal(model.log_prob(x), fitted.score_samples(x))
+    again.save(tmp_path / "twice")
+    np.testing.assert_array_equal(NDSM.load(tmp_path / "twice").sample(6), fitted.sample(6))
+
+
+def test_it_is_an_estimator(fitted):
+    fresh = clone(fitted)
+    assert fresh.get_params() == fitted.get_params()
+    with pytest.raises(NotFittedError):
+        fresh.sample()
+    x = load_iris().data
+    pipeline = make_pipeline(StandardScaler(), tiny(num_components=2, covariance="diag"))
+    assert np.isfinite(pipeline.fit(x).score(x))
+
+
+TUTORIAL = pathlib.Path(__file__).parents[1] / "docs" / "estimator.md"
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs():
+    code = "\n".join(re.findall(r"```python\n(.*?)```", TUTORIAL.read_text(), re.DOTALL))
+    names: dict = {}
+    exec(compile(code, str(TUTORIAL), "exec"), names)
+    assert names["new"].shape == (200, 14)
+    assert np.isfinite(names["densities"]).all()
+
+
+QUICK_CHECKS = (
+    "check_no_attributes_set_in_init",
+    "check_parameters_default_constructible",
+    "check_estimators_fit_returns_self",
+    "check_estimators_unfitted",
+    "check_fit1d",
+    "check_fit2d_1sample",
+    "check_estimator_sparse_array",
+    "check_complex_data",
+    "check_valid_tag_types",
+)
+CHECKS = (
+    "check_estimators_overwrite_params",
+    "check_dont_overwrite_parameters",
+    "check_fit2d_1feature",
+    "check_dict_unchanged",
+    "check_n_features_in",
+    "check_n_features_in_after_fitting",
+    "check_fit_idempotent",
+    "check_fit_score_takes_y",
+)
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK_CHECKS, *(pytest.param(name, marks=pytest.mark.slow) for name in CHECKS)]
+)
+def test_scikit_learn_checks_it(name):
+    """Those of its checks that concern an estimator of densities."""
+    estimator = tiny(num_components=1, covariance="diag", steps=1)
+    getattr(estimator_checks, name)("NDSM", estimator)
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "message"),
+    [
+        ({}, lambda: flowers()[:6], "a minimum of 10 rows is required, and X has 6"),
+        ({"settings": {"network.widht": 3}}, flowers, "widht.*width"),
+        ({"settings": {"train.steps": 3}}, flowers, "train.steps.*sets itself"),
+        ({"settings": {"process.mass": 3.0}}, flowers, "process.mass.*no effect"),
+        ({"covariance": "round"}, flowers, "mixture.covariance.*round"),
+        ({"columns": {"x": "numeric"}}, flowers, "no column 'x'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_a_sentence(options, rows, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**options).fit(rows())
+
+
+def test_cells_that_are_given_stay_and_the_others_are_drawn(fitted):
+    rows = fitted.condition({"column_5": "setosa", 0: 5.0}).sample(30)
+    assert set(rows[:, 4]) == {"setosa"}
+    np.testing.assert_allclose(rows[:, 0].astype(float), 5.0, rtol=1e-6)
+    assert len(np.unique(rows[:, 1].astype(float))) > 5
+    # Setosa's petals are 1.46 +- 0.17 cm long, all others' 3 cm or more.
+    assert np.median(rows[:, 2].astype(float)) < 2.5
+    with pytest.raises(ValueError, match="no column 'colour'"):
+        fitted.condition({"colour": 1})
+    with pytest.raises(ValueError, match="no level 'rose'"):
+        fitted.condition({"column_5": "rose"})
+
+
+def test_gaps_are_filled_row_by_row(fitted):
+    rows = flowers()[[0, 60, 120]]
+    gaps = rows.copy()
+    gaps[0, 2], gaps[1, [0, 4]] = None, None
+    full = fitted.impute(gaps)
+    known = np.array([[cell is not None for cell in row] for row in gaps])
+    assert (full[known] == rows[known]).all()
+    assert not any(cell is None or cell != cell for cell in full.ravel())
+    assert full[1, 4] in ("setosa", "versicolor", "virginica")
+    np.testing.assert_array_equal(fitted.impute(rows), rows)
+
+
+def test_rows_with_gaps_have_no_density(fitted):
+    rows = flowers()[:3]
+    rows[1, 2] = None
+    with pytest.raises(ValueError, match="impute"):
+        fitted.score_samples(rows)
+
+
+def test_no_estimator_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"NDSM\.save"):
+        NDSM.load(tmp_path)
+
+
+def test_the_criterion_chooses_what_the_data_were_drawn_from():
+    """Three spherical clusters, two that are long and oblique: 600 draws each."""
+    rng = np.random.default_rng(0)
+    round_ones = np.concatenate([rng.normal(c, 0.1, (200, 2)) for c in ((0, 0), (1, 0), (0, 1))])
+    found = references.choose(round_ones)
+    assert (found.num_components, found.covariance) == (3, "spherical")
+    turn = np.array([[1.0, 0.97], [0.0, 0.24]])
+    oblique = np.concatenate([rng.normal(size=(300, 2)) @ turn + c for c in (0.0, [0.0, 3.0])])
+    found = references.choose(oblique)
+    assert (found.num_components, found.covariance) == (2, "full")
+    mixture, _ = references.fit(round_ones, 0)
+    assert mixture.num_components == 3
+    with pytest.raises(ValueError, match="finite samples"):
+        references.choose(np.full((5, 2), np.nan))
