@@ -567,7 +567,7 @@ def clouds_figure(
             axis.tick_params(labelsize=6)
             if name == reference:
                 axis.set_title(f"{group}, {title}", fontsize="small")
-        axes[n * columns].set_ylabel(name, fontsize="small")
+        axes[n * columns].set_ylabel(textwrap.fill(name, 18), fontsize="small")
     return figure
 
 
