@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-import logging
 import pathlib
 import tempfile
 import zipfile
@@ -24,12 +23,11 @@ from ndsm_jax.columns import Column
 from ndsm_jax.config import Config, check_effect, check_key
 from ndsm_jax.config.parts import data_frame, examples
 from ndsm_jax.datasets import MIN_SAMPLES, Dataset, tables
-from ndsm_jax.launch import facts, fitted, set_aside
+from ndsm_jax.frames import Frame
+from ndsm_jax.launch import facts, fitted, set_aside, train_as_configured
 from ndsm_jax.model import Model, load
+from ndsm_jax.references.choosing import LADDER
 from ndsm_jax.runs import json_text, replace_file
-from ndsm_jax.training import train
-
-logger = logging.getLogger(__name__)
 
 SETTINGS: Mapping[str, Any] = {
     "data.name": "table",
@@ -138,19 +136,9 @@ class NDSM(BaseEstimator):
         rest, held = set_aside(config, dataset)
         frame = data_frame(config, rest)
         if self.num_components is None or self.covariance is None:
-            config = self._choose(config, frames.states(frame, rest.train), seed)
+            config = self._choose(config, frame, rest.train)
         parts, experiment = fitted(config, rest, frame=frame)
-        c = config.train
-        state = train(
-            experiment,
-            rest.train,
-            steps=c.steps,
-            batch_size=c.batch_size,
-            seed=c.seed,
-            held_out=held,
-            ahead_mb=config.noising.ahead_mb,
-            progress=self.verbose,
-        )
+        state = train_as_configured(config, experiment, rest, held, progress=self.verbose)
         self.model_ = Model(
             config=config,
             experiment=experiment,
@@ -260,20 +248,18 @@ class NDSM(BaseEstimator):
         check_effect(config, given)
         return config
 
-    def _choose(self, config: Config, states: np.ndarray, seed: int) -> Config:
+    def _choose(self, config: Config, frame: Frame, rows: np.ndarray) -> Config:
         """The config with the mixture of the least Bayesian information criterion."""
-        kinds: tuple[str, ...] = ("spherical", "diag")
-        if states.shape[1] <= FULL_DIM:
-            kinds = (*kinds, "full")
         if self.covariance is not None:
-            return _with_mixture(config, num_components=0)
-        if self.num_components is not None:
-            chosen = references.choose(
-                states, covariances=kinds, numbers=(self.num_components,), seed=seed
-            )
-            return _with_mixture(config, covariance=chosen.covariance)
-        c = config.mixture.min_covariance
-        chosen = references.choose(states, covariances=kinds, min_covariance=c, seed=seed)
+            return _with_mixture(config, num_components=0)  # the fit chooses it
+        c, states = config.mixture, frames.states(frame, rows)
+        chosen = references.choose(
+            states,
+            covariances=("spherical", "diag", "full")[: 3 if states.shape[1] <= FULL_DIM else 2],
+            numbers=LADDER if self.num_components is None else (self.num_components,),
+            min_covariance=c.min_covariance,
+            seed=c.seed,
+        )
         return _with_mixture(
             config, num_components=chosen.num_components, covariance=chosen.covariance
         )

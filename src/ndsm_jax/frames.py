@@ -398,3 +398,10 @@ def component_mixture(frame: Frame) -> GaussianMixture | None:
     """The mixture in whose components states live, or None."""
     inner = frame.inner if isinstance(frame, Chained) else frame
     return inner.mixture if isinstance(inner, OfComponent) else None
+
+
+def outside(frame: Frame) -> Frame:
+    """The frame without its component, if states live in one."""
+    if component_mixture(frame) is None:
+        return frame
+    return frame.outer if isinstance(frame, Chained) else Identity()

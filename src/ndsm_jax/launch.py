@@ -177,6 +177,24 @@ def launch(
             (folder / "mixture.txt").write_text(f"{parts.report}\n")
     if int(state.step) < c.steps:
         (folder / "config.json").write_text(json.dumps(run.facts, indent=2) + "\n")
+    return train_as_configured(
+        config,
+        experiment,
+        dataset,
+        held,
+        state=state,
+        run=run,
+        keep=_arrays(parts),
+        picture=lambda state: _picture(config, experiment, state, whole),
+        progress=progress,
+    )
+
+
+def train_as_configured(
+    config: Config, experiment: Experiment, dataset: Dataset, held: HeldOut | None, **more: Any
+) -> TrainState:
+    """`training.train` on what `set_aside` left, as the section train says, with `more` options."""
+    c = config.train
     return train(
         experiment,
         dataset.train,
@@ -184,12 +202,8 @@ def launch(
         batch_size=c.batch_size,
         seed=c.seed,
         held_out=held,
-        state=state,
-        run=run,
-        keep=_arrays(parts),
-        picture=lambda state: _picture(config, experiment, state, whole),
         ahead_mb=config.noising.ahead_mb,
-        progress=progress,
+        **more,
     )
 
 
@@ -452,18 +466,22 @@ def draw_as_configured(
     state: TrainState,
     num: int | None = None,
     *,
+    seed: int | None = None,
     components: np.ndarray | None = None,
     measurement: Measurement | None = None,
     guidance: Callable[..., Sampler] = Reconstruction,
     progress: bool = True,
 ) -> np.ndarray:
-    """`training.draw` of `num` samples, sample.num by default, as the section sample says."""
+    """`training.draw` of `num` samples, sample.num by default, as the section sample says.
+
+    seed: in place of sample.seed.
+    """
     c = config.sample
     return draw(
         experiment,
         state,
         num or c.num,
-        seed=c.seed,
+        seed=c.seed if seed is None else seed,
         components=components,
         measurement=measurement,
         guidance=guidance,

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from ndsm_jax import launch, measurements, training
 from ndsm_jax.columns import Column
@@ -81,7 +82,8 @@ class Model:
         if guidance not in GUIDANCES:
             raise ValueError(f"guidance={guidance!r}: choose one of {', '.join(GUIDANCES)}")
         known = None if given is None else measurements.given(self.matrix(given))
-        return training.draw(
+        return launch.draw_as_configured(
+            self.config,
             self.experiment,
             self.state,
             num,
@@ -89,8 +91,6 @@ class Model:
             components=components,
             measurement=known,
             guidance=GUIDANCES[guidance],
-            ema=self.config.sample.ema,
-            chunk=self.config.sample.chunk,
             progress=progress,
         )
 
@@ -102,8 +102,8 @@ class Model:
         y = jnp.asarray(y, jnp.float32)
         t = self.experiment.sample_grid[1] if t is None else t
         times = jnp.broadcast_to(jnp.asarray(t, jnp.float32), y.shape[:-1])
-        score = self.experiment.model.bind(self._params(), condition)
-        return np.asarray(jax.jit(score)(y, times))
+        params = self.state.chosen if self.config.sample.ema else self.state.params
+        return np.asarray(_score(self.experiment.model.bind(params, condition), y, times))
 
     def log_prob(self, x: Any, *, seed: int = 0, progress: bool = False) -> np.ndarray:
         """log p of data, nats [n] float64: see `training.log_prob`."""
@@ -122,8 +122,10 @@ class Model:
         """Writes the model as a run of one checkpoint, see `launch.save`."""
         launch.save(folder, dict(self.facts), self.parts, self.state, examples=self.examples)
 
-    def _params(self) -> Any:
-        return self.state.chosen if self.config.sample.ema else self.state.params
+
+@jax.jit
+def _score(score: Partial, y: jax.Array, t: jax.Array) -> jax.Array:
+    return score(y, t)
 
 
 def load(

@@ -45,7 +45,9 @@ def test_the_loss_of_the_exact_score():
     """
     made = ou()
     held = HeldOut(data=normal(512, 1))
-    look = make_look(made, np.float32(normal(64, 0)), held, batch_size=64, seed=0)
+    data = np.float32(normal(64, 0))
+    unseen = np.float32(held.data)
+    look = make_look(made, held, unseen=unseen, fitted=data, batch_size=64, seed=0)
     state, found, stop = look(init_state(made, seed=0, select=True))
     times = made.noising(jax.random.key(7), jnp.zeros((20_000, 2))).t
     expected = float(jnp.mean(jnp.exp(-2 * times)))
@@ -64,7 +66,8 @@ def test_few_data_choose_the_reference():
     made = ou(learning_rate=3e-2)
     data, held = normal(12, 0), HeldOut(data=normal(400, 1), every=20)
     state = train(made, data, steps=200, batch_size=12, held_out=held, progress=False)
-    look = make_look(made, np.float32(data), held, batch_size=12, seed=0)
+    unseen, fitted = np.float32(held.data), np.float32(data)
+    look = make_look(made, held, unseen=unseen, fitted=fitted, batch_size=12, seed=0)
     end = look(state)[1]
     assert int(state.best.step) < 60
     assert float(state.best.loss) < end["held_out_loss"]

@@ -54,7 +54,7 @@ def likelihood(run: Restored, dataset: Dataset) -> dict[str, Any] | None:
     except ValueError as error:
         return {"why_not": str(error)}
     logger.info("log p of %d held-out items ...", len(x))
-    spread = training.outside(experiment.frame).random
+    spread = frames.outside(experiment.frame).random
     step = None if spread else evaluation.level_step(dataset.train, dataset.value_range)
     densities = _densities(run, train, step)
     found = {name: _best(density, x, step, c.seed) for name, density in densities.items()}
@@ -96,7 +96,7 @@ def _densities(run: Restored, train: np.ndarray, step: float | None) -> dict[str
     densities["prior"] = lambda x: training.prior_log_prob(experiment, x, seed=seed)
     if step is not None:
         train, _ = evaluation.within_level(train, step, math.inf, seed=seed)
-    states = frames.states(training.outside(experiment.frame), train, seed=seed)
+    states = frames.states(frames.outside(experiment.frame), train, seed=seed)
     densities["mixture by BIC"] = of_states(evaluation.mixture_by_bic(states, seed=seed))
     densities["kernel density"] = of_states(evaluation.kernel_density(states, seed=seed))
     return densities

@@ -6,7 +6,6 @@ from ndsm_jax.training.likelihood import (
     check_density,
     log_prob,
     log_prob_of_states,
-    outside,
     prior_log_prob,
 )
 from ndsm_jax.training.state import STREAM_PICTURE, Best, TrainState, init_state
@@ -41,7 +40,6 @@ __all__ = [
     "make_noise",
     "minibatches_ahead",
     "noised",
-    "outside",
     "prior_log_prob",
     "steps_on_host",
     "train",

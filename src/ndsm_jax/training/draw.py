@@ -76,8 +76,8 @@ def draw(
     if in_frame and components is None:
         log_weights = None
         if measurement is not None and mixture is not None:
-            outer = frame.outer if isinstance(frame, frames.Chained) else frames.Identity()
-            log_weights = conditional(mixture, outer.measured(measurement, None)).log_weights
+            outer = frames.outside(frame).measured(measurement, None)
+            log_weights = conditional(mixture, outer).log_weights
         components = draw_components(
             experiment, num, seed=seed, log_weights=log_weights, stream=stream
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +15,6 @@ from ndsm_jax.experiment import Experiment
 from ndsm_jax.noising import NoisedBatch
 from ndsm_jax.training.state import STREAM_HELD_OUT, Best, TrainState
 from ndsm_jax.training.step import make_noise, minibatches_ahead
-
-logger = logging.getLogger(__name__)
 
 MINIBATCHES, MEMORY_MB = 8, 64.0
 """Noised minibatches of held-out data that a look takes, and at most so much memory for them."""
@@ -62,7 +59,13 @@ Look = Callable[[TrainState], tuple[TrainState, dict[str, float], bool]]
 
 
 def make_look(
-    experiment: Experiment, prepared: np.ndarray, held: HeldOut, *, batch_size: int, seed: int
+    experiment: Experiment,
+    held: HeldOut,
+    *,
+    unseen: np.ndarray,
+    fitted: np.ndarray,
+    batch_size: int,
+    seed: int,
 ) -> Look:
     """Measures the average of a state's parameters on held-out data, and keeps the best.
 
@@ -71,15 +74,14 @@ def make_look(
 
     Args:
       experiment: its parts.
-      prepared: training data as `Frame.prepare` gives them, [N, m].
-      held: the held-out data.
+      held: what is done with the held-out data.
+      unseen, fitted: these and the training data as `Frame.prepare` gives them, [M, m] and [N, m].
       batch_size, seed: of the training.
 
     Returns: a `Look`. It measures held_out_loss; fitted_loss, the same on training items;
       held_out_loss_1, ... by parts of the training times, from the earliest; and kept_step, that of
       the best average.
     """
-    unseen = experiment.frame.prepare(held.data)
     num = min(MINIBATCHES, minibatches_ahead(experiment, unseen, batch_size, MEMORY_MB))
     noise = make_noise(seed, stream=STREAM_HELD_OUT)
 
@@ -89,7 +91,7 @@ def make_look(
     def noised(x: np.ndarray) -> NoisedBatch:
         return noise(experiment, jnp.asarray(x), rows(x), 0)
 
-    batches = [noised(x) for x in (unseen, prepared)]
+    batches = [noised(x) for x in (unseen, fitted)]
     times = np.asarray(batches[0].t)
     edges = np.quantile(times, np.arange(1, TIME_BINS) / TIME_BINS)
     part = 1 + np.searchsorted(edges, times)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from ndsm_jax import frames, likelihood
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.frames import Frame
 from ndsm_jax.likelihood import Flow, LogProb, Method
+from ndsm_jax.references import Reference
 from ndsm_jax.training.state import STREAM_LIKELIHOOD, TrainState
 
 SMALLEST_SHARE = 1e-4
@@ -102,14 +104,14 @@ def log_prob_of_states(
     Args:
       experiment: of its parts, the frame.
       x: items [n, D], finite.
-      log_density: of states [n, d], outside of components; see `outside`.
+      log_density: of states [n, d], outside of components; see `frames.outside`.
       seed, draws: as for `log_prob`.
 
     Raises:
       ValueError: as `check_density`.
     """
     check_density(experiment, x)
-    outer = outside(experiment.frame)
+    outer = frames.outside(experiment.frame)
     found = []
     for y in _visits(experiment.frame, x, draws, seed):
         value = np.asarray(log_density(y), np.float64) + outer.log_det(x, None)
@@ -125,12 +127,12 @@ def prior_log_prob(experiment: Experiment, x: Any, *, seed: int = 0, draws: int 
     """
     mixture = frames.component_mixture(experiment.frame)
     law = experiment.process.reference if mixture is None else mixture
+    return log_prob_of_states(experiment, x, partial(_log_density, law), seed=seed, draws=draws)
 
-    @jax.jit
-    def log_density(y: jax.Array) -> jax.Array:
-        return jax.lax.map(law.log_prob, y, batch_size=256)
 
-    return log_prob_of_states(experiment, x, log_density, seed=seed, draws=draws)
+@jax.jit
+def _log_density(law: Reference, y: jax.Array) -> jax.Array:
+    return jax.lax.map(law.log_prob, y, batch_size=256)
 
 
 def check_density(experiment: Experiment, x: Any, *, method: Method | None = None) -> None:
@@ -156,18 +158,11 @@ def check_density(experiment: Experiment, x: Any, *, method: Method | None = Non
         )
 
 
-def outside(frame: Frame) -> Frame:
-    """The frame without its component, if states live in one."""
-    if frames.component_mixture(frame) is None:
-        return frame
-    return frame.outer if isinstance(frame, frames.Chained) else frames.Identity()
-
-
 def _visits(frame: Frame, x: np.ndarray, draws: int, seed: int) -> list[np.ndarray]:
     """States [n, d] of the items, outside of components; as many as there are to be averaged."""
     if draws < 1:
         raise ValueError(f"log_prob: draws={draws} must be at least 1")
-    outer = outside(frame)
+    outer = frames.outside(frame)
     return [frames.states(outer, x, seed=seed + i) for i in range(draws if outer.random else 1)]
 
 

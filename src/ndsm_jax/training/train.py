@@ -82,6 +82,7 @@ def train(
     x = _checked(experiment, data)
     if batch_size < 1:
         raise ValueError(f"train.batch_size={batch_size}: at least 1 is needed")
+    unseen = None
     if held_out is not None:
         unseen = _check_rows("held-out data", experiment, held_out.data)
         if unseen.shape[1] != x.shape[1]:
@@ -129,8 +130,10 @@ def train(
         return state, {name: np.asarray(a)[:num] for name, a in metrics.items()}
 
     look = None
-    if held_out is not None:
-        look = make_look(experiment, x, held_out, batch_size=batch_size, seed=seed)
+    if held_out is not None and unseen is not None:
+        look = make_look(
+            experiment, held_out, unseen=unseen, fitted=x, batch_size=batch_size, seed=seed
+        )
     state = loop.run(
         state,
         advance,
