@@ -51,9 +51,10 @@ def configured(changes: dict[str, dict[str, Any]]) -> Config:
     tree["noising"] = {"k": 1} | tree.get("noising", {})
     # Compilation is most of the quick form's time, and the coarse levels are most of that.
     widths = (32, 64) if common.QUICK.value else (32, 64, 128, 256)
-    tree["network"] = {"name": "unet", "widths": widths, "time_features": 128}
+    network = {"name": "unet", "widths": widths, "time_features": 128}
+    tree["network"] = network | tree.get("network", {})
     tree["control_variate"] = {"period": PERIOD}
-    tree["train"] = {"batch_size": BATCH}
+    tree["train"] = {"batch_size": BATCH} | tree.get("train", {})
     return Config.from_dict(tree)
 
 

@@ -162,17 +162,31 @@ def _config(study: Study, num_train: int, method: str) -> Config:
 
 
 @functools.lru_cache(maxsize=3)
-def _load(data: DataConfig) -> Dataset:
+def load(data: DataConfig) -> Dataset:
+    """The data of a section, kept for the next run of the same."""
     return load_data(dataclasses.replace(Config(), data=data))
 
 
 def _dataset(config: Config) -> Dataset:
-    return _load(config.data)
+    return load(config.data)
 
 
 def _run(study: Study, num_train: int, method: str, seed: int) -> Run:
     config = seeded(_config(study, num_train, method), seed)
     return study.run(f"{num_train or 'all'}_{method}_{seed}", config, _dataset(config))
+
+
+def fid(study: Study, run: Run, everything: Dataset, classifier: ImageClassifier) -> dict[str, Any]:
+    """`fid_report` of the samples that have not diverged, to all of MNIST."""
+    return study.part(
+        f"fid_{run.folder.name}",
+        {
+            "samples": zlib.crc32(run.samples.tobytes()),
+            "reference": everything.digest,
+            "evaluator": classifier.digest,
+        },
+        lambda: fid_report(run.samples[run.within(OUTSIDE)], everything, classifier),
+    )
 
 
 def _measure(
@@ -182,18 +196,10 @@ def _measure(
     inside = run.within(OUTSIDE)
     measured: dict[str, Any] = {"outside": float(np.mean(~inside)), **run.facts}
     if inside.sum() >= MIN_COUNT:
-        fid = study.part(
-            f"fid_{run.folder.name}",
-            {
-                "samples": zlib.crc32(run.samples.tobytes()),
-                "reference": everything.digest,
-                "evaluator": classifier.digest,
-            },
-            lambda: fid_report(run.samples[inside], everything, classifier),
-        )
+        scores = fid(study, run, everything, classifier)
         for name in ("fid", "inception_score", "class_tv", "histogram"):
-            measured |= {name: fid[name]["value"], f"{name}_floor": fid[name]["floor"]}
-        measured["count"] = fid["count"]
+            measured |= {name: scores[name]["value"], f"{name}_floor": scores[name]["floor"]}
+        measured["count"] = scores["count"]
     dataset = _dataset(_config(study, num_train, "path_dsm"))
     for name, score in study.scores(run, dataset, max_points=2000).items():
         if name in METRICS:

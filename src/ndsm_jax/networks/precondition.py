@@ -1,7 +1,7 @@
 """Preconditioning: what a network sees of a state and its time, and how its output is a score.
 
 One small class each, without parameters of its own. A new one has `inputs`, `score` and `weight`,
-and a name in `PRECONDITIONS`.
+and a name in `networks.PRECONDITIONS`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from ndsm_jax.clock import loss_weight
+from ndsm_jax.networks.tells import Tells
 from ndsm_jax.processes.process import Process
 
 Coordinate = Callable[[Array], Array]
@@ -28,6 +29,10 @@ class Precondition(Protocol):
     @property
     def starts_at_zero(self) -> bool:
         """Whether a network whose output is zero is a good start."""
+
+    @property
+    def tells(self) -> Tells | None:
+        """What the network is told beside what it sees, or None."""
 
     def inputs(self, y: Array, t: Array) -> tuple[Array, Array]:
         """What the network sees of y [n, d] and t [n]: a state [n, d], a time [n] in [-1, 1]."""
@@ -47,6 +52,11 @@ class Raw:
     process: Process
     coordinate: Coordinate
     starts_at_zero = False
+
+    @property
+    def tells(self) -> Tells | None:
+        """See `Precondition`."""
+        return None
 
     def inputs(self, y: Array, t: Array) -> tuple[Array, Array]:
         """See `Precondition`."""
@@ -120,11 +130,3 @@ def _weight(precondition: Precondition, y: Array, t: Array) -> Array:
 def weight_of(precondition: Precondition) -> Callable[[Array, Array], Array]:
     """`Precondition.weight` as a pytree, for the constructors of noising."""
     return Partial(_weight, precondition)
-
-
-PRECONDITIONS: dict[str, Callable[..., Precondition]] = {
-    "residual": Residual,
-    "edm": Edm,
-    "scaled": Scaled,
-    "raw": Raw,
-}

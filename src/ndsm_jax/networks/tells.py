@@ -1,0 +1,36 @@
+"""What a network is told beside the state that it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from jax import Array
+from jax.tree_util import Partial
+
+from ndsm_jax.references.mixtures import GaussianMixture
+
+Tells = Callable[[Array, Any], Array]
+"""(y [n, d], condition of [n, ...]) -> [n, e], what a network is told beside y."""
+
+
+def _mean(mixture: GaussianMixture, y: Array, condition: Any) -> Array:
+    return mixture.responsibilities(y) @ mixture.means
+
+
+def prior_mean(mixture: GaussianMixture) -> Tells:
+    """E[mu | y] = sum_k r_k(y) mu_k, what y says of its component's mean: [n, d].
+
+    Mixture Langevin noising leaves the mean in y at full strength, and a network that is not told
+    takes it for a part of the data for long.
+    """
+    return Partial(_mean, mixture)
+
+
+def _described(frame: Any, y: Array, condition: Any) -> Array:
+    return frame.describe(condition)
+
+
+def described(frame: Any) -> Tells:
+    """What the frame says of a condition (`Frame.describe`): of a component, its mean."""
+    return Partial(_described, frame)
