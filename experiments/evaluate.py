@@ -1,6 +1,7 @@
 """Evaluate a trained model: metrics.json, pictures and report.html in the run's folder.
 
 python experiments/evaluate.py --workdir=runs/digits
+python experiments/evaluate.py --workdir=runs/told --guidance_scale=2
 """
 
 import pathlib
@@ -13,6 +14,11 @@ from ndsm_jax.reports.report import evaluate_run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.", required=True)
 NUM = flags.DEFINE_integer("num", None, "Number of samples; default: sample.num.", lower_bound=20)
+GUIDANCE_SCALE = flags.DEFINE_float(
+    "guidance_scale", None, "sample.guidance_scale; default: the run's config.", lower_bound=0
+)
+GUIDANCE_LOW = flags.DEFINE_float("guidance_low", None, "sample.guidance_low, likewise.")
+GUIDANCE_HIGH = flags.DEFINE_float("guidance_high", None, "sample.guidance_high, likewise.")
 DATA_DIR = flags.DEFINE_string("data_dir", None, "Where the data are now; default: data.dir.")
 
 ALLOW_CHANGED_SOURCE = flags.DEFINE_bool(
@@ -21,9 +27,15 @@ ALLOW_CHANGED_SOURCE = flags.DEFINE_bool(
 
 
 def main(argv: Sequence[str]) -> None:
+    guidance = {
+        "guidance_scale": GUIDANCE_SCALE.value,
+        "guidance_low": GUIDANCE_LOW.value,
+        "guidance_high": GUIDANCE_HIGH.value,
+    }
     result = evaluate_run(
         pathlib.Path(WORKDIR.value),
         num=NUM.value,
+        sample={key: value for key, value in guidance.items() if value is not None},
         data_dir=DATA_DIR.value,
         allow_changed_source=ALLOW_CHANGED_SOURCE.value,
     )

@@ -6,26 +6,39 @@ python experiments/sample.py --workdir=runs/digits --num=100
 python experiments/sample.py --workdir=runs/digits --sampler=multistep_sde --steps=40
 python experiments/sample.py --workdir=runs/digits --component=3,7
 python experiments/sample.py --workdir=runs/digits --label=0,1,2
+python experiments/sample.py --workdir=runs/told --label=3 --guidance_scale=2
+python experiments/sample.py --workdir=runs/told --guidance_scale=2 --autoguide=runs/small
 python experiments/sample.py --workdir=runs/digits --given=partial.npy --num=20
 python experiments/sample.py --workdir=runs/digits --given=coarse.npy --pool=2 --guidance=twisted
 
-Sample i starts from (a component of) the i-th of the components or labels given, taken in turn; or
-completes the i-th item of --given, in turn. How: docs/guidance.md.
+Sample i is of the i-th of the labels given, taken in turn, or starts from the i-th component, or
+completes the i-th item of --given. A run that was trained with network.condition=label is told the
+label; another one starts in a component of the class, found by a few labels. How:
+docs/conditional.md, docs/conditioning.md, docs/guidance.md.
 """
 
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import flags
 
 from ndsm_jax import app, conditioning, measurements, plots
+from ndsm_jax.contrast import Score
 from ndsm_jax.datasets import tables
 from ndsm_jax.guidance import GUIDANCES
-from ndsm_jax.launch import Restored, columns_of, draw_as_configured, load_run_data, restore
+from ndsm_jax.launch import (
+    Restored,
+    columns_of,
+    draw_as_configured,
+    labels_of,
+    load_run_data,
+    restore,
+    weaker_score,
+)
 from ndsm_jax.measurements import Measurement
 from ndsm_jax.sampling import SAMPLERS, Sampler
 from ndsm_jax.training import draw_components
@@ -37,13 +50,30 @@ STEPS = flags.DEFINE_integer("steps", None, "Grid steps; default: the run's conf
 CHURN = flags.DEFINE_float("churn", None, "sample.churn; default: the run's config.")
 SEED = flags.DEFINE_integer("seed", None, "Seed; default: the run's config.", lower_bound=0)
 COMPONENT = flags.DEFINE_list("component", [], "Components of the prior to start from: 3 or 3,7.")
-LABEL = flags.DEFINE_list(
-    "label", [], "Classes to start for, by way of a few labels: 0,1 or words."
+LABEL = flags.DEFINE_list("label", [], "Classes of the samples, in turn: 0,1 or words.")
+GUIDANCE_SCALE = flags.DEFINE_float(
+    "guidance_scale", None, "sample.guidance_scale; default: the run's config.", lower_bound=0
+)
+GUIDANCE_LOW = flags.DEFINE_float(
+    "guidance_low", None, "sample.guidance_low; default: the run's config."
+)
+GUIDANCE_HIGH = flags.DEFINE_float(
+    "guidance_high", None, "sample.guidance_high; default: the run's config."
+)
+AUTOGUIDE = flags.DEFINE_string(
+    "autoguide", None, "Folder of a weaker run, away from whose score --guidance_scale guides."
+)
+AUTOGUIDE_STEP = flags.DEFINE_integer(
+    "autoguide_step",
+    None,
+    "Of the weaker run's checkpoint; default: the newest.",
+    lower_bound=0,
 )
 LABELS_PER_CLASS = flags.DEFINE_integer(
     "labels_per_class",
     None,
-    "Training labels used for --label, per class on average; default: the run's config.",
+    "Training labels that name components for --label, per class on average; default: the run's"
+    " config.",
     lower_bound=1,
 )
 DATA_DIR = flags.DEFINE_string("data_dir", None, "For --label, where the data are now.")
@@ -66,15 +96,44 @@ ALLOW_CHANGED_SOURCE = flags.DEFINE_bool(
 OUT = flags.DEFINE_string("out", None, "Output path without suffix; default: WORKDIR/samples.")
 
 
-def starts(run: Restored, num: int) -> tuple[np.ndarray | None, list[str]]:
-    """Components to start from [num], and names of the things asked for; None and [] if nothing."""
+class Asked(NamedTuple):
+    """What samples are asked for.
+
+    Attributes:
+      components: to start from [num], or None.
+      condition: labels that the network is told [num], or None.
+      names: of the things asked for.
+    """
+
+    components: np.ndarray | None = None
+    condition: np.ndarray | None = None
+    names: Sequence[str] = ()
+
+
+def asked(run: Restored, num: int) -> Asked:
+    """Components to start from or labels to tell the network, as the run has them."""
     component = _integers("component", COMPONENT.value)
     if component and LABEL.value:
         raise ValueError("give --component or --label, not both")
     if component:
-        return np.resize(component, num), [f"component {k}" for k in component]
+        names = [f"component {k}" for k in component]
+        return Asked(components=np.resize(component, num), names=names)
     if not LABEL.value:
-        return None, []
+        return Asked()
+    names = [f"class {word.strip()}" for word in LABEL.value]
+    if run.experiment.classes is None:
+        return Asked(components=_components_of_labels(run, num), names=names)
+    if LABELS_PER_CLASS.value is not None:
+        raise ValueError(
+            "--labels_per_class names the components of runs whose network is told no labels, and"
+            " that of this run is; leave it out"
+        )
+    labels = labels_of(run.host["data"], LABEL.value)
+    return Asked(condition=np.resize(np.array(labels, np.int32), num), names=names)
+
+
+def _components_of_labels(run: Restored, num: int) -> np.ndarray:
+    """Components [num] of the classes asked for, named by a few labels of the data."""
     evaluate, prior = run.config.evaluate, run.experiment.components
     if prior is None:
         raise ValueError("--label needs a run whose samples start in components of a mixture")
@@ -93,10 +152,28 @@ def starts(run: Restored, num: int) -> tuple[np.ndarray | None, list[str]]:
     label = _classes(LABEL.value, dataset.class_names)
     log_weights = np.stack([conditioning.class_log_weights(prior, table, c) for c in label])
     log_weights = log_weights[np.arange(num) % len(label)]
-    components = draw_components(
+    return draw_components(
         run.experiment, num, seed=run.config.sample.seed, log_weights=log_weights
     )
-    return components, [f"class {word.strip()}" for word in LABEL.value]
+
+
+def weaker(run: Restored) -> Score | None:
+    """The score of --autoguide, or None."""
+    if AUTOGUIDE.value is None:
+        if AUTOGUIDE_STEP.value is not None:
+            raise ValueError("--autoguide_step is of the run that --autoguide names; give it too")
+        return None
+    if run.config.sample.guidance_scale == 1:
+        raise ValueError(
+            "--autoguide guides away from a weaker run by --guidance_scale, which is 1, off; give"
+            " --guidance_scale=2, say"
+        )
+    other = restore(
+        AUTOGUIDE.value,
+        step=AUTOGUIDE_STEP.value,
+        allow_changed_source=ALLOW_CHANGED_SOURCE.value,
+    )
+    return weaker_score(run.config, run.experiment, other.experiment, other.state)
 
 
 def measured(run: Restored, num: int) -> tuple[Measurement | None, np.ndarray | None]:
@@ -108,7 +185,7 @@ def measured(run: Restored, num: int) -> tuple[Measurement | None, np.ndarray | 
         if POOL.value > 1 or NOISE.value:
             raise ValueError("--pool and --noise say what the items of --given are; give it too")
         return None, None
-    if COMPONENT.value or LABEL.value:
+    if COMPONENT.value or (LABEL.value and run.experiment.classes is None):
         raise ValueError("give --given, or --component or --label: each chooses the components")
     matrix = measurements.mean_pooling(run.shape, POOL.value) if POOL.value > 1 else None
     width = int(np.prod(run.shape)) if matrix is None else len(matrix)
@@ -157,19 +234,24 @@ def main(argv: Sequence[str]) -> None:
         "steps": STEPS.value,
         "churn": CHURN.value,
         "seed": SEED.value,
+        "guidance_scale": GUIDANCE_SCALE.value,
+        "guidance_low": GUIDANCE_LOW.value,
+        "guidance_high": GUIDANCE_HIGH.value,
     }
     changes = {key: value for key, value in flag_values.items() if value is not None}
     run = restore(WORKDIR.value, sample=changes, allow_changed_source=ALLOW_CHANGED_SOURCE.value)
     known, items = measured(run, NUM.value)
-    components, names = starts(run, NUM.value)
+    components, condition, names = asked(run, NUM.value)
     x = draw_as_configured(
         run.config,
         run.experiment,
         run.state,
         NUM.value,
         components=components,
+        condition=condition,
         measurement=known,
         guidance=guidance(),
+        weaker=weaker(run),
     )
     out = pathlib.Path(OUT.value or pathlib.Path(WORKDIR.value) / "samples")
     out.parent.mkdir(parents=True, exist_ok=True)

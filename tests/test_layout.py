@@ -7,6 +7,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "src" / "ndsm_jax"
 NUMERICS = (
+    "arrays.py",
     "linear_maps.py",
     "clock.py",
     "integrators.py",
@@ -25,6 +26,8 @@ NUMERICS = (
     "sampling",
     "likelihood.py",
     "measurements.py",
+    "conditions.py",
+    "contrast.py",
     "guidance.py",
     "experiment.py",
 )

@@ -132,9 +132,10 @@ class Latent(Identity):
         """See `frames.Frame`."""
         return encode(self.codec, x, seed=self.seed)
 
-    def leave(self, y: np.ndarray, condition: Any = None) -> np.ndarray:
+    def leave(self, y: Any, condition: Any = None) -> Any:
         """See `frames.Frame`."""
-        return decode(self.codec, np.asarray(y))
+        traced = isinstance(y, jax.core.Tracer)
+        return self.codec.decode(y) if traced else decode(self.codec, np.asarray(y))
 
     def log_det(self, x: np.ndarray, condition: Any = None) -> np.ndarray:
         """Not a change of variables. Raises ValueError."""

@@ -6,7 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+
+from ndsm_jax.arrays import as_array, namespace
 
 KINDS = ("numeric", "integer", "categorical")
 
@@ -102,17 +105,19 @@ class Scale(NamedTuple):
         That of an integer k is the image of (k - 1/2, k + 1/2). A value without a place gets that
         of the nearest one that has.
         """
-        values = self._placed(np.asarray(values, np.float64))
-        first = np.searchsorted(self.x, values, "left").clip(max=len(self.x) - 1)
-        last = np.searchsorted(self.x, values, "right") - 1
+        values = self._placed(values)
+        like = namespace(values)
+        x, y = like.asarray(self.x), like.asarray(self.y)
+        first = like.searchsorted(x, values, "left").clip(max=len(x) - 1)
+        last = like.searchsorted(x, values, "right") - 1
         low, high = (_line(values + half, self.x, self.y) for half in _halves(integer))
         alone = last > first
-        return np.where(alone, self.y[first], low), np.where(alone, self.y[last], high)
+        return like.where(alone, y[first], low), like.where(alone, y[last], high)
 
     def values(self, y: np.ndarray, *, integer: bool) -> np.ndarray:
         """Coordinates [n] to values [n]."""
-        found = _line(np.asarray(y, np.float64), self.y, self.x)
-        return np.rint(found) if integer else found
+        found = _line(as_array(y, np.float64), self.y, self.x)
+        return found.round() if integer else found
 
     def log_volume(self, values: np.ndarray, *, integer: bool) -> np.ndarray:
         """log dy/dx at each value [n]; where it has a stretch, the entropy of its noise there.
@@ -120,29 +125,47 @@ class Scale(NamedTuple):
         The noise is what `TableFrame` draws: uniform, or, where y is to be normal, the standard
         normal law cut to the stretch.
         """
-        from scipy.stats import truncnorm
-
         low, high = self.stretches(values, integer=integer)
-        piece = np.searchsorted(self.x, self._placed(values), "right") - 1
+        placed = self._placed(values)
+        like = namespace(placed)
+        piece = like.searchsorted(like.asarray(self.x), placed, "right") - 1
         piece = piece.clip(0, len(self.x) - 2)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            slope = np.log(np.diff(self.y)[piece]) - np.log(np.diff(self.x)[piece])
-            entropy = np.log(high - low)
         wide = high > low
-        if self.normal:
-            entropy[wide] = truncnorm.entropy(low[wide], high[wide])
-        return np.where(wide, entropy, slope)
+        with np.errstate(divide="ignore"):
+            slopes = like.asarray(np.log(np.diff(self.y)) - np.log(np.diff(self.x)))
+        high = like.where(wide, high, low + 1.0)  # of the others the entropy is not used
+        entropy = _cut_normal_entropy(low, high) if self.normal else like.log(high - low)
+        return like.where(wide, entropy, slopes[piece])
 
     def _placed(self, values: np.ndarray) -> np.ndarray:
-        """Values that have no place, moved to the nearest that have one."""
-        x, y = self.x, self.y
-        piece = (np.searchsorted(x, values, "right") - 1).clip(0, len(x) - 2)
+        """Values that have no place, moved to the nearest that have one; in float64."""
+        values = as_array(values, np.float64)
+        like = namespace(values)
+        x, y = like.asarray(self.x), like.asarray(self.y)
+        piece = (like.searchsorted(x, values, "right") - 1).clip(0, len(x) - 2)
         left, right = x[piece], x[piece + 1]
-        nearest = np.where(values - left < right - values, left, right)
-        values = np.where((y[piece] == y[piece + 1]) & (values > left), nearest, values)
-        below = x[0] if x[0] == x[1] else -np.inf
-        above = x[-1] if x[-1] == x[-2] else np.inf
+        nearest = like.where(values - left < right - values, left, right)
+        values = like.where((y[piece] == y[piece + 1]) & (values > left), nearest, values)
+        below = self.x[0] if self.x[0] == self.x[1] else -np.inf
+        above = self.x[-1] if self.x[-1] == self.x[-2] else np.inf
         return values.clip(below, above)
+
+
+def _cut_normal_entropy(low: Any, high: Any) -> Any:
+    """Of the standard normal law cut to [low, high], elementwise, in nats.
+
+    log Z + log sqrt(2 pi e) + (low phi(low) - high phi(high)) / (2 Z), Z = Phi(high) - Phi(low). On
+    the side of the smaller tail, where Z keeps its digits.
+    """
+    import scipy.special
+
+    like = namespace(low)
+    special = scipy.special if like is np else jax.scipy.special
+    low, high = like.where(low > 0, -high, low), like.where(low > 0, -low, high)
+    mass = special.ndtr(high) - special.ndtr(low)
+    ends = low * like.exp(-0.5 * low**2) - high * like.exp(-0.5 * high**2)
+    root = np.sqrt(2 * np.pi)
+    return like.log(mass) + np.log(root) + 0.5 + ends / (2 * root * mass)
 
 
 def _halves(integer: bool) -> tuple[float, float]:
@@ -151,11 +174,12 @@ def _halves(integer: bool) -> tuple[float, float]:
 
 def _line(at: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Straight pieces through (a, b), continued at both ends: [n]. A piece of no length is flat."""
-    inside = np.interp(at, a, b)
+    like = namespace(at)
+    inside = like.interp(at, a, b)
     for end, inner in ((0, 1), (-1, -2)):
         run = a[inner] - a[end]
         slope = (b[inner] - b[end]) / run if run else 0.0
-        beyond = np.minimum(at - a[0], 0.0) if end == 0 else np.maximum(at - a[-1], 0.0)
+        beyond = like.minimum(at - a[0], 0.0) if end == 0 else like.maximum(at - a[-1], 0.0)
         inside = inside + slope * beyond
     return inside
 

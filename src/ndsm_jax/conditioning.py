@@ -1,7 +1,8 @@
-"""Samples of a wished component or class, from a model that was trained without labels.
+"""Components of the prior and classes: where samples of a wished class start.
 
 Within the horizon the reverse process mostly stays near the component of the prior that it starts
-from, so the component is a free handle on the sample; a few labels name the components.
+from, so the component is a free handle on the sample; a few labels name the components. A network
+that is told the class starts in the components of that class, too: see `classes`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax.conditions import Classes
 from ndsm_jax.datasets import Dataset, stratified_order
 from ndsm_jax.references import GaussianMixture
 
@@ -118,3 +120,41 @@ def class_log_weights(prior: GaussianMixture, table: np.ndarray, label: int) -> 
         )
     joint = np.asarray(prior.log_weights, np.float64) + np.log(table[:, label])
     return joint - np.logaddexp.reduce(joint)
+
+
+def classes(
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    prior: GaussianMixture | None = None,
+    states: np.ndarray | None = None,
+) -> Classes:
+    """What samples of a model that is told the labels [N] need to know of C classes.
+
+    The shares of the classes; and, where samples start in the components of a `prior`, P(k | c) of
+    `class_log_weights`, from all labels. That is where the items of a class are at the horizon, as
+    far as they are in the component that they started from.
+
+    Args:
+      labels: integers from 0, of the training items; -1: no class.
+      num_classes: C.
+      prior: the mixture.
+      states: of the items, in its coordinates, [N, d].
+
+    Raises:
+      ValueError: no label, or labels that do not exist.
+    """
+    labels = np.asarray(labels)
+    known = labels >= 0
+    if not known.any() or labels.max() >= num_classes:
+        raise ValueError(
+            f"classes: labels of {known.sum()} items, the largest {labels.max(initial=-1)}; with"
+            f" num_classes={num_classes} they go from 0 to {num_classes - 1}"
+        )
+    shares = np.bincount(labels[known], minlength=num_classes) / known.sum()
+    log_weights = None
+    if prior is not None and states is not None:
+        table = class_table(prior, states[known], labels[known], num_classes)
+        rows = [class_log_weights(prior, table, c) for c in range(num_classes)]
+        log_weights = jnp.asarray(np.stack([*rows, np.asarray(prior.log_weights)]), jnp.float32)
+    return Classes(shares=jnp.asarray(shares, jnp.float32), log_weights=log_weights)

@@ -57,7 +57,8 @@ def exact_products(terms: TermsFn, params: Any, batch: NoisedBatch, *, chunk: in
         return _inner(loss, control), _inner(control, control), _inner(loss, loss)
 
     shape = batch.t.shape
-    batch = dataclasses.replace(batch, noises=1)  # every state on its own
+    condition = jax.tree.map(lambda c: jnp.broadcast_to(c, (*shape, *c.shape[2:])), batch.condition)
+    batch = dataclasses.replace(batch, noises=1, condition=condition)  # every state on its own
     flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), batch)
     scalars = jax.lax.map(products, flat, batch_size=min(chunk, flat.t.size))
     return Products(*(a.reshape(shape) for a in scalars))

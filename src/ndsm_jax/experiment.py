@@ -12,8 +12,9 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
-from ndsm_jax import frames, noising
+from ndsm_jax import conditions, frames, noising
 from ndsm_jax.clock import time_coordinate
+from ndsm_jax.conditions import Classes
 from ndsm_jax.control_variates import Constant, ControlVariate, Estimator, Optimal
 from ndsm_jax.frames import Frame
 from ndsm_jax.integrators import stable_grid, step_ratio, time_grid
@@ -28,8 +29,17 @@ from ndsm_jax.sampling import MultistepSDE, ReverseSDE, Sampler
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("process", "frame", "noising", "model", "control", "sampler", "sample_grid"),
-    meta_fields=("objective", "estimator", "optimiser"),
+    data_fields=(
+        "process",
+        "frame",
+        "noising",
+        "model",
+        "control",
+        "sampler",
+        "sample_grid",
+        "classes",
+    ),
+    meta_fields=("objective", "estimator", "optimiser", "dropout"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -46,6 +56,8 @@ class Experiment:
       optimiser: of the model's parameters, and their average (static).
       sampler: runs the process backwards.
       sample_grid: the times on which it does, [n + 1] from 0 to T.
+      classes: what is known of the classes that the network is told, or None.
+      dropout: share of the items of which training tells the network nothing (static).
     """
 
     process: Process
@@ -58,6 +70,13 @@ class Experiment:
     optimiser: Optimiser
     sampler: Sampler
     sample_grid: np.ndarray
+    classes: Classes | None = None
+    dropout: float = 0.0
+
+    def checked(self, what: str, condition: Any, num: int) -> Any:
+        """What the network is told of `num` items, in its types: see `conditions.check`."""
+        known = len(self.classes) if self.classes else getattr(self.model.network, "classes", 0)
+        return conditions.check(what, condition, self.model.condition, num, known or None)
 
     @property
     def components(self) -> GaussianMixture | None:
@@ -93,6 +112,9 @@ def experiment(
     optimiser: Optimiser | None = None,
     sampler: Sampler | None = None,
     sample_grid: noising.Grid | None = None,
+    condition: Any = None,
+    classes: Classes | None = None,
+    dropout: float = 0.0,
 ) -> Experiment:
     """Puts an experiment together; everything but the process has a default.
 
@@ -112,11 +134,17 @@ def experiment(
         coordinates only.
       sample_grid: times [n + 1], or a number of steps; by default 40, or as many more as the
         drift's stiffness needs, up to `integrators.MAX_STEPS`.
+      condition: what the network is told of the items, see `conditions`; of these [N, ...] the
+        structure, the shapes and the types count.
+      classes: of its labels, where they are all that it is told; see `conditioning.classes`. With
+        them samples need no condition.
+      dropout: share of the items of which training tells it nothing, for classifier-free guidance.
 
     Raises:
       ValueError: parts that do not go together: an objective or a sampler that cannot serve the
         process, a way of noising or a model of another process, or an objective that needs the
-        `mu` that the way of noising does not give; angles, and a drift, a reference or a model that
+        `mu` that the way of noising does not give; a condition that is not the model's, or a
+        dropout without one; angles, and a drift, a reference or a model that
         is not periodic.
     """
     if objective not in OBJECTIVES:
@@ -150,9 +178,17 @@ def experiment(
             precondition=PRECONDITIONS["residual"](process=process, coordinate=coordinate),
             tells=None if frames.component_mixture(frame) is None else described(frame),
             features=None if period is None else harmonics(period),
+            condition=None if condition is None else conditions.example(condition),
         )
     else:
         _check_model(model, process, period)
+        if condition is not None:
+            conditions.check("experiment", conditions.example(condition), model.condition, 1)
+    if not 0 <= dropout < 1 or (dropout and model.condition is None):
+        raise ValueError(
+            f"experiment: dropout={dropout} is the share of items whose condition is left out; give"
+            " a condition, and a share from 0 to below 1"
+        )
     if control is None:
         control = Optimal(coordinate=coordinate, num_bins=20) if kind.controlled else Constant()
     if sample_grid is None and process.kernel is None:
@@ -170,6 +206,8 @@ def experiment(
         optimiser=optimiser or adam(),
         sampler=sampler,
         sample_grid=np.asarray(sample_grid, np.float32),
+        classes=classes,
+        dropout=dropout,
     )
 
 

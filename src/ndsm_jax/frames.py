@@ -4,6 +4,9 @@ A frame has two ways in, `prepare` once for all data, on the host in float64, an
 visit of a data point, compiled and possibly random; and one way out, `leave`. What the data point
 and the state must share beyond the state itself, the component it noises in, say, is the
 `condition`, on which the score is conditional.
+
+An exported model has its frame within: where JAX traces a row [1, D], in float64
+(`jax.enable_x64`), `prepare`, `leave` and `log_det` are compiled, too, outside of components.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax.arrays import as_array
 from ndsm_jax.measurements import Measurement
 from ndsm_jax.references.mixtures import GaussianMixture
 
@@ -69,7 +73,7 @@ class Identity:
 
     def prepare(self, x: np.ndarray) -> np.ndarray:
         """See `Frame`."""
-        return np.asarray(x, np.float32)
+        return as_array(x, np.float32)
 
     def enter(self, key: Array, x: Array) -> tuple[Array, Any]:
         """See `Frame`."""
@@ -77,7 +81,7 @@ class Identity:
 
     def leave(self, y: np.ndarray, condition: Any = None) -> np.ndarray:
         """See `Frame`."""
-        return np.asarray(y)
+        return as_array(y)
 
     def describe(self, condition: Any) -> Array | None:
         """See `Frame`."""
@@ -113,11 +117,11 @@ class Standardised(Identity):
     def prepare(self, x: np.ndarray) -> np.ndarray:
         """See `Frame`."""
         scale = np.where(self.scale > 0, self.scale, 1.0)
-        return ((np.asarray(x, np.float64) - self.shift) / scale).astype(np.float32)
+        return ((as_array(x, np.float64) - self.shift) / scale).astype(np.float32)
 
     def leave(self, y: np.ndarray, condition: Any = None) -> np.ndarray:
         """See `Frame`."""
-        return np.asarray(y, np.float64) * self.scale + self.shift
+        return as_array(y, np.float64) * self.scale + self.shift
 
     def log_det(self, x: np.ndarray, condition: Any = None) -> np.ndarray:
         """See `Frame`."""
@@ -192,7 +196,7 @@ class Angles(Identity):
 
     def _wrapped(self, x: np.ndarray, start: np.ndarray | float) -> np.ndarray:
         low = start * self.period
-        return (np.asarray(x, np.float64) - low) % self.period + low
+        return (as_array(x, np.float64) - low) % self.period + low
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=("levels",))
@@ -219,7 +223,7 @@ class Pixels(Identity):
     def leave(self, y: np.ndarray, condition: Any = None) -> np.ndarray:
         """See `Frame`."""
         half = (self.levels - 1) / 2
-        return np.clip(np.round((np.asarray(y) + 1) * half), 0, self.levels - 1) / half - 1
+        return ((as_array(y) + 1) * half).round().clip(0, self.levels - 1) / half - 1
 
     def log_det(self, x: np.ndarray, condition: Any = None) -> np.ndarray:
         """See `Frame`: the entropy of the noise.
@@ -305,7 +309,7 @@ class Augmented(Identity):
 
     def leave(self, y: np.ndarray, condition: Any = None) -> np.ndarray:
         """See `Frame`."""
-        return np.asarray(y)[..., : np.shape(y)[-1] // 2]
+        return as_array(y)[..., : np.shape(y)[-1] // 2]
 
     def log_det(self, x: np.ndarray, condition: Any = None) -> np.ndarray:
         """Not a change of variables. Raises ValueError."""

@@ -9,7 +9,7 @@ import logging
 import os
 import pathlib
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,15 +20,23 @@ from ndsm_jax.columns import Column
 from ndsm_jax.config import Config
 from ndsm_jax.config.assemble import build, resolvable
 from ndsm_jax.config.own import sources
-from ndsm_jax.config.parts import Parts, check_structure, examples, fit, stand_in
+from ndsm_jax.config.parts import (
+    Parts,
+    check_structure,
+    examples,
+    fit,
+    stand_in,
+    told_labels,
+)
 from ndsm_jax.config.sections import value_of
+from ndsm_jax.contrast import Contrast, Score, unconditional
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.datasets.dataset import hold_out
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.frames import Frame
 from ndsm_jax.guidance import Reconstruction
 from ndsm_jax.measurements import Measurement
-from ndsm_jax.runs import Checkpoints, Run, has_checkpoints, read_host
+from ndsm_jax.runs import Checkpoints, Run, fingerprint, has_checkpoints, read_host
 from ndsm_jax.runs.checkpoints import shapes_as_saved
 from ndsm_jax.sampling import Sampler
 from ndsm_jax.training import (
@@ -38,7 +46,7 @@ from ndsm_jax.training import (
     TrainState,
     draw,
     init_state,
-    noised,
+    noised_shapes,
     train,
 )
 
@@ -201,6 +209,7 @@ def train_as_configured(
         steps=c.steps,
         batch_size=c.batch_size,
         seed=c.seed,
+        condition=told_labels(config, dataset),
         held_out=held,
         ahead_mb=config.noising.ahead_mb,
         **more,
@@ -231,7 +240,8 @@ def set_aside(config: Config, dataset: Dataset) -> tuple[Dataset, HeldOut | None
     share = min(round(c.held_out * num), MINIBATCHES * c.batch_size)
     count = max(1, min(max(share, FEWEST_HELD_OUT), num // 3))
     rest, rows = hold_out(dataset, count, c.seed)
-    return rest, HeldOut(data=rows, every=c.held_out_every, patience=c.patience)
+    told = None if told_labels(config, dataset) is None else rows.labels
+    return rest, HeldOut(data=rows.x, condition=told, every=c.held_out_every, patience=c.patience)
 
 
 def fitted(
@@ -244,12 +254,25 @@ def fitted(
         fit the data.
     """
     some = examples(config, dataset, frame)
-    abstract = stand_in(config, dataset.shape, dataset.value_range, some, dataset.columns)
+    abstract = _stand_in_of(config, dataset, some)
     build(config, dataset.shape, abstract, quiet=True)  # contradictions show here
     parts = resolvable(config, fit(config, dataset, frame=frame))
     if some is not None:
         check_structure(config, abstract.reference, parts.reference)
     return parts, build(config, dataset.shape, parts)
+
+
+def _stand_in_of(config: Config, dataset: Dataset, some: np.ndarray | None) -> Parts:
+    """`stand_in` of data. Raises ValueError where the network is told labels and there are none."""
+    labels = told_labels(config, dataset)
+    return stand_in(
+        config,
+        dataset.shape,
+        dataset.value_range,
+        some,
+        dataset.columns,
+        0 if labels is None else dataset.num_classes,
+    )
 
 
 def save(
@@ -336,6 +359,9 @@ def facts(config: Config, dataset: Dataset) -> dict[str, Any]:
     }
     if dataset.columns:
         data["columns"] = [column.to_json() for column in dataset.columns]
+    if config.network.condition == "label":
+        numbers = map(str, range(dataset.num_classes))
+        data["classes"] = list(dataset.class_names or numbers)
     return {
         "config": config.to_dict(),
         "sources": sources(config),
@@ -347,6 +373,30 @@ def facts(config: Config, dataset: Dataset) -> dict[str, Any]:
 def columns_of(data: Mapping[str, Any]) -> tuple[Column, ...]:
     """The columns of a table, of the facts of a run's data; none of other data."""
     return tuple(map(Column.from_json, data.get("columns", ())))
+
+
+def labels_of(data: Mapping[str, Any], words: Sequence[Any]) -> list[int]:
+    """Numbers of classes by their names in the facts of a run's data, as the data had them.
+
+    Raises:
+      ValueError: the network is told no labels, or the data have no such class.
+    """
+    names = classes_of(data)
+    if not names:
+        raise ValueError(
+            f"label={','.join(map(str, words))}: the network of this run is told no labels; train"
+            " one with network.condition=label, or choose components, as experiments/sample.py does"
+            " by a few labels"
+        )
+    wrong = [str(word) for word in words if str(word).strip() not in names]
+    if wrong:
+        raise ValueError(f"label={wrong[0]}: the classes are {', '.join(names)}")
+    return [names.index(str(word).strip()) for word in words]
+
+
+def classes_of(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the classes that the network is told, of the facts of a run's data; or none."""
+    return tuple(data.get("classes", ()))
 
 
 def _upgraded(host: dict[str, Any]) -> dict[str, Any]:
@@ -361,6 +411,7 @@ def restore(
     folder: str | pathlib.Path,
     *,
     sample: Mapping[str, Any] | None = None,
+    step: int | None = None,
     allow_changed_source: bool = False,
 ) -> Restored:
     """The experiment, newest good state and recorded facts of a run, without its data.
@@ -368,18 +419,20 @@ def restore(
     Args:
       folder: of the run.
       sample: keys of the config's sample section to replace.
+      step: of the checkpoint to read; the newest good one by default.
       allow_changed_source: as for `launch`.
 
     Raises:
-      FileNotFoundError: no checkpoint in the folder, or a file of the user's own is gone.
+      FileNotFoundError: no checkpoint in the folder, or none of the step, or a file of the user's
+        own is gone.
       ValueError: every checkpoint is damaged, or a file of the user's own has changed.
     """
     folder = pathlib.Path(folder)
-    host = read_host(folder / "checkpoints")
+    host = read_host(folder / "checkpoints", step)
     tree = host["config"] | {"sample": host["config"]["sample"] | dict(sample or {})}
     config, shape = Config.from_dict(tree), tuple(host["data"]["shape"])
     _check_sources(config, folder, host, allowed=allow_changed_source)
-    parts, experiment, state, host = _restore(config, folder, host["data"])
+    parts, experiment, state, host = _restore(config, folder, host["data"], step)
     return Restored(
         config=config,
         experiment=experiment,
@@ -408,15 +461,17 @@ def _check_sources(
 
 def _arrays(parts: Parts) -> dict[str, Any]:
     """What a checkpoint keeps of what was fitted."""
-    return {"frame": parts.frame, "reference": parts.reference}
+    kept = {"frame": parts.frame, "reference": parts.reference}
+    return kept if parts.classes is None else kept | {"classes": parts.classes}
 
 
 def _restore(
-    config: Config, folder: pathlib.Path, data: Mapping[str, Any]
+    config: Config, folder: pathlib.Path, data: Mapping[str, Any], step: int | None = None
 ) -> tuple[Parts, Experiment, TrainState, dict[str, Any]]:
     shape, limits = tuple(data["shape"]), data["value_range"]
     value_range = None if limits is None else (limits[0], limits[1])
-    parts = stand_in(config, shape, value_range, _kept_examples(folder), columns_of(data))
+    some, num_classes = _kept_examples(folder), len(classes_of(data))
+    parts = stand_in(config, shape, value_range, some, columns_of(data), num_classes)
     abstract = build(config, shape, parts, quiet=True)
     select = selects(config, data["num_train"])
     like = {
@@ -427,7 +482,7 @@ def _restore(
     # What was fitted may have another size: a mixture's K, the draws of an energy.
     like["kept"] = shapes_as_saved(directory, like, "kept")
     with Checkpoints(directory) as checkpoints:
-        restored = checkpoints.restore(like)
+        restored = checkpoints.restore(like, step)
     parts = Parts(**restored.state["kept"])
     return parts, build(config, shape, parts), restored.state["train"], restored.host
 
@@ -468,13 +523,16 @@ def draw_as_configured(
     *,
     seed: int | None = None,
     components: np.ndarray | None = None,
+    condition: Any = None,
     measurement: Measurement | None = None,
     guidance: Callable[..., Sampler] = Reconstruction,
+    weaker: Score | None = None,
     progress: bool = True,
 ) -> np.ndarray:
     """`training.draw` of `num` samples, sample.num by default, as the section sample says.
 
     seed: in place of sample.seed.
+    weaker: in place of the score without the label, see `weaker_score`.
     """
     c = config.sample
     return draw(
@@ -483,22 +541,64 @@ def draw_as_configured(
         num or c.num,
         seed=c.seed if seed is None else seed,
         components=components,
+        condition=condition,
         measurement=measurement,
         guidance=guidance,
+        contrast=Contrast(
+            scale=c.guidance_scale, low=c.guidance_low, high=c.guidance_high, weaker=weaker
+        ),
         ema=c.ema,
         chunk=c.chunk,
         progress=progress,
     )
 
 
+def weaker_score(
+    config: Config, experiment: Experiment, weaker: Experiment, state: TrainState
+) -> Score:
+    """The score of a weaker model of the same process, for autoguidance (2406.02507).
+
+    A weaker model that is told nothing serves one that is told labels, too.
+
+    Args:
+      config, experiment: of the model that is guided.
+      weaker: of the weaker one: of an earlier step, of a smaller network, of fewer steps.
+      state: of its training.
+
+    Raises:
+      ValueError: another process or frame, whose states are others; or a weaker model that is told
+        what the guided one is not.
+    """
+    parts = ("process", "frame")
+    differ = [n for n in parts if _prints(experiment, n) != _prints(weaker, n)]
+    if differ:
+        raise ValueError(
+            f"autoguidance: {' and '.join(differ)} of the weaker run differ from those of the one"
+            " that is guided; train both with the same sections data, mixture, process and train"
+        )
+    told, weak_told = experiment.model.condition, weaker.model.condition
+    if weak_told is not None and (
+        told is None or len(experiment.classes or ()) != len(weaker.classes or ())
+    ):
+        raise ValueError(
+            "autoguidance: the weaker run is told labels that the one that is guided is not; train"
+            " both with the same network.condition, on the same data"
+        )
+    score = weaker.model.bind(state.chosen if config.sample.ema else state.params)
+    return unconditional(score) if weak_told is None and told is not None else score
+
+
+def _prints(experiment: Experiment, name: str) -> int:
+    return fingerprint(getattr(experiment, name))
+
+
 def describe(config: Config, dataset: Dataset) -> str:
     """What a dry run prints: data, network, first batch's shapes; nothing is fitted or trained."""
     some = examples(config, dataset)
-    parts = stand_in(config, dataset.shape, dataset.value_range, some, dataset.columns)
+    parts = _stand_in_of(config, dataset, some)
     experiment = build(config, dataset.shape, parts, quiet=True)
     width = parts.frame.prepare(dataset.train[:1]).shape[1]
-    x0 = jax.ShapeDtypeStruct((config.train.batch_size, width), np.float32)
-    batch = jax.eval_shape(lambda x0: noised(experiment, jax.random.key(0), x0), x0)
+    batch = noised_shapes(experiment, width, config.train.batch_size)
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     fields = {name: value for name, value in vars(batch).items() if hasattr(value, "shape")}
@@ -507,7 +607,7 @@ def describe(config: Config, dataset: Dataset) -> str:
             f"data {dataset.name}: {len(dataset.train)} training and {len(dataset.test)} held-out"
             f" items of shape {dataset.shape} ({dataset.source})",
             f"network {config.network.name}: {size:,} parameters",
-            f"first batch, from x0 {x0.shape}:",
+            f"first batch, from x0 {(config.train.batch_size, width)}:",
             *(f"  {name}: {value.dtype}{list(value.shape)}" for name, value in fields.items()),
         ]
     )

@@ -64,6 +64,10 @@ class LogProb(NamedTuple):
     standard_error: Any
 
 
+Start = Callable[[Array, Any], Array]
+"""(y [B, d], condition) -> log density [B] of what sampling starts from, given the condition."""
+
+
 class Method(Protocol):
     """A way to a log density: a frozen dataclass of options, static in compiled code."""
 
@@ -85,12 +89,18 @@ class Method(Protocol):
         grid: Array,
         *,
         condition: Any = None,
+        start: Start | None = None,
     ) -> LogProb:
         """log p of states y [B, d], [B] each; traceable by JAX. Row i is driven by keys[i] alone.
 
         The score is that of the grid's first positive time t_1 at all earlier times: a network
         knows nothing of these.
         """
+
+
+def _log_start(process: Process, start: Start | None, y: Array, condition: Any) -> Array:
+    """Log density of states [B, d] at the horizon: [B], of the reference where `start` is None."""
+    return process.reference.log_prob(y) if start is None else start(y, condition)
 
 
 def _held(score: Callable[..., Array], condition: Any, first: Array) -> ScoreFn:
@@ -154,6 +164,7 @@ class Flow:
         grid: Array,
         *,
         condition: Any = None,
+        start: Start | None = None,
     ) -> LogProb:
         """See `Method`."""
         probes = self._probes(keys, y.shape[-1])
@@ -162,17 +173,17 @@ class Flow:
         def run(rows: tuple[Array, Array | None, Any]) -> State:
             y, probes, condition = rows
             slope = partial(_slope, process, _held(score, condition, grid[1]), probes)
-            start = (y, jnp.zeros((y.shape[0], estimates)))
+            first = (y, jnp.zeros((y.shape[0], estimates)))
             if self.tolerance is None:
-                return _fixed_steps(slope, start, jnp.sqrt(grid))
-            return _adaptive_steps(slope, start, jnp.sqrt(grid), self.tolerance)
+                return _fixed_steps(slope, first, jnp.sqrt(grid))
+            return _adaptive_steps(slope, first, jnp.sqrt(grid), self.tolerance)
 
         def row(one: Any) -> Any:
             return jax.tree.map(lambda a: a[0], run(jax.tree.map(lambda a: a[None], one)))
 
         rows = (y, probes, condition)
         y, total = run(rows) if self.tolerance is None else jax.vmap(row)(rows)
-        values = process.reference.log_prob(y)[None] + total.T
+        values = _log_start(process, start, y, condition)[None] + total.T
         return LogProb(values[0], jnp.zeros_like(values[0])) if probes is None else _mean(values)
 
     def _probes(self, keys: Array, dim: int) -> Array | None:
@@ -328,6 +339,7 @@ class Bound:
         grid: Array,
         *,
         condition: Any = None,
+        start: Start | None = None,
     ) -> LogProb:
         """See `Method`."""
         size = self.paths * self.importance
@@ -345,7 +357,8 @@ class Bound:
 
         zeros = jnp.zeros(y.shape[:-1])
         y, total, _ = scan_grid(step, (y, zeros, zeros), grid)[0]
-        log_w = (process.reference.log_prob(y) + total).reshape(self.paths, self.importance, -1)
+        log_w = _log_start(process, start, y, condition) + total
+        log_w = log_w.reshape(self.paths, self.importance, -1)
         return _mean(jax.nn.logsumexp(log_w, axis=1) - math.log(self.importance))
 
 
@@ -396,6 +409,7 @@ def log_prob(
     method: Method | None = None,
     grid: int | np.ndarray | Array | None = None,
     condition: Any = None,
+    start: Start | None = None,
     chunk: int = 100,
     on_chunk: Callable[[int], None] | None = None,
 ) -> LogProb:
@@ -413,6 +427,7 @@ def log_prob(
       grid: increasing times [n + 1] from 0, the first step ending at the smallest time at which the
         score is known; a number of steps; or None: see `Method.times`.
       condition: a pytree of arrays with leading axis n.
+      start: where sampling starts given the condition; the process's reference if None.
       chunk: states in memory at a time (times probes, or paths).
       on_chunk: called after each with the number of its states.
 
@@ -447,6 +462,7 @@ def log_prob(
             jnp.asarray(grid, jnp.float32),
             method,
             jax.tree.map(lambda a, rows=rows: jnp.asarray(a)[rows], condition),
+            start,
         )
         done.append(np.asarray(found, np.float64)[:, : len(y) - first])
         if on_chunk is not None:
@@ -464,11 +480,12 @@ def _chunk(
     grid: Array,
     method: Method,
     condition: Any,
+    start: Start | None,
 ) -> LogProb:
     keys = jax.vmap(partial(jax.random.fold_in, root))(index)
     # TF32, the default of recent GPUs, would leave three digits of a divergence.
     with jax.default_matmul_precision("highest"):
-        return method(keys, score, process, y, grid, condition=condition)
+        return method(keys, score, process, y, grid, condition=condition, start=start)
 
 
 def bits_per_dim(log_prob: Any, dim: int) -> Any:

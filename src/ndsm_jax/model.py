@@ -51,6 +51,11 @@ class Model:
         return tuple(self.facts["data"]["shape"])
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes whose labels the network is told, else empty."""
+        return launch.classes_of(self.facts["data"])
+
+    @property
     def columns(self) -> tuple[Column, ...]:
         """Of a table, else empty."""
         return launch.columns_of(self.facts["data"])
@@ -59,8 +64,11 @@ class Model:
         self,
         num: int = 1,
         *,
+        label: Any = None,
         given: Any = None,
         guidance: str = "reconstruction",
+        guidance_scale: float | None = None,
+        autoguide: Model | None = None,
         seed: int = 0,
         components: Any = None,
         progress: bool = False,
@@ -69,28 +77,42 @@ class Model:
 
         Args:
           num: how many.
+          label: of the class of each, or of several, in turn, as the data have them; by default
+            drawn by their shares in the training data, for a network that is told labels.
           given: what is known of each, or of all: data [num, D] or [1, D], NaN (of a table, None)
             where nothing is.
           guidance: how they are drawn given it, a key of `guidance.GUIDANCES`.
+          guidance_scale: in place of sample.guidance_scale.
+          autoguide: a weaker model to guide away from, see `launch.weaker_score`.
           seed: of the samples.
           components: of the mixture to start from, see `training.draw`.
           progress: whether to show a progress bar.
 
         Raises:
-          ValueError: as `training.draw`.
+          ValueError: as `training.draw`, `launch.labels_of` and `launch.weaker_score`.
         """
         if guidance not in GUIDANCES:
             raise ValueError(f"guidance={guidance!r}: choose one of {', '.join(GUIDANCES)}")
         known = None if given is None else measurements.given(self.matrix(given))
+        weaker = None
+        if autoguide is not None:
+            parts = self.config, self.experiment, autoguide.experiment, autoguide.state
+            weaker = launch.weaker_score(*parts)
+        config = self.config
+        if guidance_scale is not None:
+            scaled = dataclasses.replace(config.sample, guidance_scale=guidance_scale)
+            config = dataclasses.replace(config, sample=scaled)
         return launch.draw_as_configured(
-            self.config,
+            config,
             self.experiment,
             self.state,
             num,
             seed=seed,
             components=components,
+            condition=self._labels(label, num),
             measurement=known,
             guidance=GUIDANCES[guidance],
+            weaker=weaker,
             progress=progress,
         )
 
@@ -105,11 +127,29 @@ class Model:
         params = self.state.chosen if self.config.sample.ema else self.state.params
         return np.asarray(_score(self.experiment.model.bind(params, condition), y, times))
 
-    def log_prob(self, x: Any, *, seed: int = 0, progress: bool = False) -> np.ndarray:
-        """log p of data, nats [n] float64: see `training.log_prob`."""
+    def log_prob(
+        self, x: Any, *, label: Any = None, seed: int = 0, progress: bool = False
+    ) -> np.ndarray:
+        """log p of data, nats [n] float64: see `training.log_prob`.
+
+        label: of all, or of each, as the data have them: log p given it.
+        """
+        x = self.matrix(x)
         return training.log_prob(
-            self.experiment, self.state, self.matrix(x), seed=seed, progress=progress
+            self.experiment,
+            self.state,
+            x,
+            condition=self._labels(label, len(x)),
+            seed=seed,
+            progress=progress,
         ).value
+
+    def _labels(self, label: Any, num: int) -> np.ndarray | None:
+        """Numbers [num] of the classes of labels, in turn; None for None."""
+        if label is None:
+            return None
+        numbers = launch.labels_of(self.facts["data"], np.atleast_1d(label).tolist())
+        return np.resize(np.array(numbers, np.int32), num)
 
     def matrix(self, x: Any) -> np.ndarray:
         """Data as a matrix of numbers [n, D]: of a table its encoded cells, NaN where missing."""
@@ -132,6 +172,7 @@ def load(
     folder: str | pathlib.Path,
     *,
     sample: Mapping[str, Any] | None = None,
+    step: int | None = None,
     allow_changed_source: bool = False,
 ) -> Model:
     """The model of a run's folder.
@@ -139,13 +180,17 @@ def load(
     Args:
       folder: of a run, or of `NDSM.save`.
       sample: keys of the config's sample section to replace.
+      step: of the checkpoint to read; the newest good one by default.
       allow_changed_source: whether files of the user's own may have changed since.
 
     Raises:
-      FileNotFoundError: no checkpoint in the folder, or a file of the user's own is gone.
+      FileNotFoundError: no checkpoint in the folder, or none of the step, or a file of the user's
+        own is gone.
       ValueError: every checkpoint is damaged, or a file of the user's own has changed.
     """
-    run = launch.restore(folder, sample=sample, allow_changed_source=allow_changed_source)
+    run = launch.restore(
+        folder, sample=sample, step=step, allow_changed_source=allow_changed_source
+    )
     return Model(
         config=run.config,
         experiment=run.experiment,

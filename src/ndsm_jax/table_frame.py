@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from ndsm_jax import references
+from ndsm_jax.arrays import as_array, namespace
 from ndsm_jax.columns import Column, Scale, fit_scale
 from ndsm_jax.frames import Identity, states
 from ndsm_jax.measurements import Measurement, given
@@ -120,20 +121,19 @@ class TableFrame(Identity):
 
     def leave(self, y: np.ndarray, condition: Any = None) -> np.ndarray:
         """See `Frame`."""
-        y = np.asarray(y, np.float64)
-        x = np.empty((len(y), len(self.columns)))
+        y = as_array(y, np.float64)
+        like, levels = namespace(y), self._nearest(y)
+        x = [like.full(len(y), column.low) for column in self.columns]
         for place, (i, scale) in enumerate(zip(self._ordered, self._scales, strict=True)):
             column = self.columns[i]
-            x[:, i] = scale.values(y[:, place], integer=column.kind == "integer")
+            x[i] = scale.values(y[:, place], integer=column.kind == "integer")
             if column.decimals is not None:
-                x[:, i] = x[:, i].round(column.decimals)
-        x[:, self._categorical] = self._nearest(y)
-        for i, column in enumerate(self.columns):
-            if column.constant:
-                x[:, i] = column.low
-            # What diverged has no nearest level.
-            x[~np.isfinite(y[:, self.blocks[column.name]]).all(axis=1), i] = np.nan
-        return x
+                x[i] = x[i].round(column.decimals)
+        for place, i in enumerate(self._categorical):
+            x[i] = levels[:, place]
+        # What diverged has no nearest level.
+        finite = [like.isfinite(y[:, self.blocks[c.name]]).all(axis=1) for c in self.columns]
+        return like.where(like.stack(finite, axis=1), like.stack(x, axis=1), np.nan)
 
     def log_det(self, x: np.ndarray, condition: Any = None) -> np.ndarray:
         """See `Frame`: exactly so for columns of numbers of which each has a point of y.
@@ -149,7 +149,7 @@ class TableFrame(Identity):
         noise = 0.5 * np.log(2 * np.pi * np.e * LEVEL_NOISE**2)
         total = np.full(len(x), noise * (self.dim - len(self._ordered)))
         for i, scale in zip(self._ordered, self._scales, strict=True):
-            total += scale.log_volume(x[:, i], integer=self.columns[i].kind == "integer")
+            total = total + scale.log_volume(x[:, i], integer=self.columns[i].kind == "integer")
         return total
 
     def coordinates(self, x: np.ndarray) -> np.ndarray:
@@ -191,17 +191,19 @@ class TableFrame(Identity):
         return given(np.where(seen, y, np.nan))
 
     def _encoded(self, x: np.ndarray) -> np.ndarray:
-        x = np.asarray(x, np.float64)
-        parts = [*self._stretches(x), x[:, self._categorical], np.isnan(x)]
-        return np.nan_to_num(np.concatenate(parts, axis=1)).astype(np.float32)
+        x = as_array(x, np.float64)
+        like, levels = namespace(x), x[:, np.asarray(self._categorical, int)]
+        parts = [*self._stretches(x), levels, like.isnan(x)]
+        return like.nan_to_num(like.concatenate(parts, axis=1)).astype(np.float32)
 
     def _stretches(self, x: np.ndarray) -> np.ndarray:
         """The two ends of each number's stretch of y: [2, n, columns of numbers]."""
-        ends = np.empty((2, len(x), len(self._ordered)))
-        for place, (i, scale) in enumerate(zip(self._ordered, self._scales, strict=True)):
+        ends = [np.zeros((2, len(x), 0))]
+        for i, scale in zip(self._ordered, self._scales, strict=True):
             integer = self.columns[i].kind == "integer"
-            ends[:, :, place] = scale.stretches(x[:, i], integer=integer)
-        return ends
+            stretch = scale.stretches(x[:, i], integer=integer)
+            ends.append(namespace(x).stack(stretch)[:, :, None])
+        return namespace(x).concatenate(ends, axis=2)
 
     def _parts(self, x: Array) -> tuple[Array, Array, Array, Array]:
         """Of prepared data [B, m] lower and upper ends, levels, and which cells are missing."""
@@ -229,7 +231,7 @@ class TableFrame(Identity):
             (y[:, block] @ corners.T.astype(y.dtype)).argmax(axis=1)[:, None]
             for block, corners in zip(blocks, self._corners, strict=True)
         ]
-        like = jnp if isinstance(y, Array) else np
+        like = namespace(y)
         return like.concatenate([like.zeros((len(y), 0), np.int32), *parts], axis=1)
 
     @property
@@ -393,6 +395,8 @@ def _entered(frame: TableFrame, key: Array, x: Array) -> tuple[Array, Array]:
 
 
 def _refuse_missing(x: np.ndarray, remedy: str) -> None:
+    if isinstance(x, jax.core.Tracer):  # which is not known yet
+        return
     missing = np.isnan(x).any(axis=1)
     if missing.any():
         raise ValueError(

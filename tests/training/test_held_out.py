@@ -136,7 +136,8 @@ def test_hold_out_keeps_classes_and_order():
         value_range=None,
         source="",
     )
-    rest, held = hold_out(whole, 20, seed=3)
+    rest, (held, held_labels) = hold_out(whole, 20, seed=3)
+    np.testing.assert_array_equal(held_labels, labels[held[:, 0].astype(int)])
     assert np.bincount(labels[held[:, 0].astype(int)]).tolist() == [8, 6, 4, 2]
     assert sorted([*held[:, 0], *rest.train[:, 0]]) == x[:, 0].tolist()
     assert (np.diff(rest.train[:, 0]) > 0).all()

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ndsm_jax import frames, noising, plugins
+from ndsm_jax import conditions, frames, noising, plugins
 from ndsm_jax.clock import loss_weight, time_coordinate
+from ndsm_jax.conditions import Classes
 from ndsm_jax.config.names import PROCESSES
 from ndsm_jax.config.own import checked, taken
 from ndsm_jax.config.parts import Parts
@@ -86,12 +87,14 @@ def build(
         frame=frame,
         objective=config.objective.name,
         noise=_noising(config, process, grid, first, precondition),
-        model=_model(config, shape, process, frame, precondition),
+        model=_model(config, shape, process, frame, precondition, parts.classes),
         control=_control(config, coordinate),
         estimator=_estimator(config),
         optimiser=_optimiser(config),
         sampler=sampler,
         sample_grid=sample_grid,
+        classes=parts.classes,
+        dropout=0.0 if parts.classes is None else c.label_dropout,
     )
 
 
@@ -307,6 +310,7 @@ def _model(
     process: Process,
     frame: Frame,
     precondition: Precondition,
+    classes: Classes | None,
 ) -> ScoreModel:
     c = config.network
     in_component = frames.component_mixture(frame) is not None
@@ -329,17 +333,22 @@ def _model(
         tells = prior_mean(mixture)
     period = frames.period(frame)
     return ScoreModel(
-        network=_network(config, shape, process, precondition),
+        network=_network(config, shape, process, precondition, classes),
         dim=process.dim,
         precondition=precondition,
         tells=tells,
         features=None if period is None else harmonics(period, c.harmonics),
         group=group,
+        condition=None if classes is None else conditions.example(np.zeros(1, np.int32)),
     )
 
 
 def _network(
-    config: Config, shape: tuple[int, ...], process: Process, precondition: Precondition
+    config: Config,
+    shape: tuple[int, ...],
+    process: Process,
+    precondition: Precondition,
+    classes: Classes | None,
 ) -> Any:
     c = config.network
     own = plugins.is_plugin(c.name)
@@ -354,13 +363,21 @@ def _network(
         "time_features": c.time_features,
         "time_scale": c.time_scale,
         "dtype": jnp.dtype(c.dtype),
+        "classes": 0 if classes is None else len(classes),
     }
     if own:
         # Of what we know, a network of the user's gets what it asks for by name.
-        offered = {key: given[key] for key in ("shape", "outputs", "zero_output")}
+        offered = {key: given[key] for key in ("shape", "outputs", "zero_output", "classes")}
         made = plugins.call("network", c.name, c.options, **offered)
         wanted = "a Flax module (init and apply)"
-        return checked("network", c.name, made, NetworkLike, wanted, None)
+        made = checked("network", c.name, made, NetworkLike, wanted, None)
+        if classes is not None and not _takes_condition(made):
+            raise ValueError(
+                f"network.condition='label': the network of {c.name!r} takes no argument"
+                " `condition`; give its __call__ one, labels [n] of which -1 is none, or set"
+                " network.condition to none"
+            )
+        return made
     make = NETWORKS[c.name]
     if c.name == "unet":
         smallest = 2 ** (len(c.widths) - 1)
@@ -376,6 +393,14 @@ def _network(
             )
     taken = {field.name for field in dataclasses.fields(make)}
     return make(**{key: value for key, value in given.items() if key in taken})
+
+
+def _takes_condition(network: Any) -> bool:
+    """Whether a network's call takes a keyword `condition`, as far as its signature tells."""
+    if not callable(network):
+        return True
+    parameters = inspect.signature(network.__call__).parameters.values()
+    return any(p.name == "condition" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def _control(config: Config, coordinate: Any) -> ControlVariate:

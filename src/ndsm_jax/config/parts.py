@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ndsm_jax import frames, plugins, references
+from ndsm_jax import conditioning, frames, plugins, references
 from ndsm_jax.codec import Latent, standard_codec
 from ndsm_jax.columns import Column
+from ndsm_jax.conditions import Classes
 from ndsm_jax.config.names import FITS, NONLINEAR
 from ndsm_jax.config.own import checked, taken
 from ndsm_jax.config.sections import Config
@@ -36,11 +38,13 @@ class Parts:
       frame: from data to the coordinates in which the reference lives.
       reference: fitted there; for component_ou the mixture whose components are the frame.
       report: of the fit, to be read; None where nothing was fitted.
+      classes: of the labels that the network is told; None where it is told none.
     """
 
     frame: Frame
     reference: Reference
     report: Any = None
+    classes: Classes | None = None
 
 
 # --- frame and reference, of the data ---
@@ -103,8 +107,32 @@ def fit(config: Config, dataset: Dataset, *, frame: Frame | None = None) -> Part
             " latent space; use it, or set autoencoder.kind to none"
         )
     frame = frame or data_frame(config, dataset)
-    reference, report = fit_reference(config, frames.states(frame, dataset.train))
-    return Parts(frame=frame, reference=reference, report=report)
+    labels = told_labels(config, dataset)
+    states = frames.states(frame, dataset.train)
+    reference, report = fit_reference(config, states)
+    classes = None
+    if labels is not None:
+        prior = reference if isinstance(reference, GaussianMixture) else None
+        prior = prior if takes_mixture(config) else None
+        classes = conditioning.classes(labels, dataset.num_classes, prior=prior, states=states)
+    return Parts(frame=frame, reference=reference, report=report, classes=classes)
+
+
+def told_labels(config: Config, dataset: Dataset) -> np.ndarray | None:
+    """The labels [N] of the training items that the network is told, or None.
+
+    Raises:
+      ValueError: it is to be told labels, and the data have none.
+    """
+    if config.network.condition == "none":
+        return None
+    if dataset.train_labels is None:
+        raise ValueError(
+            f"network.condition={config.network.condition!r}: data.name={config.data.name!r} has no"
+            " labels; give data with labels (an .npz file with x and labels, a folder of folders),"
+            " or set network.condition to none"
+        )
+    return dataset.train_labels
 
 
 def fit_reference(
@@ -171,20 +199,31 @@ def stand_in(
     value_range: tuple[float, float] | None = None,
     examples: np.ndarray | None = None,
     columns: tuple[Column, ...] = (),
+    num_classes: int = 0,
 ) -> Parts:
     """Parts of the right structure without data, of items of a shape and a range, or of a table.
 
     examples: some states [n, d], for a reference of the user's own; see `examples`.
+    num_classes: of the labels that the network is told; 0: it is told none.
     """
     frame, dim = _frame_stand_in(config, shape, value_range, columns)
+    classes = _classes_stand_in(config, num_classes)
+    parts = partial(Parts, frame=frame, classes=classes)
     if takes_mixture(config):
-        return Parts(frame=frame, reference=_mixture_stand_in(config, dim))
+        return parts(reference=_mixture_stand_in(config, dim))
     if open_to_any(config):
-        return Parts(frame=frame, reference=_other_stand_in(config, dim, examples))
+        return parts(reference=_other_stand_in(config, dim, examples))
     variance = (config.process.sigma_max or 1e3 * config.process.sigma_min) ** 2
     exploding = config.process.name == "variance_exploding"
-    reference = references.standard_normal(dim, variance if exploding else 1.0)
-    return Parts(frame=frame, reference=reference)
+    return parts(reference=references.standard_normal(dim, variance if exploding else 1.0))
+
+
+def _classes_stand_in(config: Config, num_classes: int) -> Classes | None:
+    if config.network.condition == "none":
+        return None
+    rows = (num_classes + 1, config.mixture.num_components or 2)
+    log_weights = jnp.zeros(rows) if takes_mixture(config) else None
+    return Classes(shares=jnp.ones(num_classes) / num_classes, log_weights=log_weights)
 
 
 def _frame_stand_in(

@@ -451,6 +451,19 @@ class NetworkConfig(Section):
         "the network sees the mean of the mixture's components given y, beside y",
         when=WITHOUT_KERNEL,
     )
+    condition: str = option(
+        "none",
+        "what the network is told of each item: nothing, or its label",
+        choices=("none", "label"),
+    )
+    label_dropout: float = option(
+        0.1,
+        "share of the items whose label training keeps from the network, for guidance without a"
+        " classifier",
+        low=0,
+        high=0.9,
+        when={"network.condition": ("label",)},
+    )
     width: int = option(256, "hidden width of mlp", low=1, when=_network("width"))
     depth: int = option(5, "hidden layers of mlp", low=1, when=_network("depth"))
     skip: bool = option(True, "residual, normalised hidden layers in mlp", when=_network("skip"))
@@ -568,6 +581,26 @@ class SampleConfig(Section):
     )
     langevin_steps: int = option(
         5, "of annealed_langevin, at each noise level", low=1, when=_sampler("langevin_steps")
+    )
+    guidance_scale: float = option(
+        1.0,
+        "w of s_u + w (s_c - s_u), scores without and with the label; 1: off",
+        low=0,
+        when={"network.condition": ("label",)},
+    )
+    guidance_low: float = option(
+        0.0,
+        "least v(t) / v(T) at which samples are guided",
+        low=0,
+        high=1,
+        when={"network.condition": ("label",)},
+    )
+    guidance_high: float = option(
+        1.0,
+        "largest v(t) / v(T) at which samples are guided",
+        above=0,
+        high=1,
+        when={"network.condition": ("label",)},
     )
     chunk: int = option(500, "samples in memory at a time", low=1)
     ema: bool = option(True, "use the average of the parameters")

@@ -224,8 +224,8 @@ def split(samples: Samples, test_fraction: float, seed: int) -> tuple[Samples, S
     return samples.take(order[num_test:]), samples.take(order[:num_test])
 
 
-def hold_out(dataset: Dataset, count: int, seed: int) -> tuple[Dataset, np.ndarray]:
-    """The data set without `count` of its training items, and these: [count, d].
+def hold_out(dataset: Dataset, count: int, seed: int) -> tuple[Dataset, Samples]:
+    """The data set without `count` of its training items, and these: [count, d] with their labels.
 
     At random, stratified when labelled; in the order they had.
     """
@@ -237,7 +237,7 @@ def hold_out(dataset: Dataset, count: int, seed: int) -> tuple[Dataset, np.ndarr
         train=dataset.train[kept],
         train_labels=None if labels is None else labels[kept],
     )
-    return rest, dataset.train[held]
+    return rest, Samples(dataset.train, labels).take(held)
 
 
 def subset(samples: Samples, count: int, rng: np.random.Generator, *, option: str) -> Samples:

@@ -1,6 +1,6 @@
 """How close samples are to data: distances, neighbours, classifier features, and all of them."""
 
-from ndsm_jax.evaluation.agreement import AGREEMENTS, Starts, agreement
+from ndsm_jax.evaluation.agreement import AGREEMENTS, Starts, agreement, label_agreement
 from ndsm_jax.evaluation.classifier import ImageClassifier, train_classifier
 from ndsm_jax.evaluation.distances import (
     Accuracy,
@@ -57,6 +57,7 @@ __all__ = [
     "inception_score",
     "is_memorised",
     "kernel_density",
+    "label_agreement",
     "level_step",
     "median_distance",
     "mixture_by_bic",

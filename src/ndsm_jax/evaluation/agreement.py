@@ -118,6 +118,31 @@ def agreement(
     }
 
 
+def label_agreement(
+    samples: Array, labels: Array, dataset: Dataset, *, class_of: Callable[[Array], Array]
+) -> dict[str, Any]:
+    """How often samples [n, d] are of the classes [n] that the network was told.
+
+    Args:
+      samples: n >= 2, finite, in the units of the data.
+      labels: what was asked for.
+      dataset: the data.
+      class_of: the class of points in these units, [n, d] -> [n].
+
+    Returns:
+      {"value", "se", "chance", "data", "classes"}, as those of `agreement`: data are held-out items
+      with their own labels, by which the rule of the classes is judged; classes are the shares of
+      each class that are of it, None where it was never asked for.
+    """
+    found = class_of(samples)
+    classes = [found[labels == c] == c for c in range(dataset.num_classes)]
+    return {
+        **_share(np.eye(dataset.num_classes)[labels], found),
+        "data": float(np.mean(class_of(dataset.test) == dataset.test_labels)),
+        "classes": [float(of.mean()) if len(of) else None for of in classes],
+    }
+
+
 def _share(target: Array, found: Array) -> dict[str, float]:
     """Mean of target[i, found[i]], target [n, C] with rows of sum 1, found [n]."""
     hits = np.take_along_axis(target, found[:, None], axis=1)[:, 0]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ndsm_jax.evaluation.agreement import Starts, agreement
+from ndsm_jax.evaluation.agreement import Starts, agreement, label_agreement
 from ndsm_jax.evaluation.classifier import ImageClassifier
 from ndsm_jax.evaluation.distances import (
     energy_distance,
@@ -76,6 +76,7 @@ def evaluate(
     classifier: ImageClassifier | None = None,
     coordinates: Coordinates | None = None,
     starts: Starts | None = None,
+    labels: Array | None = None,
     seed: int = 0,
     max_points: int = 5000,
 ) -> dict[str, Any]:
@@ -112,6 +113,8 @@ def evaluate(
         coordinates: in which distances mean something, [n, d] -> [n, e]; None: those of the data.
         starts: where the samples started in the prior; adds how often they are of their component
             and, with labels, of their class (as the modes are assigned).
+        labels: of the classes that were asked for, [n]; adds how often samples are of them, as the
+            modes are assigned.
         seed: of subsets, directions and folds.
         max_points: most points per set that are compared (distances cost their square).
 
@@ -119,7 +122,8 @@ def evaluate(
         {"metrics": {name: {"value", "floor", "prior", "better": "lower" | "higher" | "target",
         "what"}}, "modes": {"labels", "data", "samples", "prior"}, "counts": {...}}, and, with
         `starts`, "conditioning": what `agreement` returns, None when fewer than 10 samples are
-        left. All made of JSON types; "target" means as near to the floor as possible.
+        left; with `labels`, "labels": what `label_agreement` does, or None as well. All made of
+        JSON types; "target" means as near to the floor as possible.
 
     Raises ValueError when a set has the wrong shape or fewer than 10 points.
     """
@@ -142,9 +146,9 @@ def evaluate(
     points = {key: rng.permutation(valid[key])[:size] for key in usable}
     held_out = rng.permutation(dataset.test)[:max_points]
     compared_with = into(held_out)
-    labels, data_fractions, mode_of = _modes(dataset, into, classifier, seed)
+    modes, data_fractions, mode_of = _modes(dataset, into, classifier, seed)
     # Of all points, not `size` of them, so the floor needs the number of samples.
-    fractions = {key: _fractions(mode_of, valid[key], len(labels)) for key in ("value", "prior")}
+    fractions = {key: _fractions(mode_of, valid[key], len(modes)) for key in ("value", "prior")}
 
     columns: dict[str, dict[str, float]] = {
         key: {"finite_fraction": float(np.mean(mask))} for key, mask in inside.items()
@@ -177,7 +181,7 @@ def evaluate(
             if name in columns["floor"]
         },
         "modes": {
-            "labels": labels,
+            "labels": modes,
             "data": data_fractions.tolist(),
             "samples": fractions["value"].tolist(),
             "prior": fractions["prior"].tolist(),
@@ -200,6 +204,11 @@ def evaluate(
             result["conditioning"] = agreement(
                 valid["value"], kept, dataset, class_of=class_of, seed=seed
             )
+    if labels is not None and dataset.test_labels is not None:
+        result["labels"] = None
+        if "value" in usable:
+            told = labels[inside["value"]]
+            result["labels"] = label_agreement(valid["value"], told, dataset, class_of=mode_of)
     return result
 
 

@@ -64,6 +64,11 @@ def check_data(config: Config, dataset: Dataset) -> None:
             f"joint.steps={config.joint.steps} needs autoencoder.kind='vae', whose posterior has an"
             " entropy; or set joint.steps to 0"
         )
+    if config.joint.steps and config.network.condition != "none":
+        raise ValueError(
+            f"joint.steps={config.joint.steps}: joint training tells the network no labels; set"
+            " joint.steps to 0, or network.condition to none"
+        )
     if config.joint.steps and config.joint.batch_size > len(dataset.train):
         raise ValueError(
             f"joint.batch_size={config.joint.batch_size} exceeds the {len(dataset.train)} training"

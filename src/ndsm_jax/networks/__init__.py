@@ -1,20 +1,23 @@
 """Score networks, the eps network, preconditioning, autoencoders. All that imports Flax.
 
 A score network is a Flax module (y [n, d], c [n]) -> [n, d] with c in [-1, 1] the time coordinate;
-a third argument [n, d], where the process gives one, is what the score is conditional on. Of angles
-it gets `harmonics` in the place of y, so that any network is periodic.
+a third argument [n, d] is what the frame or the prior tells it beside y, and the keyword
+`condition`, a pytree of [n, ...], is what the user does, see `conditions`. Of angles it gets
+`harmonics` in the place of y, so that any network is periodic.
 Its `dtype` is that of the hidden layers' arithmetic. Parameters, the output, the features of the
 time, and statistics of normalisation are float32 always. So are the first and the last layer: the
 smallest noise of training is below the spacing of bfloat16 numbers near 1, and they cost little.
 """
 
+from collections.abc import Callable
+
 from ndsm_jax.networks.autoencoder import Autoencoder
 from ndsm_jax.networks.embedding import harmonics
 from ndsm_jax.networks.eps import EpsNet
+from ndsm_jax.networks.local import Local, local
 from ndsm_jax.networks.mlp import ScoreMLP
-from ndsm_jax.networks.model import ScoreModel, described, prior_mean
+from ndsm_jax.networks.model import ScoreModel
 from ndsm_jax.networks.precondition import (
-    PRECONDITIONS,
     Edm,
     Precondition,
     Raw,
@@ -23,9 +26,17 @@ from ndsm_jax.networks.precondition import (
     weight_of,
 )
 from ndsm_jax.networks.symmetry import SYMMETRIES, image_group
+from ndsm_jax.networks.tells import described, prior_mean
 from ndsm_jax.networks.unet import UNet
 
 NETWORKS = {"mlp": ScoreMLP, "unet": UNet}
+PRECONDITIONS: dict[str, Callable[..., Precondition]] = {
+    "local": local,
+    "residual": Residual,
+    "edm": Edm,
+    "scaled": Scaled,
+    "raw": Raw,
+}
 DTYPES = ("float32", "bfloat16")
 
 __all__ = [
@@ -36,6 +47,7 @@ __all__ = [
     "Autoencoder",
     "Edm",
     "EpsNet",
+    "Local",
     "Precondition",
     "Raw",
     "Residual",

@@ -1,8 +1,9 @@
-"""Features of the time coordinate, and of angles."""
+"""Features of the time coordinate, of conditions, and of angles."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,6 +27,43 @@ class GaussianFourierFeatures(nn.Module):
         frequencies = self.scale * jax.random.normal(jax.random.key(self.seed), (1, self.size // 2))
         phase = 2 * jnp.pi * c[:, None] * frequencies
         return jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
+
+
+class ConditionEmbedding(nn.Module):
+    """A condition, see `conditions`, as features [n, size], the sum of those of its leaves.
+
+    They are added to those of the time, as 2105.05233 has it. Integers [n] have an embedding a
+    class, and one of no class; floats [n, c] go through a linear map, and have a vector of their
+    own where one of them says nothing.
+
+    Attributes:
+      size: of the features.
+      classes: how many; only integers need it.
+    """
+
+    size: int
+    classes: int = 0
+
+    @nn.compact
+    def __call__(self, condition: Any) -> Array:
+        parts = [self._of(leaf) for leaf in jax.tree.leaves(condition)]
+        return jnp.sum(jnp.stack(parts), axis=0)
+
+    def _of(self, leaf: Array) -> Array:
+        unit = nn.initializers.normal(1.0)
+        if jnp.issubdtype(leaf.dtype, jnp.integer):
+            if not self.classes or leaf.ndim != 1:
+                raise ValueError(
+                    f"condition: integers of shape {list(leaf.shape)} for a network of"
+                    f" {self.classes} classes; give ScoreMLP or UNet classes=..., and each kind of"
+                    " label a leaf [N] of its own"
+                )
+            row = jnp.where(leaf < 0, self.classes, leaf)
+            return nn.Embed(self.classes + 1, self.size, embedding_init=unit)(row)
+        rows = leaf.reshape(len(leaf), -1)
+        says = jnp.isfinite(rows).all(axis=-1, keepdims=True)
+        nothing = self.param(f"nothing_{rows.shape[-1]}", unit, (1, self.size))
+        return jnp.where(says, nn.Dense(self.size)(jnp.where(says, rows, 0.0)), nothing)
 
 
 Features = Callable[[Array], Array]

@@ -8,13 +8,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
-from ndsm_jax.networks.embedding import GaussianFourierFeatures
+from ndsm_jax.networks.embedding import ConditionEmbedding, GaussianFourierFeatures
 
 
 class ScoreMLP(nn.Module):
     """(y [n, d], c [n]) -> [n, r]; 7 x 32 GELU by default (2405.15625, A.2).
 
-    A condition [n, e] is appended to y.
+    What it is `told` [n, e] is appended to y; a condition (see `conditions`) is added, embedded, to
+    the features of the time.
 
     Attributes:
       width, depth: of the hidden layers.
@@ -25,6 +26,7 @@ class ScoreMLP(nn.Module):
       zero_output: whether the last layer starts at zero (right for a residual score).
       dtype: of the hidden layers' arithmetic, see the package.
       outputs: r; 0: that of what the network sees, d.
+      classes: of which a condition tells, see `ConditionEmbedding`.
     """
 
     width: int = 32
@@ -35,16 +37,22 @@ class ScoreMLP(nn.Module):
     zero_output: bool = False
     dtype: Any = jnp.float32
     outputs: int = 0
+    classes: int = 0
 
     @nn.compact
-    def __call__(self, y: Array, c: Array, condition: Array | None = None) -> Array:
-        x = y if condition is None else jnp.concatenate([y, condition], axis=-1)
+    def __call__(
+        self, y: Array, c: Array, told: Array | None = None, *, condition: Any = None
+    ) -> Array:
+        x = y if told is None else jnp.concatenate([y, told], axis=-1)
+        parts = []
         if self.time_features:
-            features = GaussianFourierFeatures(self.time_features, self.time_scale)(c)
-            features = nn.gelu(nn.Dense(self.width)(features))
+            fourier = GaussianFourierFeatures(self.time_features, self.time_scale)(c)
+            parts.append(nn.Dense(self.width)(fourier))
         else:
-            features = None
             x = jnp.concatenate([x, c[:, None]], axis=-1)
+        if condition is not None:
+            parts.append(ConditionEmbedding(self.width, self.classes)(condition))
+        features = nn.gelu(jnp.sum(jnp.stack(parts), axis=0)) if parts else None
         full = jnp.result_type(y)  # float64 where that is enabled
         hidden = full if self.dtype == jnp.float32 else self.dtype
         for layer in range(self.depth):

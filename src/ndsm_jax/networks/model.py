@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -12,40 +11,16 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
+from ndsm_jax.conditions import Both
 from ndsm_jax.networks.embedding import Features
 from ndsm_jax.networks.precondition import Precondition
 from ndsm_jax.networks.symmetry import FiniteGroup, symmetrise
-from ndsm_jax.references.mixtures import GaussianMixture
-
-Tells = Callable[[Array, Any], Array]
-"""(y [n, d], condition of [n, ...]) -> [n, e], what a network is told beside y."""
-
-
-def _mean(mixture: GaussianMixture, y: Array, condition: Any) -> Array:
-    return mixture.responsibilities(y) @ mixture.means
-
-
-def prior_mean(mixture: GaussianMixture) -> Tells:
-    """E[mu | y] = sum_k r_k(y) mu_k, what y says of its component's mean: [n, d].
-
-    Mixture Langevin noising leaves the mean in y at full strength, and a network that is not told
-    takes it for a part of the data for long.
-    """
-    return Partial(_mean, mixture)
-
-
-def _described(frame: Any, y: Array, condition: Any) -> Array:
-    return frame.describe(condition)
-
-
-def described(frame: Any) -> Tells:
-    """What the frame says of a condition (`Frame.describe`): of a component, its mean."""
-    return Partial(_described, frame)
+from ndsm_jax.networks.tells import Tells
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("precondition", "tells", "features", "group"),
+    data_fields=("precondition", "tells", "features", "group", "condition"),
     meta_fields=("network", "dim"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,14 +32,16 @@ class ScoreModel:
     network.
 
     Attributes:
-      network: a Flax module (y [n, d], c [n], told [n, e] or nothing) -> [n, r]; or anything with
-        its `init(key, *inputs)` and `apply(params, *inputs)` (static). Where there are features
-        they take the place of y.
+      network: a Flax module (y [n, d], c [n], told [n, e] or nothing) -> [n, r], which takes a
+        keyword `condition`, a pytree of [n, ...], where there is one; or anything with its
+        `init(key, *inputs)` and `apply(params, *inputs)` (static). Where there are features they
+        take the place of y.
       dim: d, of the states (static).
       precondition: what the network sees, and how its output becomes the score.
-      tells: what it is told beside y, or None.
+      tells: what it is told beside y; None: what the precondition says.
       features: what it sees in the place of y, or None. Of `harmonics` any network is periodic.
-      group: under which the score is symmetrised, or None; None where there is a condition.
+      group: under which the score is symmetrised, or None; None where the frame has a condition.
+      condition: what the network is told of one item, see `conditions.example`; None: nothing.
     """
 
     network: Any
@@ -73,6 +50,7 @@ class ScoreModel:
     tells: Tells | None = None
     features: Features | None = None
     group: FiniteGroup | None = None
+    condition: Any = None
 
     @property
     def outputs(self) -> int:
@@ -82,9 +60,10 @@ class ScoreModel:
 
     def init(self, key: Array) -> Any:
         """Parameters theta."""
-        y, condition = jnp.zeros((1, self.dim)), jnp.zeros(1, jnp.int32)
-        told = () if self.tells is None else (self.tells(y, condition),)
-        return self.network.init(key, *self.sees(y, jnp.zeros(1)), *told)
+        y, of_frame = jnp.zeros((1, self.dim)), jnp.zeros(1, jnp.int32)
+        told = self._told(y, of_frame)
+        own = {} if self.condition is None else {"condition": self.condition}
+        return self.network.init(key, *self.sees(y, jnp.zeros(1)), *told, **own)
 
     def sees(self, y: Array, t: Array) -> tuple[Array, Array]:
         """What the network sees of states [n, d] and times [n]: [n, d] or features [n, e], [n]."""
@@ -94,21 +73,29 @@ class ScoreModel:
     def __call__(self, params: Any, y: Array, t: Array, condition: Any = None) -> Array:
         """Score: y [..., d], t [...], condition of [..., ...] -> [..., r].
 
+        The condition is that of the frame, or what the network is told where it is told one, or
+        `conditions.Both`. Its leading axes may be 1 where those of y are more.
+
         Raises:
-          ValueError: a network whose output has another size (where it is traced).
+          ValueError: a network whose output has another size, or that is told a condition where
+            none is given (where it is traced).
         """
         if self.group is None:
             return self._score(params, y, t, condition)
-        return symmetrise(partial(self._score, params, condition=None), self.group)(y, t)
+        of_all = jax.tree.map(lambda c: jnp.asarray(c)[None], condition)
+        return symmetrise(partial(self._score, params, condition=of_all), self.group)(y, t)
 
     def _score(self, params: Any, y: Array, t: Array, condition: Any) -> Array:
         flat, leading = y.reshape(-1, y.shape[-1]), y.ndim - 1
         seen, time = self.sees(flat, t.ravel())
-        told: tuple[Array, ...] = ()
-        if self.tells is not None:
-            rows = jax.tree.map(lambda c: c.reshape(-1, *c.shape[leading:]), condition)
-            told = (self.tells(flat, rows),)
-        output = self.network.apply(params, seen, time, *told)
+
+        def row(c: Any) -> Array:
+            rest = jnp.shape(c)[leading:]
+            return jnp.broadcast_to(c, (*y.shape[:-1], *rest)).reshape(-1, *rest)
+
+        of_frame, own = self._parts(jax.tree.map(row, condition))
+        told = self._told(flat, of_frame)
+        output = self.network.apply(params, seen, time, *told, **own)
         if output.size != len(flat) * self.outputs:  # one too narrow would broadcast
             needed = [len(flat), self.outputs]
             raise ValueError(
@@ -116,6 +103,22 @@ class ScoreModel:
                 f" {list(seen.shape)} to {list(output.shape)}; {needed} is needed"
             )
         return self.precondition.score(output.reshape(*y.shape[:-1], -1), y, t)
+
+    def _parts(self, condition: Any) -> tuple[Any, dict[str, Any]]:
+        """That of the frame, and what the network is told, as a keyword of its."""
+        if self.condition is None:
+            return condition, {}
+        of_frame, own = condition if isinstance(condition, Both) else (None, condition)
+        if own is None:
+            raise ValueError(
+                "the network is told a condition, and none is given; give one a state, such as"
+                " conditions.null(condition), which says nothing"
+            )
+        return of_frame, {"condition": own}
+
+    def _told(self, y: Array, of_frame: Any) -> tuple[Array, ...]:
+        tells = self.precondition.tells if self.tells is None else self.tells
+        return () if tells is None else (tells(y, of_frame),)
 
     def bind(self, params: Any, condition: Any = None) -> Partial:
         """The score function of given parameters, itself a pytree.

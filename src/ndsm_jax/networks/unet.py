@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ndsm_jax.networks.embedding import GaussianFourierFeatures
+from ndsm_jax.networks.embedding import ConditionEmbedding, GaussianFourierFeatures
 
 
 class Block(nn.Module):
@@ -37,9 +37,10 @@ class Block(nn.Module):
 
 
 class UNet(nn.Module):
-    """(y [n, d], c [n], condition [n, d] or None) -> [n, d] for images: the encoder-decoder of
-    2405.15625, A.3. A condition is an image too, further channels of the input; and y may have
-    several features a pixel, [n, d m].
+    """(y [n, d], c [n], told [n, d] or None) -> [n, d] for images: the encoder-decoder of
+    2405.15625, A.3. What it is told is an image too, further channels of the input; y may have
+    several features a pixel, [n, d m]; and a condition (see `conditions`) is added, embedded, to
+    the features of the time.
 
     One level a width, each half the resolution of the last; the decoder resizes to the size of the
     skip connection and concatenates it. Up-sampling is by resizing, not by transposed
@@ -51,6 +52,7 @@ class UNet(nn.Module):
       time_features, time_scale: size and frequency scale of the Gaussian Fourier features.
       zero_output: whether the last layer starts at zero (right for a residual score).
       dtype: of the hidden layers' arithmetic, see the package.
+      classes: of which a condition tells, see `ConditionEmbedding`.
     """
 
     shape: tuple[int, int, int]
@@ -59,16 +61,22 @@ class UNet(nn.Module):
     time_scale: float = 4.0
     zero_output: bool = False
     dtype: Any = jnp.float32
+    classes: int = 0
     convolutional: ClassVar[bool] = True
 
     @nn.compact
-    def __call__(self, y: Array, c: Array, condition: Array | None = None) -> Array:
+    def __call__(
+        self, y: Array, c: Array, told: Array | None = None, *, condition: Any = None
+    ) -> Array:
         n = y.shape[0]
         time = GaussianFourierFeatures(self.time_features, self.time_scale)(c)
-        time = nn.swish(nn.Dense(self.time_features)(time))
-        x = y.reshape(n, *self.shape[:2], -1)
+        time = nn.Dense(self.time_features)(time)
         if condition is not None:
-            x = jnp.concatenate([x, condition.reshape(n, *self.shape)], axis=-1)
+            time = time + ConditionEmbedding(self.time_features, self.classes)(condition)
+        time = nn.swish(time)
+        x = y.reshape(n, *self.shape[:2], -1)
+        if told is not None:
+            x = jnp.concatenate([x, told.reshape(n, *self.shape)], axis=-1)
         skips = []
         for level, width in enumerate(self.widths):
             x = Block(width, strides=2 if level else 1, dtype=self.dtype)(x, time)

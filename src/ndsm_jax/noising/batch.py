@@ -41,8 +41,9 @@ class NoisedBatch:
       score_target: T with E[T | y] = E^T grad log p_t(y): [B, k, r]; r = d where all are noisy.
       mu: a state with E[T | mu] = 0, from which the noise in T moved on to y: [B, k, d]. For one
         Gaussian step, y = mu + sigma E z and T = -z / sigma. None where no objective asked for it.
-      condition: what the score is conditional on, a pytree of arrays [B, k, ...], from the frame;
-        None where it is on nothing.
+      condition: what the score is conditional on, a pytree of arrays [B, 1, ...], the same for all
+        states of a data point: from the frame, what the network is told, or `conditions.Both`; None
+        where it is on nothing.
       probe: random directions of mean 0 and covariance I, independent of y: [B, k, r], for
         estimates of a divergence, otherwise None.
       root: L(y, t), a linear map of states: a residual r [B, k, r] of the score counts as

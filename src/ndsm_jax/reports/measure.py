@@ -15,7 +15,7 @@ from ndsm_jax.evaluation import ImageClassifier, Starts
 from ndsm_jax.frames import Frame
 from ndsm_jax.launch import Restored, draw_as_configured
 from ndsm_jax.table_frame import LEVEL_DISTANCE, TableFrame
-from ndsm_jax.training import draw_components, draw_prior
+from ndsm_jax.training import draw_components, draw_labels, draw_prior
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,12 +26,14 @@ class Drawn:
       samples: [n, D], in the coordinates of the data.
       prior: as many draws of what sampling starts from.
       components: from which the samples started [n]; None where there are none, or one.
+      labels: that the network was told [n]; None where it is told none.
       seconds: that the samples took.
     """
 
     samples: np.ndarray
     prior: np.ndarray
     components: np.ndarray | None
+    labels: np.ndarray | None
     seconds: float
 
 
@@ -39,14 +41,20 @@ def drawn(run: Restored, num: int | None = None, *, progress: bool = True) -> Dr
     """`num` samples of a run, sample.num by default, as its config says, and draws of its prior."""
     experiment, seed = run.experiment, run.config.sample.seed
     num = num or run.config.sample.num
-    mixture, components = experiment.components, None
+    mixture, components, labels = experiment.components, None, None
+    if experiment.classes is not None:
+        labels = draw_labels(experiment, num, seed=seed)
     if mixture is not None and mixture.num_components > 1:
-        components = draw_components(experiment, num, seed=seed)
+        components = draw_components(experiment, num, seed=seed, condition=labels)
     start = time.perf_counter()
-    samples = draw_as_configured(run.config, experiment, run.state, num, progress=progress)
+    samples = draw_as_configured(
+        run.config, experiment, run.state, num, condition=labels, progress=progress
+    )
     seconds = time.perf_counter() - start
     prior = draw_prior(experiment, num, seed=seed)
-    return Drawn(samples=samples, prior=prior, components=components, seconds=seconds)
+    return Drawn(
+        samples=samples, prior=prior, components=components, labels=labels, seconds=seconds
+    )
 
 
 def data_frame(frame: Frame) -> Frame:
@@ -85,6 +93,7 @@ def measure(
     dataset: Dataset,
     *,
     components: np.ndarray | None = None,
+    labels: np.ndarray | None = None,
     classifier: ImageClassifier | None = None,
     max_points: int | None = None,
 ) -> dict[str, Any]:
@@ -116,6 +125,7 @@ def measure(
         classifier=classifier,
         coordinates=measured_in,
         starts=starts,
+        labels=labels,
         seed=c.seed,
         max_points=max_points or c.max_points,
     )

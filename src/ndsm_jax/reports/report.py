@@ -32,6 +32,7 @@ from ndsm_jax.training import TIME_BINS, TrainState, verdict
 logger = logging.getLogger(__name__)
 
 AGREEMENT_COLUMNS = ("value", "se", "chance", "prior", "data")
+LABEL_COLUMNS = ("value", "se", "chance", "data")
 LIKELIHOOD_COLUMNS = ("value", "se", "gain", "gain_se")
 STARTED_ROWS = 10
 STARTED_COLUMNS = 12
@@ -51,11 +52,13 @@ class Evaluation:
     """What `evaluate_run` made: the metrics, and where they and the report are.
 
     `conditioning` is what `evaluation.agreement` returns, for priors of several components;
+    `labels` is what `evaluation.label_agreement` does, for networks that are told labels;
     `likelihood` is what `reports.likelihood` does.
     """
 
     metrics: Mapping[str, Mapping[str, Any]]
     conditioning: Mapping[str, Any] | None
+    labels: Mapping[str, Any] | None
     likelihood: Mapping[str, Any] | None
     metrics_path: pathlib.Path
     report_path: pathlib.Path
@@ -72,6 +75,9 @@ class Evaluation:
             title = ("held-out log p, nats an item", *LIKELIHOOD_COLUMNS)
             rows = [title, *(tuple(row[key] for key in names) for row in likely)]
             scores += "\n\n" + aligned(rows)
+        if self.labels is not None:
+            title, row = ("label asked for", *LABEL_COLUMNS), _label_row(self.labels)
+            scores += "\n\n" + aligned([title, ("share of samples", *row.values())])
         if self.conditioning is None:
             return scores
         shares = [(f"agreement: {self.conditioning['labels']} labels", *AGREEMENT_COLUMNS)]
@@ -109,6 +115,7 @@ def evaluate_run(
     workdir: pathlib.Path,
     *,
     num: int | None = None,
+    sample: Mapping[str, Any] | None = None,
     data_dir: str | None = None,
     allow_changed_source: bool = False,
     progress: bool = True,
@@ -120,6 +127,7 @@ def evaluate_run(
     Args:
       workdir: folder of the run.
       num: number of samples; the config's sample.num by default.
+      sample: keys of the config's sample section to replace.
       data_dir: replaces the config's data.dir.
       allow_changed_source: whether files of the user's own may have changed since.
       progress: whether to show progress bars.
@@ -128,7 +136,7 @@ def evaluate_run(
       FileNotFoundError: no checkpoint, or the data are not there.
       ValueError: damaged checkpoints, or data that differ from those of the training.
     """
-    run = restore(workdir, allow_changed_source=allow_changed_source)
+    run = restore(workdir, sample=sample, allow_changed_source=allow_changed_source)
     dataset = load_run_data(run.config, run.host, data_dir=data_dir)
     return evaluate(run, dataset, workdir, num=num, progress=progress)
 
@@ -162,6 +170,7 @@ def evaluate(
         made.prior,
         dataset,
         components=made.components,
+        labels=made.labels,
         classifier=classifier,
     )
     result |= {} if likely is None else {"likelihood": likely}
@@ -177,7 +186,7 @@ def evaluate(
         + ("" if run.state.best is None else f"; {verdict(run.state)}"),
         "sampling": f"{len(made.samples)} samples, {config.sample.sampler},"
         f" {len(experiment.sample_grid) - 1} steps, seed {config.sample.seed},"
-        f" {made.seconds:.1f} s",
+        f"{_guidance_text(config)} {made.seconds:.1f} s",
         "units of distances": result["units"],
         "classifier": "none"
         if classifier is None
@@ -191,10 +200,20 @@ def evaluate(
     return Evaluation(
         metrics=result["metrics"],
         conditioning=result.get("conditioning"),
+        labels=result.get("labels"),
         likelihood=result.get("likelihood"),
         metrics_path=metrics_path,
         report_path=report_path,
     )
+
+
+def _guidance_text(config: Config) -> str:
+    c = config.sample
+    if c.guidance_scale == 1:
+        return ""
+    at = f" at v(t) / v(T) from {c.guidance_low:g} to {c.guidance_high:g}"
+    everywhere = (c.guidance_low, c.guidance_high) == (0, 1)
+    return f" guidance {c.guidance_scale:g}{'' if everywhere else at},"
 
 
 def _objective_text(config: Config, *, controlled: bool) -> str:
@@ -334,6 +353,7 @@ def _page(
             | {key: _number(row[key]) for key in AGREEMENT_COLUMNS}
             for name, row in (result.get("conditioning") or {"agreement": {}})["agreement"].items()
         ],
+        labels=_label_row(result.get("labels")),
         columns=_column_rows(result.get("table")),
         likelihood=result.get("likelihood"),
         likelihoods=_likelihood_rows(result.get("likelihood")),
@@ -343,6 +363,11 @@ def _page(
         command=reproduce_command(config),
         config=json.dumps({"config": host["config"], "versions": host["versions"]}, indent=2),
     )
+
+
+def _label_row(labels: Mapping[str, Any] | None) -> dict[str, str]:
+    """How often samples are of the class asked for; empty where none was."""
+    return {} if labels is None else {key: _number(labels[key]) for key in LABEL_COLUMNS}
 
 
 def _column_rows(table: Mapping[str, Any] | None) -> list[dict[str, str]]:

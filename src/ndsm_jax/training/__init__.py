@@ -1,6 +1,6 @@
 """Training of score networks, and samples of them: functions of an `Experiment`."""
 
-from ndsm_jax.training.draw import draw, draw_components, draw_prior
+from ndsm_jax.training.draw import draw, draw_components, draw_labels, draw_prior
 from ndsm_jax.training.held_out import MINIBATCHES, TIME_BINS, HeldOut, verdict
 from ndsm_jax.training.likelihood import (
     check_density,
@@ -15,6 +15,7 @@ from ndsm_jax.training.step import (
     make_noise,
     minibatches_ahead,
     noised,
+    noised_shapes,
     steps_on_host,
     train_step,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "default_run",
     "draw",
     "draw_components",
+    "draw_labels",
     "draw_prior",
     "init_state",
     "log_prob",
@@ -40,6 +42,7 @@ __all__ = [
     "make_noise",
     "minibatches_ahead",
     "noised",
+    "noised_shapes",
     "prior_log_prob",
     "steps_on_host",
     "train",

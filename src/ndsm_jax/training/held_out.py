@@ -34,6 +34,7 @@ class HeldOut:
 
     Attributes:
       data: [M, D], in their own coordinates.
+      condition: what the network is told of them, a pytree of [M, ...]; None: nothing.
       every: steps between looks; there is one before the first step and one after the last.
       select: whether samples are made with the best average.
       patience: steps without a better one after which training stops; 0: never.
@@ -43,6 +44,7 @@ class HeldOut:
     every: int = 100
     select: bool = True
     patience: int = 0
+    condition: Any = None
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.patience < 0:
@@ -66,6 +68,7 @@ def make_look(
     fitted: np.ndarray,
     batch_size: int,
     seed: int,
+    condition: Any = None,
 ) -> Look:
     """Measures the average of a state's parameters on held-out data, and keeps the best.
 
@@ -77,6 +80,7 @@ def make_look(
       held: what is done with the held-out data.
       unseen, fitted: these and the training data as `Frame.prepare` gives them, [M, m] and [N, m].
       batch_size, seed: of the training.
+      condition: what the network is told of the training data, as `HeldOut.condition`.
 
     Returns: a `Look`. It measures held_out_loss; fitted_loss, the same on training items;
       held_out_loss_1, ... by parts of the training times, from the earliest; and kept_step, that of
@@ -88,10 +92,10 @@ def make_look(
     def rows(x: np.ndarray) -> np.ndarray:
         return np.resize(np.arange(len(x), dtype=np.int32), (num, batch_size))
 
-    def noised(x: np.ndarray) -> NoisedBatch:
-        return noise(experiment, jnp.asarray(x), rows(x), 0)
+    def noised(x: np.ndarray, condition: Any) -> NoisedBatch:
+        return noise(experiment, jnp.asarray(x), rows(x), 0, condition)
 
-    batches = [noised(x) for x in (unseen, fitted)]
+    batches = [noised(unseen, held.condition), noised(fitted, condition)]
     times = np.asarray(batches[0].t)
     edges = np.quantile(times, np.arange(1, TIME_BINS) / TIME_BINS)
     part = 1 + np.searchsorted(edges, times)

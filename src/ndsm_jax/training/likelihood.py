@@ -9,13 +9,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jax.tree_util import Partial
 from tqdm import tqdm
 
-from ndsm_jax import frames, likelihood
+from ndsm_jax import conditions, frames, likelihood
+from ndsm_jax.conditions import Classes, joined
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.frames import Frame
 from ndsm_jax.likelihood import Flow, LogProb, Method
-from ndsm_jax.references import Reference
+from ndsm_jax.references import GaussianMixture, Reference
 from ndsm_jax.training.state import STREAM_LIKELIHOOD, TrainState
 
 SMALLEST_SHARE = 1e-4
@@ -30,6 +33,7 @@ def log_prob(
     state: TrainState,
     x: Any,
     *,
+    condition: Any = None,
     seed: int = 0,
     method: Method | None = None,
     steps: int | None = None,
@@ -53,6 +57,8 @@ def log_prob(
       experiment: its parts.
       state: of its training.
       x: items, finite.
+      condition: what the network is told of them, a pytree of [n, ...], for log p(x | condition);
+        by default nothing, as of the items that `Experiment.dropout` left out, for log p(x).
       seed: of probes, paths and draws.
       method: `likelihood.Flow()` if None.
       steps: of its grid; by default as many as are good for it.
@@ -62,16 +68,25 @@ def log_prob(
       progress: whether to show a progress bar.
 
     Raises:
-      ValueError: as `check_density`; draws or a chunk below 1.
+      ValueError: as `check_density`; a condition that is not that of the experiment; draws or a
+        chunk below 1.
     """
     method = method or Flow()
-    check_density(experiment, x, method=method)
+    check_density(experiment, x, method=method, told=condition is not None)
+    if condition is None and experiment.model.condition is not None:
+        nothing = conditions.null(experiment.model.condition)
+        condition = jax.tree.map(lambda c: np.repeat(c, len(x), axis=0), nothing)
+    condition = experiment.checked("log_prob", condition, len(x))
+    start, log_weights = _start(experiment, condition)
     process, key = experiment.process, jax.random.fold_in(jax.random.key(seed), STREAM_LIKELIHOOD)
     first = jnp.stack([jnp.asarray(experiment.sample_grid[1]), process.horizon])
     variance = np.asarray(process.clock.variance(first))
     grid = method.times(process, steps, float(variance[0] / variance[1]))
     score = experiment.model.bind(state.chosen if ema else state.params)
-    places = [_placed(experiment.frame, x, y) for y in _visits(experiment.frame, x, draws, seed)]
+    places = [
+        _placed(experiment.frame, x, y, condition, log_weights)
+        for y in _visits(experiment.frame, x, draws, seed)
+    ]
     found = []
     total = sum(len(place.y) for place in places)
     with tqdm(total=total, desc="log p", unit=" states", disable=not progress) as bar:
@@ -84,11 +99,27 @@ def log_prob(
                 method=method,
                 grid=grid,
                 condition=place.condition,
+                start=start,
                 chunk=chunk,
                 on_chunk=bar.update,
             )
             found.append(place.sum(of_states))
     return _over_draws(found)
+
+
+def _start(experiment: Experiment, labels: Any) -> tuple[Partial | None, np.ndarray | None]:
+    """Where items of their classes start: a law at the horizon, or weights [n, K] in the frame."""
+    classes, mixture = experiment.classes, experiment.components
+    if classes is None or classes.log_weights is None or mixture is None:
+        return None, None
+    if frames.component_mixture(experiment.frame) is not None:
+        return None, np.asarray(classes.start_log_weights(labels), np.float64)
+    return Partial(_class_log_prob, mixture, classes), None
+
+
+def _class_log_prob(mixture: GaussianMixture, classes: Classes, y: Array, labels: Array) -> Array:
+    parts = classes.start_log_weights(labels) + mixture.component_log_prob(y)
+    return jax.nn.logsumexp(parts, axis=-1)
 
 
 def log_prob_of_states(
@@ -135,13 +166,21 @@ def _log_density(law: Reference, y: jax.Array) -> jax.Array:
     return jax.lax.map(law.log_prob, y, batch_size=256)
 
 
-def check_density(experiment: Experiment, x: Any, *, method: Method | None = None) -> None:
+def check_density(
+    experiment: Experiment, x: Any, *, method: Method | None = None, told: bool = False
+) -> None:
     """Raises ValueError where items x [n, D] have no density, or none that is known.
 
     Items of another shape or not finite; velocities or an autoencoder in the frame; a reference
-    whose density lacks its constant; a process that the method does not serve.
+    whose density lacks its constant; a process that the method does not serve; a network that knows
+    items by their condition alone, and is not `told` it.
     """
     frame, process = experiment.frame, experiment.process
+    if experiment.model.condition is not None and not told and not experiment.dropout:
+        raise ValueError(
+            "log_prob: the network was always told the condition, so that it knows p(x | condition)"
+            " alone; give log_prob the condition, or train with network.label_dropout=0.1"
+        )
     (method or Flow()).check(process)
     width = frame.data_dim
     wrong = np.ndim(x) != 2 or width not in (None, np.shape(x)[1])
@@ -190,17 +229,25 @@ class _Placed(NamedTuple):
         return LogProb(value, np.sqrt(np.add.reduceat(part**2, starts)))
 
 
-def _placed(frame: Frame, x: np.ndarray, y: np.ndarray) -> _Placed:
-    """Items x [n, D], and their states y [n, d] outside of components, as states of the frame."""
+def _placed(
+    frame: Frame, x: np.ndarray, y: np.ndarray, told: Any, log_weights: np.ndarray | None
+) -> _Placed:
+    """Items x [n, D], and their states y [n, d] outside of components, as states of the frame.
+
+    `told` is their condition, `log_weights` [n, K] are those of the components, where they differ.
+    """
     mixture = frames.component_mixture(frame)
     if mixture is None:
-        return _Placed(y, None, frame.log_det(x, None), np.arange(len(x)))
+        return _Placed(y, told, frame.log_det(x, None), np.arange(len(x)))
     shares = np.asarray(jax.lax.map(mixture.responsibilities, jnp.asarray(y), batch_size=256))
     item, component = np.nonzero(shares >= min(SMALLEST_SHARE, 1 / mixture.num_components))
     component = component.astype(np.int32)
     states = np.asarray(mixture.standardise(jnp.asarray(component), jnp.asarray(y[item])))
     log_factor = np.asarray(mixture.log_weights, np.float64)[component]
-    return _Placed(states, component, log_factor + frame.log_det(x[item], component), item)
+    if log_weights is not None:
+        log_factor = log_weights[item, component]
+    condition = joined(component, jax.tree.map(lambda c: c[item], told))
+    return _Placed(states, condition, log_factor + frame.log_det(x[item], component), item)
 
 
 def _over_draws(found: list[LogProb]) -> LogProb:

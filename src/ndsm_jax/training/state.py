@@ -15,6 +15,7 @@ from ndsm_jax.experiment import Experiment
 # Streams folded into a root key: of a training's seed, and of that of samples and densities.
 STREAM_INIT, STREAM_STEPS, STREAM_HELD_OUT = 0, 1, 5
 STREAM_SAMPLES, STREAM_PRIOR, STREAM_PICTURE, STREAM_LIKELIHOOD = 2, 3, 4, 6
+STREAM_LABELS = 7
 # Streams folded into a step's key.
 STREAM_NOISE, STREAM_PROBES = range(2)
 

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from ndsm_jax.conditions import dropped, joined
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.noising import NoisedBatch
 from ndsm_jax.optimisation import averaged, descend
@@ -81,31 +82,48 @@ MAX_AHEAD = 64
 """Minibatches noised in one dispatch at most: beyond, there is no latency left to save."""
 
 
-def noised(experiment: Experiment, key: Array, x: Array) -> NoisedBatch:
-    """Prepared data [B, m], entered into their frame and noised: `NoisedBatch`, [B, k] states."""
+def noised(experiment: Experiment, key: Array, x: Array, condition: Any = None) -> NoisedBatch:
+    """Prepared data [B, m], entered into their frame and noised: `NoisedBatch`, [B, k] states.
+
+    With the condition [B, ...] that the network is told, of a share `Experiment.dropout` of the
+    items nothing.
+    """
     # A frame that draws nothing leaves the key to the noise.
     frame_key, key = jax.random.split(key) if experiment.frame.random else (key, key)
-    y, condition = experiment.frame.enter(frame_key, x)
+    y, of_frame = experiment.frame.enter(frame_key, x)
+    if condition is not None and experiment.dropout:
+        key, drop_key = jax.random.split(key)
+        condition = dropped(drop_key, condition, experiment.dropout)
     batch = experiment.noising(key, y)
-    k = batch.t.shape[1]
-    return dataclasses.replace(
-        batch, condition=jax.tree.map(lambda c: jnp.repeat(c[:, None], k, axis=1), condition)
+    condition = jax.tree.map(lambda c: c[:, None], joined(of_frame, condition))
+    return dataclasses.replace(batch, condition=condition)
+
+
+def noised_shapes(experiment: Experiment, width: int, batch_size: int) -> NoisedBatch:
+    """`noised` of prepared data [batch_size, width], as shapes and types."""
+    x = jax.ShapeDtypeStruct((batch_size, width), np.float32)
+    condition = jax.tree.map(
+        lambda c: jax.ShapeDtypeStruct((batch_size, *c.shape[1:]), c.dtype),
+        experiment.model.condition,
     )
+    key = jax.random.key(0)
+    return jax.eval_shape(lambda x, c: noised(experiment, key, x, c), x, condition)
 
 
 def minibatches_ahead(experiment: Experiment, x: np.ndarray, batch_size: int, mb: float) -> int:
     """How many minibatches of prepared data x [N, m] are noised in one dispatch: what `mb` hold."""
-    x0 = jax.ShapeDtypeStruct((batch_size, x.shape[1]), np.float32)
-    batch = jax.eval_shape(lambda x0: noised(experiment, jax.random.key(0), x0), x0)
+    batch = noised_shapes(experiment, x.shape[1], batch_size)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(batch))
     return int(np.clip(mb * 1e6 / size, 1, MAX_AHEAD))
 
 
-NoiseFn = Callable[[Experiment, Array, np.ndarray, int], NoisedBatch]
+NoiseFn = Callable[..., NoisedBatch]
 
 
 def make_noise(seed: int, *, stream: int = STREAM_STEPS) -> NoiseFn:
     """Compiles (experiment, data [N, m], rows [A, B], step) -> NoisedBatch of fields [A, ...].
+
+    A fifth argument is what the network is told of the data, a pytree of [N, ...].
 
     Noising does not depend on theta, so that the minibatches of A steps, from `step` on, are noised
     at once: on a GPU, and for small states, its cost is latency. Each has the key of its own step.
@@ -116,11 +134,17 @@ def make_noise(seed: int, *, stream: int = STREAM_STEPS) -> NoiseFn:
 # Compiled once for all trainings of experiments that differ in arrays, seeds and data alone.
 @jax.jit
 def _noise(
-    root: Array, experiment: Experiment, data: Array, rows: Array, step: Array
+    root: Array,
+    experiment: Experiment,
+    data: Array,
+    rows: Array,
+    step: Array,
+    condition: Any = None,
 ) -> NoisedBatch:
     steps = step + jnp.arange(rows.shape[0])
     keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(root, n), STREAM_NOISE))
-    return jax.vmap(lambda key, x: noised(experiment, key, x))(keys(steps), data[rows])
+    x, told = jax.tree.map(lambda a: a[rows], (data, condition))
+    return jax.vmap(partial(noised, experiment))(keys(steps), x, told)
 
 
 DispatchFn = Callable[

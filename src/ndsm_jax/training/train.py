@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import pathlib
 from collections.abc import Callable
@@ -42,6 +43,7 @@ def train(
     steps: int,
     batch_size: int = 64,
     seed: int = 0,
+    condition: Any = None,
     held_out: HeldOut | None = None,
     state: TrainState | None = None,
     run: Run | pathlib.Path | str | None = None,
@@ -62,6 +64,8 @@ def train(
       data: in their own coordinates; the frame takes them to the process's.
       steps: to train to, from step 0.
       batch_size: data points a step; each is noised at several times.
+      condition: what the network is told of each item, a pytree of arrays [N, ...], see
+        `conditions`; None: nothing.
       held_out: data that are not trained on, to measure the loss on and to choose the average of
         the parameters by (`TrainState.chosen`). With `patience` training may stop before `steps`.
       seed: of initialisation, batches and noise.
@@ -76,10 +80,11 @@ def train(
     Raises:
       loop.NonFiniteError: a loss, a gradient or the state was not finite.
       KeyboardInterrupt: after an interrupt, once the checkpoint is saved.
-      ValueError: an empty batch, data that are not finite, or a folder that belongs to another
-        experiment, other data or another seed.
+      ValueError: an empty batch, data that are not finite, a condition that is not that of the
+        experiment, or a folder that belongs to another experiment, other data or another seed.
     """
     x = _checked(experiment, data)
+    condition = experiment.checked("train", condition, len(x))
     if batch_size < 1:
         raise ValueError(f"train.batch_size={batch_size}: at least 1 is needed")
     unseen = None
@@ -90,9 +95,19 @@ def train(
                 f"train: the held-out data have {unseen.shape[1]} coordinates and the data"
                 f" {x.shape[1]}"
             )
+        told = experiment.checked("train: held_out", held_out.condition, len(unseen))
+        held_out = dataclasses.replace(held_out, condition=told)
     select = held_out is not None and held_out.select
     if run is not None and not isinstance(run, Run):
-        run = default_run(experiment, x, run, batch_size=batch_size, seed=seed, held_out=held_out)
+        run = default_run(
+            experiment,
+            x,
+            run,
+            batch_size=batch_size,
+            seed=seed,
+            held_out=held_out,
+            condition=condition,
+        )
     if state is not None and run is not None and has_checkpoints(run.folder):
         run.check()  # as `resume` does
     if state is None:
@@ -113,7 +128,7 @@ def train(
 
     noise = make_noise(seed)
     dispatch = make_dispatch(seed, on_host=steps_on_host(experiment.model.network))
-    rows_of = jnp.asarray(x)
+    rows_of, told_of = jnp.asarray(x), jax.tree.map(jnp.asarray, condition)
     # A block of minibatches starts at a multiple of its size, wherever the run was resumed.
     block = minibatches_ahead(experiment, x, batch_size, ahead_mb)
     ahead = None
@@ -125,14 +140,20 @@ def train(
         if ahead is None or first == 0:
             numbers = range(step - first, step - first + block)
             rows = [batch_indices(seed, n, len(x), batch_size) for n in numbers]
-            ahead = noise(experiment, rows_of, np.stack(rows), step - first)
+            ahead = noise(experiment, rows_of, np.stack(rows), step - first, told_of)
         state, metrics = dispatch(state, experiment, ahead, first, num)
         return state, {name: np.asarray(a)[:num] for name, a in metrics.items()}
 
     look = None
     if held_out is not None and unseen is not None:
         look = make_look(
-            experiment, held_out, unseen=unseen, fitted=x, batch_size=batch_size, seed=seed
+            experiment,
+            held_out,
+            unseen=unseen,
+            fitted=x,
+            batch_size=batch_size,
+            seed=seed,
+            condition=condition,
         )
     state = loop.run(
         state,
@@ -160,13 +181,14 @@ def default_run(
     batch_size: int,
     seed: int,
     held_out: HeldOut | None = None,
+    condition: Any = None,
 ) -> Run:
     """A run whose checkpoints are resumed by the same experiment, data, batch size and seed alone.
 
     Sampler and sampling grid are free.
     """
     trained = ("process", "frame", "noising", "model", "control")
-    facts = {
+    facts: dict[str, Any] = {
         "experiment": {
             **{name: fingerprint(getattr(experiment, name)) for name in trained},
             "objective": fingerprint(experiment.objective),
@@ -180,6 +202,10 @@ def default_run(
         if held_out is None
         else [fingerprint(held_out.data), held_out.every, held_out.select],
     }
+    if condition is not None:
+        unseen = None if held_out is None else held_out.condition
+        told = [fingerprint(condition), fingerprint(unseen), experiment.dropout]
+        facts["condition"] = told
     return Run(folder=pathlib.Path(folder), facts=facts)
 
 
