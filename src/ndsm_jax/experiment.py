@@ -18,7 +18,14 @@ from ndsm_jax.conditions import Classes
 from ndsm_jax.control_variates import Constant, ControlVariate, Estimator, Optimal
 from ndsm_jax.frames import Frame
 from ndsm_jax.integrators import stable_grid, step_ratio, time_grid
-from ndsm_jax.networks import PRECONDITIONS, ScoreMLP, ScoreModel, described, harmonics
+from ndsm_jax.networks import (
+    PRECONDITIONS,
+    ScoreMLP,
+    ScoreModel,
+    described,
+    harmonics,
+    weight_of,
+)
 from ndsm_jax.noising import NoisingFn, Probed
 from ndsm_jax.objectives import EXACT_DIVERGENCE_DIM, OBJECTIVES, Objective, check_process
 from ndsm_jax.optimisation import Optimiser, adam
@@ -88,15 +95,21 @@ class Experiment:
         return reference if isinstance(reference, GaussianMixture) else None
 
 
-def make_noising(objective: Objective, process: Process, grid: noising.Grid = 150) -> NoisingFn:
+def make_noising(
+    objective: Objective,
+    process: Process,
+    grid: noising.Grid = 150,
+    *,
+    weight: noising.Weight | None = None,
+) -> NoisingFn:
     """The way of noising that serves an objective, with its defaults: see `noising`."""
     if objective.noising == "path":
-        return noising.path_windows(process, grid, companion=objective.controlled)
+        return noising.path_windows(process, grid, weight=weight, companion=objective.controlled)
     if objective.noising == "linearised":
-        return noising.linearised_windows(process, grid)
+        return noising.linearised_windows(process, grid, weight=weight)
     if process.kernel is not None:
-        return noising.exact_kernel(process, grid)
-    return noising.local_steps(process, grid)
+        return noising.exact_kernel(process, grid, weight=weight)
+    return noising.local_steps(process, grid, weight=weight)
 
 
 def experiment(
@@ -123,11 +136,12 @@ def experiment(
       frame: from data to the process's coordinates; by default the data are the states, or, for a
         process on a torus, angles of its period.
       objective: a key of `objectives.OBJECTIVES`.
-      noise: a way of noising this process that serves it; by default `make_noising`.
+      noise: a way of noising this process that serves it; by default `make_noising`, with the
+        weight that goes with the model's preconditioning.
       network: of the default model, (y [n, d], c [n]) -> [n, r], see `networks`; of angles it gets
         cosines and sines [n, 2 d].
-      model: the score of this process; by default a residual one of `network`, by default a
-        `ScoreMLP`.
+      model: the score of this process; by default one of `network`, by default a `ScoreMLP`, in
+        local coordinates where the reference is a mixture of several components, else residual.
       control: eps(t), by default the closed form in 20 bins of time, for objectives that have one.
       estimator, optimiser: by default `Estimator()` and `optimisation.adam()`.
       sampler: by default `sampling.MultistepSDE()`, or `ReverseSDE()` where noise drives some
@@ -144,8 +158,7 @@ def experiment(
       ValueError: parts that do not go together: an objective or a sampler that cannot serve the
         process, a way of noising or a model of another process, or an objective that needs the
         `mu` that the way of noising does not give; a condition that is not the model's, or a
-        dropout without one; angles, and a drift, a reference or a model that
-        is not periodic.
+        dropout without one; angles, and a drift, a reference or a model that is not periodic.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective.name={objective!r}: choose one of {', '.join(OBJECTIVES)}")
@@ -155,13 +168,10 @@ def experiment(
     period = _period(frame, process)
     if noise is None:
         simulated = kind.noising == "path" or process.kernel is None
-        grid = _stable(process, 150, None) if simulated else time_grid(process, 150)
-        noise = make_noising(kind, process, grid)
+        grid = np.asarray(_stable(process, 150, None) if simulated else time_grid(process, 150))
     else:
         _check_noise(objective, noise, process)
-    if kind.noising == "state" and process.noise_dim > EXACT_DIVERGENCE_DIM:
-        noise = Probed(noising=noise)
-    grid = np.asarray(noise.times.grid)
+        grid = np.asarray(noise.times.grid)
     coordinate = time_coordinate(process.clock, process.horizon, "clock", first=float(grid[1]))
     if model is None:
         network = network or ScoreMLP(
@@ -175,7 +185,7 @@ def experiment(
         model = ScoreModel(
             network=network,
             dim=process.dim,
-            precondition=PRECONDITIONS["residual"](process=process, coordinate=coordinate),
+            precondition=PRECONDITIONS["auto"](process=process, coordinate=coordinate),
             tells=None if frames.component_mixture(frame) is None else described(frame),
             features=None if period is None else harmonics(period),
             condition=None if condition is None else conditions.example(condition),
@@ -189,6 +199,10 @@ def experiment(
             f"experiment: dropout={dropout} is the share of items whose condition is left out; give"
             " a condition, and a share from 0 to below 1"
         )
+    if noise is None:
+        noise = make_noising(kind, process, grid, weight=weight_of(model.precondition))
+    if kind.noising == "state" and process.noise_dim > EXACT_DIVERGENCE_DIM:
+        noise = Probed(noising=noise)
     if control is None:
         control = Optimal(coordinate=coordinate, num_bins=20) if kind.controlled else Constant()
     if sample_grid is None and process.kernel is None:

@@ -39,8 +39,7 @@ from ndsm_jax.references import GaussianMixture
 from ndsm_jax.reports.card import card
 from ndsm_jax.sampling import Sampler, sample_chunk, start_components
 from ndsm_jax.training.draw import draw_labels
-from ndsm_jax.training.likelihood import DRAWS, SMALLEST_SHARE
-from ndsm_jax.training.likelihood import _start as class_start
+from ndsm_jax.training.likelihood import DRAWS, SMALLEST_SHARE, class_start
 from ndsm_jax.training.state import STREAM_LIKELIHOOD, STREAM_SAMPLES
 
 logger = logging.getLogger(__name__)

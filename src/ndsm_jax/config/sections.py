@@ -429,8 +429,10 @@ class NetworkConfig(Section):
         "", "of a network of your own: name=value, with commas between", when=_own("network.name")
     )
     parameterisation: str = option(
-        "residual",
-        "score = network, network / std, or prior score + network / std (edm: a network / std)",
+        "auto",
+        "score = network, network / std, or prior score + network / std (edm: a network / std);"
+        " local: edm in the coordinates and the time of the state's component; auto: local where"
+        " there are several, else residual",
         choices=PRECONDITIONS,
     )
     time: str = option("clock", "time the network sees", choices=TIME_COORDINATES)
@@ -448,8 +450,12 @@ class NetworkConfig(Section):
     )
     prior_mean: bool = option(
         False,
-        "the network sees the mean of the mixture's components given y, beside y",
-        when=WITHOUT_KERNEL,
+        "the network sees the mean of the mixture's components given y, beside y, as that of"
+        " parameterisation=local always does",
+        when={
+            **WITHOUT_KERNEL,
+            "network.parameterisation": tuple(n for n in PRECONDITIONS if n not in ("auto", "local")),
+        },
     )
     condition: str = option(
         "none",

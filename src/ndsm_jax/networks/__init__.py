@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ndsm_jax.networks.autoencoder import Autoencoder
 from ndsm_jax.networks.embedding import harmonics
 from ndsm_jax.networks.eps import EpsNet
-from ndsm_jax.networks.local import Local, local
+from ndsm_jax.networks.local import Local, fitting, local
 from ndsm_jax.networks.mlp import ScoreMLP
 from ndsm_jax.networks.model import ScoreModel
 from ndsm_jax.networks.precondition import (
@@ -31,6 +31,7 @@ from ndsm_jax.networks.unet import UNet
 
 NETWORKS = {"mlp": ScoreMLP, "unet": UNet}
 PRECONDITIONS: dict[str, Callable[..., Precondition]] = {
+    "auto": fitting,
     "local": local,
     "residual": Residual,
     "edm": Edm,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ndsm_jax.networks.precondition import Coordinate, Residual
+from ndsm_jax.networks.precondition import Coordinate, Precondition, Residual
 from ndsm_jax.networks.tells import Tells, prior_mean
 from ndsm_jax.processes.process import Process
 from ndsm_jax.references.mixtures import GaussianMixture
@@ -167,6 +167,13 @@ class Local(Residual):
         clock, horizon = self.process.clock, self.process.horizon
         relaxed = horizon * jnp.minimum(1, RELAXED / clock.decay(horizon))
         return jnp.minimum(t * jnp.exp(jnp.log(clock.saturation) - log_variance), relaxed)
+
+
+def fitting(*, process: Process, coordinate: Coordinate) -> Precondition:
+    """`Local` where there are several components, and noise in all coordinates; else `Residual`."""
+    several = isinstance(process.reference, GaussianMixture) and len(process.reference.means) > 1
+    kind = local if several and process.noisy is None else Residual
+    return kind(process=process, coordinate=coordinate)
 
 
 def local(*, process: Process, coordinate: Coordinate) -> Local:

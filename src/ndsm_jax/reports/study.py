@@ -38,8 +38,9 @@ Row = Mapping[str, Any]
 def load_config(file: str | pathlib.Path, variant: str, *changes: Changes) -> Config:
     """The config file's variant with nested changes, later ones last.
 
-    Where train.select is open it is `last`: methods are compared at one length of training, and on
-    all of the data.
+    Where train.select and network.parameterisation are open, they are `last` and `residual`:
+    methods are compared at one length of training, on all of the data, and with one
+    parameterisation.
 
     Raises:
       ValueError: an unknown key, or a value out of range.
@@ -49,6 +50,8 @@ def load_config(file: str | pathlib.Path, variant: str, *changes: Changes) -> Co
         tree.update(change)
     if tree.train.select == "auto":
         tree.train.select = "last"
+    if tree.network.parameterisation == "auto":
+        tree.network.parameterisation = "residual"
     return Config.from_dict(tree)
 
 

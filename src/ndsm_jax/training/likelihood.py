@@ -77,7 +77,7 @@ def log_prob(
         nothing = conditions.null(experiment.model.condition)
         condition = jax.tree.map(lambda c: np.repeat(c, len(x), axis=0), nothing)
     condition = experiment.checked("log_prob", condition, len(x))
-    start, log_weights = _start(experiment, condition)
+    start, log_weights = class_start(experiment, condition)
     process, key = experiment.process, jax.random.fold_in(jax.random.key(seed), STREAM_LIKELIHOOD)
     first = jnp.stack([jnp.asarray(experiment.sample_grid[1]), process.horizon])
     variance = np.asarray(process.clock.variance(first))
@@ -107,7 +107,7 @@ def log_prob(
     return _over_draws(found)
 
 
-def _start(experiment: Experiment, labels: Any) -> tuple[Partial | None, np.ndarray | None]:
+def class_start(experiment: Experiment, labels: Any) -> tuple[Partial | None, np.ndarray | None]:
     """Where items of their classes start: a law at the horizon, or weights [n, K] in the frame."""
     classes, mixture = experiment.classes, experiment.components
     if classes is None or classes.log_weights is None or mixture is None:
