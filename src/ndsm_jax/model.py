@@ -141,6 +141,7 @@ class Model:
             x,
             condition=self._labels(label, len(x)),
             seed=seed,
+            ema=self.config.sample.ema,
             progress=progress,
         ).value
 

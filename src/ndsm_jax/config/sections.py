@@ -454,7 +454,9 @@ class NetworkConfig(Section):
         " parameterisation=local always does",
         when={
             **WITHOUT_KERNEL,
-            "network.parameterisation": tuple(n for n in PRECONDITIONS if n not in ("auto", "local")),
+            "network.parameterisation": tuple(
+                n for n in PRECONDITIONS if n not in ("auto", "local")
+            ),
         },
     )
     condition: str = option(
