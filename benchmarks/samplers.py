@@ -49,10 +49,11 @@ QUIET = {"picture_every": 0, "tensorboard": False}
 MODEL: dict[str, dict[str, Any]] = {
     "mixture": {"num_components": 50},
     "objective": {"name": "ndsm_cv"},
+    "network": {"parameterisation": "residual"},
     "optimizer": {"schedule": "cosine"},
     "train": QUIET,
 }
-"""configs/digits.py with NDSM-CV, as in docs/samplers.md; --train_steps sets the length."""
+"""configs/digits.py with NDSM-CV and a residual score, as in docs/samplers.md; --train_steps sets the length."""
 QUICK_MODEL: dict[str, dict[str, Any]] = {
     "mixture": {"num_inits": 1},
     "objective": {"name": "ndsm"},

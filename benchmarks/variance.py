@@ -447,6 +447,7 @@ def problems() -> dict[str, tuple[Tree, Dataset, int]]:
     quick = QUICK.value
     common: Tree = {
         "objective": {"name": "path_dsm"},
+        "network": {"parameterisation": "residual"},
         "optimizer": {"schedule": "cosine"},
         "train": {"steps": 100 if quick else 600, "picture_every": 0, "tensorboard": False},
         "mixture": {"num_inits": 1},
