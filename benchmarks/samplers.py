@@ -53,7 +53,7 @@ MODEL: dict[str, dict[str, Any]] = {
     "optimizer": {"schedule": "cosine"},
     "train": QUIET,
 }
-"""configs/digits.py with NDSM-CV and a residual score, as in docs/samplers.md; --train_steps sets the length."""
+"""configs/digits.py with NDSM-CV and a residual score, as in docs/samplers.md, of --train_steps."""
 QUICK_MODEL: dict[str, dict[str, Any]] = {
     "mixture": {"num_inits": 1},
     "objective": {"name": "ndsm"},
