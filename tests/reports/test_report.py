@@ -38,8 +38,9 @@ def test_report_of_data_without_labels(tmp_path, rng):
     assert table[0].split() == ["metric", "samples", "floor", "prior", "better"]
     # Then an empty line, and the agreement of samples with their component; there are no classes.
     assert table[1 + len(result.metrics)] == ""
-    assert table[-2].split()[:3] == ["agreement:", "0", "labels"]
-    assert table[-1].split()[0] == "component"
+    (at,) = (i for i, line in enumerate(table) if line.split()[:3] == ["agreement:", "0", "labels"])
+    assert table[at + 1].split()[0] == "component"
+    assert table[at + 2 :] in ([], ["", report.made_worse(result.metrics)])
     assert "where they started" in result.report_path.read_text()
     _check_likelihood(result, table)
 
@@ -75,6 +76,21 @@ def test_a_diverged_model_is_reported_not_hidden(tmp_path):
     assert result.metrics["finite_fraction"]["value"] == 0
     assert result.metrics["sliced_wasserstein"]["value"] is None
     assert result.report_path.exists()
+
+
+def test_what_training_made_worse_is_said_in_a_sentence():
+    """Digits of a residual score; and rings at their floor, whose prior has all of the recall."""
+    digits = {
+        "recall": {"value": 0.546, "floor": 0.975, "prior": 0.752, "better": "higher"},
+        "energy_distance": {"value": 0.0208, "floor": 0.014, "prior": 0.0219, "better": "lower"},
+        "nearest_train": {"value": 9.0, "floor": 2.0, "prior": 3.0, "better": "target"},
+        "mmd2": {"value": 9.0, "floor": 0.0, "prior": 1.0, "better": "lower"},
+        "mode_tv": {"value": None, "floor": 0.1, "prior": 0.1, "better": "lower"},
+    }
+    expected = "Training made it worse: the prior alone is nearer to the data in recall (0.546, the"
+    assert report.made_worse(digits) == f"{expected} prior 0.752)."
+    rings = {"recall": {"value": 0.9888, "floor": 0.991, "prior": 0.9994, "better": "higher"}}
+    assert report.made_worse(rings) == ""
 
 
 def test_missing_run_is_one_clear_error(tmp_path):

@@ -67,25 +67,24 @@ class Evaluation:
         """The metrics as aligned text, each beside its real-against-real floor and the prior's.
 
         Below them the likelihood of held-out items, and the agreement of samples with where they
-        started, if they were measured.
+        started, if they were measured; last what training made worse, see `made_worse`.
         """
-        scores = metrics_table(self.metrics)
+        parts = [metrics_table(self.metrics)]
         if likely := _likelihood_rows(self.likelihood):
             names = ("name", *LIKELIHOOD_COLUMNS)
             title = ("held-out log p, nats an item", *LIKELIHOOD_COLUMNS)
-            rows = [title, *(tuple(row[key] for key in names) for row in likely)]
-            scores += "\n\n" + aligned(rows)
+            parts.append(aligned([title, *(tuple(row[key] for key in names) for row in likely)]))
         if self.labels is not None:
             title, row = ("label asked for", *LABEL_COLUMNS), _label_row(self.labels)
-            scores += "\n\n" + aligned([title, ("share of samples", *row.values())])
-        if self.conditioning is None:
-            return scores
-        shares = [(f"agreement: {self.conditioning['labels']} labels", *AGREEMENT_COLUMNS)]
-        shares += [
-            (name, *(_number(row[key]) for key in AGREEMENT_COLUMNS))
-            for name, row in self.conditioning["agreement"].items()
-        ]
-        return scores + "\n\n" + aligned(shares)
+            parts.append(aligned([title, ("share of samples", *row.values())]))
+        if self.conditioning is not None:
+            shares = [(f"agreement: {self.conditioning['labels']} labels", *AGREEMENT_COLUMNS)]
+            shares += [
+                (name, *(_number(row[key]) for key in AGREEMENT_COLUMNS))
+                for name, row in self.conditioning["agreement"].items()
+            ]
+            parts.append(aligned(shares))
+        return "\n\n".join(filter(None, [*parts, made_worse(self.metrics)]))
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
@@ -96,6 +95,27 @@ def metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
         for name, m in metrics.items()
     ]
     return aligned(rows)
+
+
+def made_worse(metrics: Mapping[str, Mapping[str, Any]]) -> str:
+    """In which metrics the prior alone is nearer to the data than the samples: a sentence, or ''.
+
+    Nearer by more than a tenth of the floor, and by a fifth of the samples' distance to it: less
+    may be chance. Metrics of which neither direction is better are left out, and mmd2, whose floor
+    is 0.
+    """
+    worse = []
+    for name, m in metrics.items():
+        value, floor, prior = (m[key] for key in ("value", "floor", "prior"))
+        sign = {"lower": 1, "higher": -1}.get(m["better"])
+        if sign is None or name == "mmd2" or None in (value, floor, prior):
+            continue
+        gap, alone = (max(sign * (x - floor), 0.0) for x in (value, prior))
+        if gap - alone > max(0.1 * abs(floor), 0.2 * gap):
+            worse.append(f"{name} ({_number(value)}, the prior {_number(prior)})")
+    if not worse:
+        return ""
+    return f"Training made it worse: the prior alone is nearer to the data in {', '.join(worse)}."
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> str:
@@ -347,6 +367,7 @@ def _page(
         title=f"{config.data.name}: {config.process.name} + {config.objective.name}",
         facts=facts,
         metrics=rows,
+        made_worse=made_worse(result["metrics"]),
         conditioning=result.get("conditioning"),
         agreement=[
             {"name": name, "what": row["what"]}
