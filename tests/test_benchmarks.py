@@ -1,9 +1,13 @@
 """What the benchmarks share."""
 
 import json
+import pathlib
+import subprocess
+import sys
 import time
 
 import common
+import gpu
 import pytest
 from absl import flags
 
@@ -33,3 +37,35 @@ def test_report_prints_a_table_and_writes_json(tmp_path, capsys):
     assert result["quick"] is True
     assert result["seed"] == 3
     assert {"device", "jax", "command"} <= set(result)
+
+
+def test_a_script_is_run_stopped_in_time_or_its_failure_reported(tmp_path):
+    """As benchmarks/gpu.py runs its parts: one that is asked to end saves first."""
+    quick, slow, failing = (tmp_path / f"{name}.py" for name in ("quick", "slow", "failing"))
+    quick.write_text("")
+    failing.write_text("raise SystemExit(3)")
+    slow.write_text(
+        "import pathlib, signal, sys, time\n"
+        f"saved = pathlib.Path({str(tmp_path / 'saved')!r})\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (saved.write_text('x'), sys.exit(0)))\n"
+        f"pathlib.Path({str(tmp_path / 'ready')!r}).write_text('')\n"
+        "time.sleep(60)\n"
+    )
+    assert gpu.run([quick], time.monotonic() + 60)
+    with pytest.raises(SystemExit, match="exit code 3"):
+        gpu.run([failing], time.monotonic() + 60)
+    start = time.monotonic()
+    assert not gpu.run([slow], start + 5)
+    assert (tmp_path / "ready").exists()
+    assert (tmp_path / "saved").read_text() == "x"
+
+
+@pytest.mark.slow
+def test_gpu_at_smoke_scale(tmp_path):
+    root = pathlib.Path(gpu.__file__).parents[1]
+    folder = tmp_path / "results"
+    command = [sys.executable, root / "benchmarks" / "gpu.py", "--quick", f"--folder={folder}"]
+    subprocess.run([*command, "--minutes=10"], check=True, cwd=root)
+    found = json.loads((folder / "gpu.json").read_text())
+    assert set(found) == set(gpu.PARTS)
+    assert all(row["images_per_second"] > 0 for row in found["throughput"]["rows"])
