@@ -74,12 +74,25 @@ def averaged(
 ) -> Array:
     """sum_k r_k f(Sigma_k) (y - mu_k), mu = 0 where none are given: [..., K], [..., d] -> [..., d].
 
-    f maps variances [..., K, m] elementwise.
+    f maps variances [..., K, m] elementwise. In full float32 also where a device would multiply
+    with fewer digits: the difference may be far smaller than y and the means.
     """
 
     def every(a: Array) -> Array:
         return jnp.broadcast_to(a, (*y.shape[:-1], *a.shape))
 
+    with jax.default_matmul_precision("highest"):
+        return _averaged(of, f, every, r, y, means)
+
+
+def _averaged(
+    of: Spectra,
+    f: Callable[[Array], Array],
+    every: Callable[[Array], Array],
+    r: Array,
+    y: Array,
+    means: Array | None,
+) -> Array:
     base = r[..., None] * f(every(of.variances))
     total = base.sum(axis=-2) * y
     if means is not None:
