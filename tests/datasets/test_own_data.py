@@ -193,6 +193,7 @@ def test_a_function_with_the_name_of_a_toy_is_not_the_toy(write: Write, tmp_path
     assert load(f"{path}:moons").dim == 3
 
 
+@pytest.mark.slow
 def test_a_function_named_as_data_of_ours_is_not_taken_for_them(tmp_path: Path) -> None:
     """No distance to our support, and no evaluator of MNIST, for data of the same name."""
     path = tmp_path / "mine.py"

@@ -233,6 +233,7 @@ def test_train_evaluator(tmp_path):
     assert "epochs: 1 in the checkpoint, 2 now" in refused(results[1])
 
 
+@pytest.mark.slow
 def test_latent(tmp_path):
     """A frozen autoencoder; what is refused names the remedy before anything is computed."""
     run = ["--config=configs/latent.py:smoke", f"--workdir={tmp_path}"]

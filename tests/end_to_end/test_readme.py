@@ -29,6 +29,7 @@ def test_library_example():
     assert np.isfinite(names["gradient"]).all()
 
 
+@pytest.mark.slow
 def test_estimator_example():
     names = run(README, 1, ("NDSM()", FAST))
     assert names["new"].shape == (100, 13)

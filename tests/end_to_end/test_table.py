@@ -47,6 +47,7 @@ def csv(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_from_the_shell(csv, tmp_path):
     """Train, sample, evaluate; samples have names, kinds and levels of the file, and no gaps."""
     keys = [

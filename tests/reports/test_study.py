@@ -102,6 +102,7 @@ def test_metrics_are_json_even_where_a_method_diverged(tmp_path):
     assert read["scale"] == "smoke"
 
 
+@pytest.mark.slow
 def test_low_dimensional(tmp_path):
     low_dimensional.reproduce(make(tmp_path))
     figures = {path.stem for path in (tmp_path / "figures").iterdir()}

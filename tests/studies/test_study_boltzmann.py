@@ -4,6 +4,7 @@ import importlib
 import json
 
 import numpy as np
+import pytest
 
 from ndsm_jax.evaluation.boltzmann import BOLTZMANN_METRICS
 from ndsm_jax.reports.study import Study
@@ -11,6 +12,7 @@ from ndsm_jax.reports.study import Study
 reproduce = importlib.import_module("studies.boltzmann").reproduce
 
 
+@pytest.mark.slow
 def test_smoke(tmp_path):
     study = Study(scale="smoke", root=tmp_path, progress=False)
     reproduce(study)

@@ -3,11 +3,14 @@
 import importlib
 import json
 
+import pytest
+
 from ndsm_jax.reports.study import Study
 
 study_module = importlib.import_module("studies.coordinates")
 
 
+@pytest.mark.slow
 def test_smoke(tmp_path):
     study = Study(scale="smoke", root=tmp_path, progress=False)
     study_module.reproduce(study)

@@ -11,6 +11,7 @@ from ndsm_jax.reports.study import Study
 densities = importlib.import_module("studies.densities")
 
 
+@pytest.mark.slow
 def test_smoke(tmp_path):
     """A part at a time, as several processes would; then the results, of what is kept."""
     study = Study(scale="smoke", root=tmp_path, progress=False)

@@ -14,6 +14,7 @@ from ndsm_jax.reports.study import Study
 mixture = importlib.import_module("studies.mixture")
 
 
+@pytest.mark.slow
 def test_smoke(tmp_path):
     mixture.reproduce(Study(scale="smoke", root=tmp_path, progress=False))
     kept = json.loads((tmp_path / "metrics.json").read_text())["rings_and_bars"]

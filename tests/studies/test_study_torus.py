@@ -4,12 +4,14 @@ import importlib
 import json
 
 import numpy as np
+import pytest
 
 from ndsm_jax.reports.study import Study
 
 torus = importlib.import_module("studies.torus")
 
 
+@pytest.mark.slow
 def test_smoke(tmp_path):
     study = Study(scale="smoke", root=tmp_path, progress=False)
     torus.reproduce(study)
