@@ -24,6 +24,7 @@ from ndsm_jax.networks import (
     ScoreModel,
     described,
     harmonics,
+    suited,
     weight_of,
 )
 from ndsm_jax.noising import NoisingFn, Probed
@@ -141,7 +142,8 @@ def experiment(
       network: of the default model, (y [n, d], c [n]) -> [n, r], see `networks`; of angles it gets
         cosines and sines [n, 2 d].
       model: the score of this process; by default one of `network`, by default a `ScoreMLP`, in
-        local coordinates where the reference is a mixture of several components, else residual.
+        local coordinates where the reference is a mixture of several components and the network
+        has a third argument (`networks.takes_told`), else residual.
       control: eps(t), by default the closed form in 20 bins of time, for objectives that have one.
       estimator, optimiser: by default `Estimator()` and `optimisation.adam()`.
       sampler: by default `sampling.MultistepSDE()`, or `ReverseSDE()` where noise drives some
@@ -182,10 +184,11 @@ def experiment(
             zero_output=True,
             outputs=process.noise_dim,
         )
+        precondition = PRECONDITIONS["auto"](process=process, coordinate=coordinate)
         model = ScoreModel(
             network=network,
             dim=process.dim,
-            precondition=PRECONDITIONS["auto"](process=process, coordinate=coordinate),
+            precondition=suited(precondition, network),
             tells=None if frames.component_mixture(frame) is None else described(frame),
             features=None if period is None else harmonics(period),
             condition=None if condition is None else conditions.example(condition),

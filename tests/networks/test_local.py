@@ -2,13 +2,15 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ndsm_jax import processes, references
+from ndsm_jax import networks, processes, references
 from ndsm_jax.clock import time_coordinate
+from ndsm_jax.experiment import experiment
 from ndsm_jax.networks import PRECONDITIONS
 from ndsm_jax.networks.local import RELAXED, averaged, spectra
 from ndsm_jax.references import COVARIANCES, LowRank
@@ -131,3 +133,28 @@ def test_needs_a_mixture_and_noise_everywhere():
     damped = processes.critically_damped(1)
     with pytest.raises(ValueError, match="local' needs noise in all coordinates"):
         PRECONDITIONS["local"](process=damped, coordinate=lambda t: t)
+
+
+def test_a_network_that_cannot_be_told_keeps_a_residual_score():
+    """One of (state, time) works as before; of its third argument `condition` is not the place."""
+
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, y, c):
+            return nn.Dense(y.shape[-1])(y) + c[:, None]
+
+    class Conditional(nn.Module):
+        @nn.compact
+        def __call__(self, y, c, condition=None):
+            return nn.Dense(y.shape[-1])(y)
+
+    two = references.mixture([0.5, 0.5], [[-1.0, 0], [1.0, 0]], 0.1, covariance="tied_spherical")
+    kinds = {
+        type(experiment(processes.langevin(two), network=network).model.precondition)
+        for network in (Plain(), Conditional())
+    }
+    assert kinds == {networks.Residual}
+    assert isinstance(experiment(processes.langevin(two)).model.precondition, networks.Local)
+    made = experiment(processes.langevin(two), network=Plain()).model
+    score = made(made.init(jax.random.key(0)), jnp.zeros((5, 2)), jnp.full(5, 0.1))
+    assert score.shape == (5, 2)

@@ -33,6 +33,8 @@ from ndsm_jax.networks import (
     harmonics,
     image_group,
     prior_mean,
+    suited,
+    takes_told,
     weight_of,
 )
 from ndsm_jax.noising import NoisingFn
@@ -82,12 +84,21 @@ def build(
     c = config.network
     coordinate = time_coordinate(process.clock, process.horizon, c.time, first=float(grid[1]))
     precondition = PRECONDITIONS[c.parameterisation](process=process, coordinate=coordinate)
+    network = _network(config, shape, process, precondition, parts.classes)
+    if c.parameterisation == "auto":
+        precondition = suited(precondition, network)
+    elif precondition.tells is not None and not takes_told(network):
+        raise ValueError(
+            f"network.parameterisation={c.parameterisation!r} tells the network the mean of the"
+            f" state's component, and the call of {c.name!r} has no place for it; give it a third"
+            " argument, told [n, d], or choose residual"
+        )
     return experiment(
         process,
         frame=frame,
         objective=config.objective.name,
         noise=_noising(config, process, grid, first, precondition),
-        model=_model(config, shape, process, frame, precondition, parts.classes),
+        model=_model(config, shape, process, frame, precondition, network, parts.classes),
         control=_control(config, coordinate),
         estimator=_estimator(config),
         optimiser=_optimiser(config),
@@ -310,6 +321,7 @@ def _model(
     process: Process,
     frame: Frame,
     precondition: Precondition,
+    network: Any,
     classes: Classes | None,
 ) -> ScoreModel:
     c = config.network
@@ -333,7 +345,7 @@ def _model(
         tells = prior_mean(mixture)
     period = frames.period(frame)
     return ScoreModel(
-        network=_network(config, shape, process, precondition, classes),
+        network=network,
         dim=process.dim,
         precondition=precondition,
         tells=tells,

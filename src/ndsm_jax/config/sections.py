@@ -432,7 +432,7 @@ class NetworkConfig(Section):
         "auto",
         "score = network, network / std, or prior score + network / std (edm: a network / std);"
         " local: edm in the coordinates and the time of the state's component; auto: local where"
-        " there are several, else residual",
+        " there are several and the network has a third argument, else residual",
         choices=PRECONDITIONS,
     )
     time: str = option("clock", "time the network sees", choices=TIME_COORDINATES)

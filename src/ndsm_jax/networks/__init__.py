@@ -14,7 +14,7 @@ from collections.abc import Callable
 from ndsm_jax.networks.autoencoder import Autoencoder
 from ndsm_jax.networks.embedding import harmonics
 from ndsm_jax.networks.eps import EpsNet
-from ndsm_jax.networks.local import Local, fitting, local
+from ndsm_jax.networks.local import Local, fitting, local, suited
 from ndsm_jax.networks.mlp import ScoreMLP
 from ndsm_jax.networks.model import ScoreModel
 from ndsm_jax.networks.precondition import (
@@ -26,7 +26,7 @@ from ndsm_jax.networks.precondition import (
     weight_of,
 )
 from ndsm_jax.networks.symmetry import SYMMETRIES, image_group
-from ndsm_jax.networks.tells import described, prior_mean
+from ndsm_jax.networks.tells import described, prior_mean, takes_told
 from ndsm_jax.networks.unet import UNet
 
 NETWORKS = {"mlp": ScoreMLP, "unet": UNet}
@@ -60,5 +60,7 @@ __all__ = [
     "harmonics",
     "image_group",
     "prior_mean",
+    "suited",
+    "takes_told",
     "weight_of",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from ndsm_jax.networks.precondition import Coordinate, Precondition, Residual
-from ndsm_jax.networks.tells import Tells, prior_mean
+from ndsm_jax.networks.tells import Tells, prior_mean, takes_told
 from ndsm_jax.processes.process import Process
 from ndsm_jax.references.mixtures import GaussianMixture
 
@@ -187,6 +188,16 @@ def fitting(*, process: Process, coordinate: Coordinate) -> Precondition:
     several = isinstance(process.reference, GaussianMixture) and len(process.reference.means) > 1
     kind = local if several and process.noisy is None else Residual
     return kind(process=process, coordinate=coordinate)
+
+
+def suited(precondition: Precondition, network: Any) -> Precondition:
+    """The precondition, or `Residual` in the place of a `Local` that the network cannot be told of.
+
+    Without the mean of its component a state in local coordinates could be that of any.
+    """
+    if not isinstance(precondition, Local) or precondition.tells is None or takes_told(network):
+        return precondition
+    return Residual(process=precondition.process, coordinate=precondition.coordinate)
 
 
 def local(*, process: Process, coordinate: Coordinate) -> Local:

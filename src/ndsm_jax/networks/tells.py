@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,16 @@ from ndsm_jax.references.mixtures import GaussianMixture
 
 Tells = Callable[[Array, Any], Array]
 """(y [n, d], condition of [n, ...]) -> [n, e], what a network is told beside y."""
+
+
+def takes_told(network: Any) -> bool:
+    """Whether a network's call has a place for what it is told: a third, not named condition."""
+    if not callable(network):
+        return False
+    parameters = inspect.signature(network.__call__).parameters.values()
+    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    more = any(p.kind is p.VAR_POSITIONAL for p in parameters)
+    return more or (len(places) > 2 and places[2].name != "condition")
 
 
 def _mean(mixture: GaussianMixture, y: Array, condition: Any) -> Array:
