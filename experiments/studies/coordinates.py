@@ -43,9 +43,8 @@ SHORT: Changes = {
 
 
 def _mnist(num_train: int, steps: int, *more: Changes) -> tuple[str, tuple[Changes, ...]]:
-    data = {"num_train": num_train}
-    run = {**MNIST["train"], "steps": steps}
-    return "mnist.py", (MNIST, {"data": data, "train": run}, *more)
+    length: Changes = {"data": {"num_train": num_train}, "train": {"steps": steps}}
+    return "mnist.py", (MNIST, length, *more)
 
 
 DATA: Mapping[str, tuple[str, tuple[Changes, ...]]] = {

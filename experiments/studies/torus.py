@@ -21,7 +21,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from ndsm_jax import config as config_module
 from ndsm_jax import plots
 from ndsm_jax.config.parts import fit
 from ndsm_jax.datasets.boltzmann import TorsionModel, angle_counts
@@ -38,7 +37,7 @@ from ndsm_jax.reports.study import (
     slug,
 )
 from ndsm_jax.runs import read_metrics
-from studies import CONFIGS
+from studies import CONFIGS, boltzmann
 
 ENERGY = "path DSM, approximate energy"
 METHODS: dict[str, tuple[str, str]] = {
@@ -57,11 +56,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "sizes": (30,),
         "seeds": (0,),
         "errors": (0.25,),
-        "changes": {
-            **config_module.SMOKE,
-            "data": {"num_test": 200},
-            "train": config_module.SMOKE["train"] | {"picture_every": 0, "tensorboard": False},
-        },
+        "changes": boltzmann.SCALES["smoke"]["changes"],
     },
     "cpu": {
         "methods": tuple(METHODS),

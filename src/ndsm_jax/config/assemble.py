@@ -34,6 +34,7 @@ from ndsm_jax.networks import (
     image_group,
     prior_mean,
     suited,
+    takes_condition,
     takes_told,
     weight_of,
 )
@@ -383,7 +384,7 @@ def _network(
         made = plugins.call("network", c.name, c.options, **offered)
         wanted = "a Flax module (init and apply)"
         made = checked("network", c.name, made, NetworkLike, wanted, None)
-        if classes is not None and not _takes_condition(made):
+        if classes is not None and not takes_condition(made):
             raise ValueError(
                 f"network.condition='label': the network of {c.name!r} takes no argument"
                 " `condition`; give its __call__ one, labels [n] of which -1 is none, or set"
@@ -405,14 +406,6 @@ def _network(
             )
     taken = {field.name for field in dataclasses.fields(make)}
     return make(**{key: value for key, value in given.items() if key in taken})
-
-
-def _takes_condition(network: Any) -> bool:
-    """Whether a network's call takes a keyword `condition`, as far as its signature tells."""
-    if not callable(network):
-        return True
-    parameters = inspect.signature(network.__call__).parameters.values()
-    return any(p.name == "condition" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def _control(config: Config, coordinate: Any) -> ControlVariate:

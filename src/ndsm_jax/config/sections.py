@@ -75,6 +75,7 @@ SIMULATED: tuple[When, ...] = (
     LINEARISED,
     {**_objectives("local", "state"), **WITHOUT_KERNEL},
 )
+TOLD_LABELS: When = {"network.condition": ("label",)}
 CONTROLLED: When = {"objective.name": tuple(n for n, o in OBJECTIVES.items() if o.controlled)}
 
 
@@ -470,7 +471,7 @@ class NetworkConfig(Section):
         " classifier",
         low=0,
         high=0.9,
-        when={"network.condition": ("label",)},
+        when=TOLD_LABELS,
     )
     width: int = option(256, "hidden width of mlp", low=1, when=_network("width"))
     depth: int = option(5, "hidden layers of mlp", low=1, when=_network("depth"))
@@ -594,21 +595,21 @@ class SampleConfig(Section):
         1.0,
         "w of s_u + w (s_c - s_u), scores without and with the label; 1: off",
         low=0,
-        when={"network.condition": ("label",)},
+        when=TOLD_LABELS,
     )
     guidance_low: float = option(
         0.0,
         "least v(t) / v(T) at which samples are guided",
         low=0,
         high=1,
-        when={"network.condition": ("label",)},
+        when=TOLD_LABELS,
     )
     guidance_high: float = option(
         1.0,
         "largest v(t) / v(T) at which samples are guided",
         above=0,
         high=1,
-        when={"network.condition": ("label",)},
+        when=TOLD_LABELS,
     )
     chunk: int = option(500, "samples in memory at a time", low=1)
     ema: bool = option(True, "use the average of the parameters")

@@ -26,7 +26,7 @@ from ndsm_jax.networks.precondition import (
     weight_of,
 )
 from ndsm_jax.networks.symmetry import SYMMETRIES, image_group
-from ndsm_jax.networks.tells import described, prior_mean, takes_told
+from ndsm_jax.networks.tells import described, prior_mean, takes_condition, takes_told
 from ndsm_jax.networks.unet import UNet
 
 NETWORKS = {"mlp": ScoreMLP, "unet": UNet}
@@ -61,6 +61,7 @@ __all__ = [
     "image_group",
     "prior_mean",
     "suited",
+    "takes_condition",
     "takes_told",
     "weight_of",
 ]

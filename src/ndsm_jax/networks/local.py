@@ -83,29 +83,18 @@ def averaged(
         return jnp.broadcast_to(a, (*y.shape[:-1], *a.shape))
 
     with jax.default_matmul_precision("highest"):
-        return _averaged(of, f, every, r, y, means)
-
-
-def _averaged(
-    of: Spectra,
-    f: Callable[[Array], Array],
-    every: Callable[[Array], Array],
-    r: Array,
-    y: Array,
-    means: Array | None,
-) -> Array:
-    base = r[..., None] * f(every(of.variances))
-    total = base.sum(axis=-2) * y
-    if means is not None:
-        isotropic = base.shape[-1] == 1  # then a product with the means needs no [..., K, d]
-        total -= base[..., 0] @ means if isotropic else jnp.sum(base * every(means), axis=-2)
-    if of.directions is None or of.along is None:
-        return total
-    along = jnp.einsum("kdq,...d->...kq", of.directions, y)
-    if means is not None:
-        along -= every(jnp.einsum("kdq,kd->kq", of.directions, means))
-    along *= r[..., None] * f(every(of.along)) - base
-    return total + jnp.einsum("kdq,...kq->...d", of.directions, along)
+        base = r[..., None] * f(every(of.variances))
+        total = base.sum(axis=-2) * y
+        if means is not None:
+            isotropic = base.shape[-1] == 1  # then a product with the means needs no [..., K, d]
+            total -= base[..., 0] @ means if isotropic else jnp.sum(base * every(means), axis=-2)
+        if of.directions is None or of.along is None:
+            return total
+        along = jnp.einsum("kdq,...d->...kq", of.directions, y)
+        if means is not None:
+            along -= every(jnp.einsum("kdq,kd->kq", of.directions, means))
+        along *= r[..., None] * f(every(of.along)) - base
+        return total + jnp.einsum("kdq,...kq->...d", of.directions, along)
 
 
 RELAXED = 4.0

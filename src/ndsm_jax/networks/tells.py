@@ -19,10 +19,21 @@ def takes_told(network: Any) -> bool:
     """Whether a network's call has a place for what it is told: a third, not named condition."""
     if not callable(network):
         return False
-    parameters = inspect.signature(network.__call__).parameters.values()
+    parameters = _parameters(network)
     places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     more = any(p.kind is p.VAR_POSITIONAL for p in parameters)
     return more or (len(places) > 2 and places[2].name != "condition")
+
+
+def takes_condition(network: Any) -> bool:
+    """Whether a network's call takes a keyword `condition`, as far as its signature tells."""
+    if not callable(network):
+        return True
+    return any(p.name == "condition" or p.kind is p.VAR_KEYWORD for p in _parameters(network))
+
+
+def _parameters(network: Any) -> list[inspect.Parameter]:
+    return list(inspect.signature(network.__call__).parameters.values())
 
 
 def _mean(mixture: GaussianMixture, y: Array, condition: Any) -> Array:

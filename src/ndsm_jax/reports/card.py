@@ -10,7 +10,8 @@ import jax
 
 from ndsm_jax.datasets.licences import licence_of
 from ndsm_jax.model import Model
-from ndsm_jax.reports.report import reproduce_command
+from ndsm_jax.reports.report import number, reproduce_command
+from ndsm_jax.reports.study import markdown
 
 NOT_STATED = "not stated"
 
@@ -78,7 +79,7 @@ def _header(model: Model, title: str, metrics: Mapping[str, Any] | None) -> str:
     }
     if metrics is not None and _of_this_state(model, metrics):
         found = [
-            {"type": name, "name": f"{name} (floor {_number(m['floor'])})", "value": m["value"]}
+            {"type": name, "name": f"{name} (floor {number(m['floor'])})", "value": m["value"]}
             for name, m in metrics["metrics"].items()
             if m["value"] is not None
         ]
@@ -112,10 +113,14 @@ def _metrics(model: Model, metrics: Mapping[str, Any] | None) -> str:
         return "Not evaluated: `experiments/evaluate.py` was not run."
     if not _of_this_state(model, metrics):
         return "Not evaluated: metrics.json is of another step of the training."
-    rows = ["| metric | samples | floor | prior | better |", "| --- | --- | --- | --- | --- |"]
-    rows += [
-        f"| {name} | {_number(m['value'])} | {_number(m['floor'])} | {_number(m['prior'])}"
-        f" | {m['better']} |"
+    rows = [
+        {
+            "metric": name,
+            "samples": number(m["value"]),
+            "floor": number(m["floor"]),
+            "prior": number(m["prior"]),
+            "better": m["better"],
+        }
         for name, m in metrics["metrics"].items()
     ]
     text = (
@@ -124,10 +129,10 @@ def _metrics(model: Model, metrics: Mapping[str, Any] | None) -> str:
     )
     if sampling := metrics.get("facts", {}).get("sampling"):
         text += f"Measured with {sampling}.\n"
-    text += "\n" + "\n".join(rows)
+    text += "\n" + markdown(rows)
     for name, row in (metrics.get("likelihood") or {}).get("rows", {}).items():
-        text += f"\n\nHeld-out log p, {name}: {_number(row['value'])} nats an item"
-        text += f" (standard error {_number(row['se'])})."
+        text += f"\n\nHeld-out log p, {name}: {number(row['value'])} nats an item"
+        text += f" (standard error {number(row['se'])})."
     return text
 
 
@@ -146,7 +151,3 @@ def _limits(model: Model) -> str:
 def _table(rows: Mapping[str, str]) -> str:
     lines = "\n".join(f"| {name} | {text} |" for name, text in rows.items())
     return f"| | |\n| --- | --- |\n{lines}"
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"

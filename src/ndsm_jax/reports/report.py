@@ -80,7 +80,7 @@ class Evaluation:
         if self.conditioning is not None:
             shares = [(f"agreement: {self.conditioning['labels']} labels", *AGREEMENT_COLUMNS)]
             shares += [
-                (name, *(_number(row[key]) for key in AGREEMENT_COLUMNS))
+                (name, *(number(row[key]) for key in AGREEMENT_COLUMNS))
                 for name, row in self.conditioning["agreement"].items()
             ]
             parts.append(aligned(shares))
@@ -91,7 +91,7 @@ def metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     """The metrics of `evaluation.evaluate` as aligned text."""
     rows = [("metric", "samples", "floor", "prior", "better")]
     rows += [
-        (name, *(_number(m[key]) for key in ("value", "floor", "prior")), m["better"])
+        (name, *(number(m[key]) for key in ("value", "floor", "prior")), m["better"])
         for name, m in metrics.items()
     ]
     return aligned(rows)
@@ -112,7 +112,7 @@ def made_worse(metrics: Mapping[str, Mapping[str, Any]]) -> str:
             continue
         gap, alone = (max(sign * (x - floor), 0.0) for x in (value, prior))
         if gap - alone > max(0.1 * abs(floor), 0.2 * gap):
-            worse.append(f"{name} ({_number(value)}, the prior {_number(prior)})")
+            worse.append(f"{name} ({number(value)}, the prior {number(prior)})")
     if not worse:
         return ""
     return f"Training made it worse: the prior alone is nearer to the data in {', '.join(worse)}."
@@ -359,7 +359,7 @@ def _page(
     }
     rows = [
         {"name": name, "better": m["better"], "what": m["what"]}
-        | {key: _number(m[key]) for key in ("value", "floor", "prior")}
+        | {key: number(m[key]) for key in ("value", "floor", "prior")}
         for name, m in result["metrics"].items()
     ]
     mixture = run.folder / "mixture.txt"
@@ -371,7 +371,7 @@ def _page(
         conditioning=result.get("conditioning"),
         agreement=[
             {"name": name, "what": row["what"]}
-            | {key: _number(row[key]) for key in AGREEMENT_COLUMNS}
+            | {key: number(row[key]) for key in AGREEMENT_COLUMNS}
             for name, row in (result.get("conditioning") or {"agreement": {}})["agreement"].items()
         ],
         labels=_label_row(result.get("labels")),
@@ -388,7 +388,7 @@ def _page(
 
 def _label_row(labels: Mapping[str, Any] | None) -> dict[str, str]:
     """How often samples are of the class asked for; empty where none was."""
-    return {} if labels is None else {key: _number(labels[key]) for key in LABEL_COLUMNS}
+    return {} if labels is None else {key: number(labels[key]) for key in LABEL_COLUMNS}
 
 
 def _column_rows(table: Mapping[str, Any] | None) -> list[dict[str, str]]:
@@ -398,7 +398,7 @@ def _column_rows(table: Mapping[str, Any] | None) -> list[dict[str, str]]:
     pairs = {"kind": "associations", **table["associations"]}
     rows = {**table["columns"], "all pairs of columns": pairs}
     return [
-        {"name": name, "kind": row["kind"]} | {key: _number(row[key]) for key in TABLE_COLUMNS}
+        {"name": name, "kind": row["kind"]} | {key: number(row[key]) for key in TABLE_COLUMNS}
         for name, row in rows.items()
     ]
 
@@ -407,7 +407,7 @@ def _likelihood_rows(found: Mapping[str, Any] | None) -> list[dict[str, str]]:
     """The table of `reports.likelihood`: "bits" and "noise" are empty where there are none."""
     return [
         {"name": name, "what": row["what"], "noise": row.get("noise", "")}
-        | {key: _number(row.get(key)) for key in (*LIKELIHOOD_COLUMNS, "bits")}
+        | {key: number(row.get(key)) for key in (*LIKELIHOOD_COLUMNS, "bits")}
         for name, row in (found or {}).get("rows", {}).items()
     ]
 
@@ -435,5 +435,6 @@ def _flag(value: Any) -> str:
     return shlex.quote(str(value))
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Four digits; nothing for what was not measured."""
     return "" if value is None or not math.isfinite(value) else f"{value:.4g}"
