@@ -238,6 +238,9 @@ def _langevin(train: Array, test: Array, options: Mapping[str, Any]) -> Densitie
         "objective.name": "path_dsm",
         "network.parameterisation": "residual",
         "noising.weight": "auto",
+        # Full covariances are narrow: with the 500 that would be chosen, explicit steps noise to a
+        # law that is too wide.
+        "noising.steps": 2000,
     }
     more = {"settings": {**options.get("settings", {}), **settings}}
     model = NDSM(**{**options, **more}).fit(train)

@@ -17,7 +17,7 @@ from ndsm_jax.clock import time_coordinate
 from ndsm_jax.conditions import Classes
 from ndsm_jax.control_variates import Constant, ControlVariate, Estimator, Optimal
 from ndsm_jax.frames import Frame
-from ndsm_jax.integrators import stable_grid, step_ratio, time_grid
+from ndsm_jax.integrators import ACCURATE, stable_grid, step_ratio, time_grid
 from ndsm_jax.networks import (
     PRECONDITIONS,
     ScoreMLP,
@@ -234,7 +234,8 @@ def _stable(process: Process, fewest: int, sampler: Sampler | None) -> np.ndarra
     def explicit_step(longest: float) -> float:
         return longest if sampler is None else sampler.explicit_step(longest, process.clock)
 
-    grid = stable_grid(process, fewest, explicit_step=explicit_step)
+    aim = ACCURATE if sampler is None else 1.0
+    grid = stable_grid(process, fewest, explicit_step=explicit_step, ratio=aim)
     ratio = step_ratio(process, grid, explicit_step)
     if ratio > 1 and process.known.stiffness is not None:
         raise ValueError(

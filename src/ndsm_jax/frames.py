@@ -12,6 +12,7 @@ An exported model has its frame within: where JAX traces a row [1, D], in float6
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from functools import partial
 from typing import Any, Protocol
 
@@ -376,20 +377,38 @@ def chained(outer: Frame, inner: Frame) -> Frame:
     return inner if type(outer) is Identity else Chained(outer=outer, inner=inner)
 
 
-def states(frame: Frame, x: np.ndarray, *, seed: int = 0, chunk: int = 500) -> np.ndarray:
-    """Data [N, D] as the states [N, d] of one visit, a function of the seed; a few at a time."""
+def states(
+    frame: Frame, x: np.ndarray, *, seed: int = 0, by_item: bool = False, chunk: int = 500
+) -> np.ndarray:
+    """Data [N, D] as the states [N, d] of one visit, a function of the seed; a few at a time.
+
+    With `by_item` what is drawn for an item depends on it and the seed alone, whatever stands
+    beside it, so that equal items get equal states.
+    """
     prepared = frame.prepare(x)
     if not frame.random:
         return prepared
-    padded = np.pad(prepared, ((0, -len(prepared) % chunk), (0, 0)))
-    key, parts = jax.random.key(seed), padded.reshape(-1, chunk, padded.shape[1])
-    found = [_enter(frame, jax.random.fold_in(key, i), part) for i, part in enumerate(parts)]
+    key, padding = jax.random.key(seed), -len(prepared) % chunk
+    padded = np.pad(prepared, ((0, padding), (0, 0)))
+    parts = padded.reshape(-1, chunk, padded.shape[1])
+    if by_item:
+        digests = [zlib.crc32(row.tobytes()) for row in np.ascontiguousarray(padded)]
+        keys = jax.vmap(partial(jax.random.fold_in, key))(np.array(digests, np.uint32))
+        pairs = zip(keys.reshape(-1, chunk), parts, strict=True)
+        found = [_enter_each(frame, *pair) for pair in pairs]
+    else:
+        found = [_enter(frame, jax.random.fold_in(key, i), part) for i, part in enumerate(parts)]
     return np.concatenate(found)[: len(prepared)]
 
 
 @jax.jit
 def _enter(frame: Frame, key: Array, x: Array) -> Array:
     return frame.enter(key, x)[0]
+
+
+@jax.jit
+def _enter_each(frame: Frame, keys: Array, x: Array) -> Array:
+    return jax.vmap(lambda key, item: frame.enter(key, item[None])[0][0])(keys, x)
 
 
 def period(frame: Frame) -> float | None:

@@ -90,6 +90,10 @@ def time_grid(
 MAX_STEPS = 500
 """Steps of a grid that we choose at most."""
 
+ACCURATE = 0.25
+"""The `step_ratio` that noising aims at. Explicit steps of a linear drift of rate a noise to the
+variance 1 / (1 - a h / 2) times the right one: at the limit of stability twice as much."""
+
 
 def stiffness(process: Process) -> float:
     """Largest rate of the drift, 1 / time: as known, otherwise that of the reference it noises to.
@@ -118,6 +122,7 @@ def stable_grid(
     *,
     explicit_step: Callable[[float], float] | None = None,
     make: Callable[[int], np.ndarray] | None = None,
+    ratio: float = 1.0,
 ) -> np.ndarray:
     """The grid of the fewest steps, from `fewest` to `MAX_STEPS`, that are stable: [n + 1].
 
@@ -126,14 +131,15 @@ def stable_grid(
       fewest: steps in any case.
       explicit_step: see `step_ratio`.
       make: number of steps -> grid; by default `time_grid`.
+      ratio: that is aimed at, see `step_ratio`; above 1 / 2 only stable, see `ACCURATE`.
     """
     make = make or (lambda steps: time_grid(process, steps))
     steps, grid = fewest, make(fewest)
     while steps < MAX_STEPS:
-        ratio = step_ratio(process, grid, explicit_step)
-        if ratio < 1:
+        found = step_ratio(process, grid, explicit_step) / ratio
+        if found < 1:
             break
-        steps = min(MAX_STEPS, int(np.ceil(1.1 * ratio * steps)))
+        steps = min(MAX_STEPS, int(np.ceil(1.1 * found * steps)))
         grid = make(steps)
     return grid
 

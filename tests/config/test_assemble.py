@@ -12,7 +12,7 @@ from ndsm_jax.config import Config, assemble, check_effect
 from ndsm_jax.config.parts import fit, stand_in
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.frames import Identity
-from ndsm_jax.integrators import MAX_STEPS
+from ndsm_jax.integrators import ACCURATE, MAX_STEPS
 from ndsm_jax.launch import restore
 from ndsm_jax.runs import fingerprint
 from ndsm_jax.training import init_state
@@ -212,19 +212,23 @@ def num_steps(config: Config, fitted) -> tuple[int, int]:
 
 
 def test_steps_are_as_many_as_the_stiffness_needs(rng, caplog):
-    """A variance of 0.14^2 beside 1: more steps than usual resolve it, and nothing is raised."""
+    """A variance of 0.14^2 beside 1: more steps than usual resolve it, and nothing is raised.
+
+    Those of noising are short enough for the variance that they noise to, not only stable.
+    """
     config = with_steps(noising={"steps": 0}, sample={"steps": 0})
     fitted = assemble.resolvable(config, fit(config, emoji(rng, 0.14)))
     assert fitted.reference.smallest_variance() == pytest.approx(0.02, rel=0.3)
     with caplog.at_level(logging.INFO, logger="ndsm_jax"):
         noising, sampling = num_steps(config, fitted)
-    assert assemble.MIN_NOISING_STEPS < noising < MAX_STEPS
+    assert assemble.MIN_NOISING_STEPS < noising <= MAX_STEPS
     assert assemble.MIN_SAMPLE_STEPS < sampling < MAX_STEPS
     assert f"noising.steps: {noising}, as the stiffness of langevin" in caplog.text
     assert f"sample.steps: {sampling}, as the stiffness of langevin" in caplog.text
     made = assemble.build(config, (2,), fitted)
     stiffness = float(made.process.known.stiffness)
-    assert np.diff(made.noising.times.grid).max() * stiffness < 1
+    ratio = np.diff(made.noising.times.grid).max() * stiffness
+    assert ratio < ACCURATE or (noising == MAX_STEPS and ratio < 1 and "% too large" in caplog.text)
     assert made.process.reference is fitted.reference
     # A flow's velocity is not stiff.
     flow = with_steps(noising={"steps": 0}, sample={"steps": 0, "sampler": "heun_flow"})

@@ -158,6 +158,30 @@ def test_sinh_weights_reproduce_the_dsm_target_of_a_linear_drift(name, integrato
     np.testing.assert_allclose(batch.score_target / size, expected / size, rtol=1e-4, atol=2e-4)
 
 
+@pytest.mark.parametrize("covariance", ["full", "diag"])
+def test_every_axis_of_a_component_has_weights_of_its_own(covariance):
+    """T_n = -V_n^-1 (Y_n - A_n Y_0) of the chain of a drift -S^-1 y, variances 0.02 and 0.6."""
+    turn = np.array([[0.8, -0.6], [0.6, 0.8]]) if covariance == "full" else np.eye(2)
+    values = np.array([0.02, 0.6])
+    of = (turn * values) @ turn.T if covariance == "full" else values
+    process = processes.langevin(
+        references.mixture([1.0], np.zeros((1, 2)), [of], covariance=covariance)
+    )
+    grid = time_grid(process, 200)
+    batch = draw(windows(process, grid, k=4), jax.random.normal(jax.random.key(1), (60, 2)))
+    x0 = jax.random.normal(jax.random.key(1), (60, 2))
+    n = np.searchsorted(grid, np.asarray(batch.t) * (1 - 1e-6))
+    along, target = batch.y @ turn, np.asarray(batch.score_target @ turn)
+    for axis, value in enumerate(values):
+        rates = lambda t, value=value: jnp.full_like(t, 1 / value)  # noqa: E731
+        scale, variance = chain_kernel(process, grid, rates, "euler")
+        gap = along[..., axis] - scale[n] * (x0 @ turn)[:, None, axis]
+        size = 1 / np.sqrt(variance[n])
+        np.testing.assert_allclose(
+            target[..., axis] / size, -gap / variance[n] / size, rtol=1e-3, atol=1e-3
+        )
+
+
 def test_exponential_steps_are_exact_for_the_process_of_one_component():
     """a_n and v_n of the chain are those of the exact kernel, however long its steps."""
     process, rate = LINEAR["OU"]

@@ -195,7 +195,9 @@ def _cells(data: Any, header: str, key: str) -> Named:
         return [(name, _of_series(data.iloc[:, i])) for i, name in enumerate(names)]
     array = np.asarray(data)
     if array.ndim != 2 or not array.size:
-        raise ValueError(f"a table needs an array [N, D], not one of shape {array.shape}")
+        features = f"0 feature(s) (shape={array.shape}) while a minimum of 1 is required"
+        given = features if array.ndim == 2 and len(array) else f"one of shape {array.shape}"
+        raise ValueError(f"a table needs an array [N, D] with rows and columns; this is {given}")
     return [(_numbered(i), _of_array(values)) for i, values in enumerate(array.T)]
 
 

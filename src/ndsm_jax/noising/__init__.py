@@ -28,6 +28,7 @@ from ndsm_jax.noising.linearised import (
     linearised_windows,
 )
 from ndsm_jax.noising.local import LocalSteps, local_steps, loss_steps
+from ndsm_jax.noising.modes import Modes
 from ndsm_jax.noising.quotient import Quotient, TiedQuotient
 from ndsm_jax.noising.simulated import states_at, with_simulated_reference
 from ndsm_jax.noising.windows import PathWindows, path_windows, window_starts
@@ -44,6 +45,7 @@ __all__ = [
     "LinearisedWindows",
     "LocalGaussian",
     "LocalSteps",
+    "Modes",
     "NoisedBatch",
     "NoisingFn",
     "PathWindows",

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from ndsm_jax.integrators import broadcast_time, forward_step, scan_grid, step_sizes, time_grid
+from ndsm_jax.noising.modes import Modes, mode_at, modes_of
 from ndsm_jax.noising.quotient import Quotient, TiedQuotient, quotient
 from ndsm_jax.processes.process import Process, pull_back
 from ndsm_jax.references.mixtures import GaussianMixture
@@ -27,19 +28,18 @@ def as_grid(process: Process, grid: Grid) -> np.ndarray:
     return time_grid(process, grid) if isinstance(grid, int) else np.asarray(grid, np.float32)
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("process",), meta_fields=())
+@partial(jax.tree_util.register_dataclass, data_fields=("process", "modes"), meta_fields=())
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FullSpace:
-    """The chain as it is: the state of the simulation is the state of the process."""
+    """The chain as it is: the state of the simulation is the state of the process.
+
+    Attributes:
+      process: what is simulated.
+      modes: of its reference; None where no targets are wanted.
+    """
 
     process: Process
-
-    def local_variance(self, y: Array) -> Array:
-        """Variance of the mode about y, [..., d] -> [...]: that of the likeliest component."""
-        reference = self.process.reference
-        if isinstance(reference, GaussianMixture):
-            return reference.component_variances()[reference.most_likely(y)]
-        return jnp.broadcast_to(reference.typical_variance(), y.shape[:-1])
+    modes: Modes | None = None
 
     def start(self, x0: Array) -> Array:
         """x0 [B, d] -> states [B, d]."""
@@ -66,6 +66,15 @@ class FullSpace:
 Chain = FullSpace | Quotient | TiedQuotient
 
 
+def full_space(process: Process) -> FullSpace:
+    """The chain in the whole space, with the modes of its reference."""
+    reference = process.reference
+    if isinstance(reference, GaussianMixture):
+        return FullSpace(process=process, modes=modes_of(reference))
+    variances = jnp.broadcast_to(jnp.asarray(reference.typical_variance(), jnp.float32), (1, 1))
+    return FullSpace(process=process, modes=Modes(variances=variances))
+
+
 class Window(NamedTuple):
     """Over which steps a path-space target is accumulated, and how.
 
@@ -73,7 +82,7 @@ class Window(NamedTuple):
       start: grid index before the window's first step, [B, k]; None: the path's start.
       stop: grid index after its last step, [B, k].
       weights: one of `PATH_WEIGHTS`.
-      curvature: rate of the `sinh` weights, 1 / time; 0: of the component at the window's start.
+      curvature: rate of the `sinh` weights, 1 / time; 0: of the mode at the window's start.
       companion: whether the window's noise-free path is run beside it.
     """
 
@@ -85,11 +94,12 @@ class Window(NamedTuple):
 
 
 class PathTarget(NamedTuple):
-    """The recursion: target [B, k, D], v and stationary variance [B, k], noise-free path."""
+    """The recursion: along the axes of the mode [B, k] target [B, k, D] and v [B, k, m]; the
+    noise-free path [B, k, D]."""
 
     target: Array
     v: Array
-    stationary: Array
+    mode: Array
     companion: Array
 
 
@@ -110,37 +120,39 @@ def path_step(
         T <- rho T - ((1 - rho) z - eta rho J_b(y)^T z) / sigma,
         rho = (1 - a eta) v / v',    v' = (1 - a eta)^2 v + sigma^2,
 
-    for the rate a of its weights, from T = 0 and v = 0.
+    for the rate a of its weights along each axis of the mode at its start, from T = 0 and v = 0.
     """
     eta, sigma = step
-    inside, stationary, companion = n < window.stop, path.stationary, path.companion
+    inside, mode, companion = n < window.stop, path.mode, path.companion
+    assert chain.modes is not None
     if window.start is not None:
         inside = inside & (window.start <= n)
         entering = window.start == n
-        stationary = jnp.where(entering, chain.local_variance(y), stationary)
+        mode = jnp.where(entering, mode_at(chain.process, y), mode)
         companion = jnp.where(entering[..., None], y, companion)
     drift, pulled = pull_back(chain.process, y, broadcast_time(t, y), z)
     # Any weights are right, so that a rate too large for the step may be cut.
-    rate = _rate(window, chain.process.diffusion(t), stationary)
+    rate = _rate(window, chain.process.diffusion(t), chain.modes.variances[mode])
     contraction = jnp.maximum(1 - eta * rate, 0)
     v = contraction**2 * path.v + sigma**2
-    rho = (contraction * path.v / v)[..., None]
-    target = rho * path.target - ((1 - rho) * z - eta * rho * pulled) / sigma
+    rho = contraction * path.v / v
+    own, pulled = chain.modes.along(mode, z), chain.modes.along(mode, pulled)
+    target = rho * path.target - ((1 - rho) * own - eta * rho * pulled) / sigma
     y_next, target = chain.reframe(y + eta * drift + sigma * z, target)
     if window.companion:
         moved = companion + eta * chain.process.drift(companion, broadcast_time(t, companion))
         companion = jnp.where(inside[..., None], moved, companion)
     path = PathTarget(
         target=jnp.where(inside[..., None], target, path.target),
-        v=jnp.where(inside, v, path.v),
-        stationary=stationary,
+        v=jnp.where(inside[..., None], v, path.v),
+        mode=mode,
         companion=companion,
     )
     return y_next, path
 
 
 def _rate(window: Window, g: Array, stationary: Array) -> Array:
-    """a [B, k] of the weights: 0 for a ramp, else given or that of a stationary variance."""
+    """a [B, k, m] of the weights: 0 for a ramp, else given or of the stationary variances."""
     if window.weights == "ramp":
         return jnp.zeros_like(stationary)
     given = jnp.broadcast_to(window.curvature, stationary.shape)
@@ -183,13 +195,23 @@ def walk(
             y, path = path_step(chain, window, n, t, sizes, z, y, path)
         return (y, jnp.where((stop == n + 1)[..., None], y, kept), path), None
 
-    zero = jnp.zeros(stop.shape, x0.dtype)
-    stationary = zero
-    if window is not None and window.start is None:
-        stationary = jnp.broadcast_to(chain.local_variance(y), stop.shape)
-    path = PathTarget(target=jnp.zeros_like(kept), v=zero, stationary=stationary, companion=kept)
+    mode, axes = jnp.zeros(stop.shape, jnp.int32), 1
+    if window is not None:
+        assert chain.modes is not None
+        axes = chain.modes.variances.shape[1]
+        if window.start is None:
+            mode = jnp.broadcast_to(mode_at(chain.process, y), stop.shape)
+    path = PathTarget(
+        target=jnp.zeros_like(kept),
+        v=jnp.zeros((*stop.shape, axes), x0.dtype),
+        mode=mode,
+        companion=kept,
+    )
     _, kept, path = scan_grid(step, (y, kept, path), grid)[0]
-    y, target, companion = chain.lift(key_lift, x0, stop, kept, path.target, path.companion)
+    target = path.target
+    if window is not None and chain.modes is not None:
+        target = chain.modes.across(path.mode, target)
+    y, target, companion = chain.lift(key_lift, x0, stop, kept, target, path.companion)
     return y, path._replace(target=target, companion=companion)
 
 
@@ -220,9 +242,9 @@ def make_chain(
         raise ValueError(f"noising.simulation={kind!r}: choose one of {', '.join(SIMULATIONS)}")
     has_quotient = process.known.quotient is not None and process.noisy is None
     if kind == "full" or (kind == "auto" and not has_quotient):
-        return FullSpace(process=process)
+        return full_space(process)
     small = quotient(process, grid, integrator=integrator)
     rows = paths if isinstance(small, Quotient) else 1
     if kind == "auto" and 2 * rows * small.process.dim > process.dim:
-        return FullSpace(process=process)
+        return full_space(process)
     return small

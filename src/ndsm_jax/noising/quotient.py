@@ -19,6 +19,7 @@ import scipy.special
 from jax import Array
 
 from ndsm_jax.integrators import step_sizes
+from ndsm_jax.noising.modes import Modes, modes_of
 from ndsm_jax.processes.langevin import ISOTROPIC, langevin
 from ndsm_jax.processes.process import Process
 from ndsm_jax.references.mixtures import GaussianMixture
@@ -29,7 +30,7 @@ FRAME = 4
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("process", "variances", "centre", "basis", "spare"),
+    data_fields=("process", "modes", "centre", "basis", "spare"),
     meta_fields=(),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,20 +48,16 @@ class Quotient:
 
     Attributes:
       process: the Langevin dynamics in the frame [r + 4].
-      variances: mean variances of the components, as `GaussianMixture.component_variances`: [K].
+      modes: the components, by their mean variances.
       centre, basis: the affine subspace M: [d], [d, r] orthonormal.
       spare: a unit vector orthogonal to M, zero if there is none: [d].
     """
 
     process: Process
-    variances: Array
+    modes: Modes
     centre: Array
     basis: Array
     spare: Array
-
-    def local_variance(self, y: Array) -> Array:
-        """As `FullSpace.local_variance`, of states in the frame."""
-        return _local_variance(self, y)
 
     @property
     def codim(self) -> int:
@@ -133,7 +130,7 @@ class Quotient:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("process", "variances", "centre", "basis", "scale", "variance"),
+    data_fields=("process", "modes", "centre", "basis", "scale", "variance"),
     meta_fields=(),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,15 +145,11 @@ class TiedQuotient:
     """
 
     process: Process
-    variances: Array
+    modes: Modes
     centre: Array
     basis: Array
     scale: Array
     variance: Array
-
-    def local_variance(self, y: Array) -> Array:
-        """As `FullSpace.local_variance`, of states in M."""
-        return _local_variance(self, y)
 
     def start(self, x0: Array) -> Array:
         """x0 [B, d] -> states [B, r]."""
@@ -189,12 +182,6 @@ class TiedQuotient:
             target @ self.basis.T + pull,
             centre + companion @ self.basis.T,
         )
-
-
-def _local_variance(chain: Quotient | TiedQuotient, y: Array) -> Array:
-    reference = chain.process.reference
-    assert isinstance(reference, GaussianMixture)
-    return chain.variances[reference.most_likely(y)]
 
 
 def _chi(key: Array, degrees: int, shape: tuple[int, ...]) -> Array:
@@ -269,8 +256,8 @@ def quotient(
         )
     basis = subspace(mixture)
     centre = np.asarray(mixture.means, np.float64).mean(axis=0)
-    shared = {
-        "variances": mixture.component_variances(),
+    shared: dict[str, Any] = {
+        "modes": modes_of(mixture),
         "centre": jnp.asarray(centre, jnp.float32),
         "basis": jnp.asarray(basis, jnp.float32),
     }

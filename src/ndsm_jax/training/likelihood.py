@@ -202,7 +202,8 @@ def _visits(frame: Frame, x: np.ndarray, draws: int, seed: int) -> list[np.ndarr
     if draws < 1:
         raise ValueError(f"log_prob: draws={draws} must be at least 1")
     outer = frames.outside(frame)
-    return [frames.states(outer, x, seed=seed + i) for i in range(draws if outer.random else 1)]
+    seeds = range(seed, seed + (draws if outer.random else 1))
+    return [frames.states(outer, x, seed=each, by_item=True) for each in seeds]
 
 
 class _Placed(NamedTuple):

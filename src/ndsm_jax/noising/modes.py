@@ -1,0 +1,59 @@
+"""The modes of a reference: how fast, and along which axes, a path relaxes near each of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from ndsm_jax.processes.process import Process
+from ndsm_jax.references.mixtures import GaussianMixture
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("variances", "axes"), meta_fields=())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Modes:
+    """Stationary variances of K modes, each along its own axes.
+
+    Attributes:
+      variances: [K, m]; m = 1: the same in all directions.
+      axes: orthonormal columns, [K, d, d]; None: the coordinates.
+    """
+
+    variances: Array
+    axes: Array | None = None
+
+    def along(self, mode: Array, x: Array) -> Array:
+        """Coordinates of x [..., d] along the axes of a mode [...]."""
+        return x if self.axes is None else jnp.einsum("...dm,...d->...m", self.axes[mode], x)
+
+    def across(self, mode: Array, x: Array) -> Array:
+        """The vectors [..., d] that have these coordinates."""
+        return x if self.axes is None else jnp.einsum("...dm,...m->...d", self.axes[mode], x)
+
+
+def modes_of(mixture: GaussianMixture) -> Modes:
+    """One a component; of low_rank covariances by the mean variance."""
+    if mixture.isotropic or mixture.directions is not None:
+        return Modes(variances=mixture.component_variances()[:, None])
+    roots, axes = np.asarray(mixture.factor, np.float64), None
+    if not mixture.elementwise:
+        axes, roots, _ = np.linalg.svd(roots)
+        axes = np.broadcast_to(axes, (mixture.num_components, *axes.shape[1:]))
+    variances = np.broadcast_to(roots**2, mixture.means.shape)
+    return Modes(
+        variances=jnp.asarray(variances, jnp.float32),
+        axes=None if axes is None else jnp.asarray(axes, jnp.float32),
+    )
+
+
+def mode_at(process: Process, y: Array) -> Array:
+    """The mode about a state of a process, int [..., d] -> [...]: its likeliest component."""
+    reference = process.reference
+    if isinstance(reference, GaussianMixture):
+        return reference.most_likely(y)
+    return jnp.zeros(y.shape[:-1], jnp.int32)
