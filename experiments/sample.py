@@ -189,7 +189,7 @@ def measured(run: Restored, num: int) -> tuple[Measurement | None, np.ndarray | 
         raise ValueError("give --given, or --component or --label: each chooses the components")
     matrix = measurements.mean_pooling(run.shape, POOL.value) if POOL.value > 1 else None
     width = int(np.prod(run.shape)) if matrix is None else len(matrix)
-    items = np.load(GIVEN.value).astype(np.float64)
+    items = np.load(GIVEN.value, allow_pickle=False).astype(np.float64)
     if width not in (items.size, int(np.prod(items.shape[1:]))) or np.isnan(items).all():
         what = "" if matrix is None else f", means of blocks of {POOL.value} x {POOL.value} pixels"
         raise ValueError(

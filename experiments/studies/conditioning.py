@@ -358,7 +358,7 @@ def _drawn(
 
     about = {"items": len(known), "votes": votes, "config": run.config.to_dict()}
     study.part(f"digits_{slug(name)}", about, measure)
-    return np.load(path)
+    return np.load(path, allow_pickle=False)
 
 
 def _nearest(dataset: Dataset, known: np.ndarray) -> np.ndarray:

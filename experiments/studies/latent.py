@@ -113,7 +113,7 @@ def reproduce(study: Study) -> None:
         if seed == 0:
             start = _run(study, images, codecs["vae"], "vae", START, 0)
             keep(JOINT, *_joint(study, config, images, start))
-            prior = np.load(start.folder / "prior.npy")
+            prior = np.load(start.folder / "prior.npy", allow_pickle=False)
     floors = {
         "held-out images": images.test,
         "mixture prior, decoded": prior,
@@ -184,7 +184,7 @@ def _joint(
             model.config, model.experiment, model.state, config.sample.num, progress=study.progress
         )
         np.savez(path, x=x, seconds=time.perf_counter() - begin)
-    kept = np.load(path)
+    kept = np.load(path, allow_pickle=False)
     cost = _cost(study, START, start)
     cost["train s"] += train_seconds(folder)
     return kept["x"], cost | {"sample s": float(kept["seconds"])}

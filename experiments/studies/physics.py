@@ -256,7 +256,7 @@ def _simulated(study: Study, name: str, system: System) -> Simulated:
 
     of = dataclasses.asdict(settings)
     values = study.part(f"{slug(name)}_simulated", of, measure)
-    return Simulated(np.load(file), **values)
+    return Simulated(np.load(file, allow_pickle=False), **values)
 
 
 def _no_score(process: Process, y: jax.Array, t: jax.Array) -> jax.Array:
@@ -569,7 +569,7 @@ def _samples_figure(
     for name, of_system in results.items():
         system, size = systems[name], SCALES[study.scale].samples
         sets = {"simulated": simulated[name].states[:, :size]} | {
-            m: np.load(_samples_file(study, name, m, 0)) for m in of_system
+            m: np.load(_samples_file(study, name, m, 0), allow_pickle=False) for m in of_system
         }
         groups[name] = {
             title: {

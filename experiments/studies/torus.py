@@ -114,7 +114,7 @@ def reproduce(study: Study) -> None:
                     _scores(model, run.samples) | {"kept_step": _kept(run)} | dict(run.facts)
                 )
                 if name == ENERGY:
-                    drawn[ALONE] = np.load(run.folder / "prior.npy")
+                    drawn[ALONE] = np.load(run.folder / "prior.npy", allow_pickle=False)
                     rows[ALONE].append(_scores(model, drawn[ALONE]))
                     angles = dataset.train
             exact = model.sample_angles(np.random.default_rng([seed, 1]), config.sample.num)

@@ -17,7 +17,9 @@ def load(path):
     """The programs of an exported model by name, functions of arrays, and its manifest."""
     with zipfile.ZipFile(path) as file:
         manifest = json.loads(file.read("manifest.json"))
-        arrays = [np.load(io.BytesIO(file.read(name))) for name in manifest["arrays"]]
+        arrays = [
+            np.load(io.BytesIO(file.read(name)), allow_pickle=False) for name in manifest["arrays"]
+        ]
         code = {name: bytearray(file.read(f"{name}.jax")) for name in manifest["programs"]}
     arrays = jax.device_put(arrays)
 

@@ -1,19 +1,21 @@
-"""A user's own files: arrays of NumPy, and folders of images."""
+"""A user's own files of NumPy: parts, precision, classes, damage, and what is hostile."""
 
 from __future__ import annotations
 
+import io
+import os
+import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from ndsm_jax.datasets import Dataset, load
+from ndsm_jax.datasets import Dataset, files, load
 from tests.datasets.dataset_files import sort_rows
 
 
 @pytest.mark.parametrize(
-    ("shape", "item"), [((50, 5), (5,)), ((50, 4, 6), (4, 6, 1)), ((50, 4, 6, 3), (4, 6, 3))]
+    ("shape", "item"), [((50, 5), (5,)), ((50, 4, 6), (4, 6, 1)), ((50, 5, 6, 3), (5, 6, 3))]
 )
 def test_array_ranks_and_types(
     tmp_path: Path, shape: tuple[int, ...], item: tuple[int, ...]
@@ -76,7 +78,7 @@ def test_array_errors(tmp_path: Path) -> None:
         load_array({"x": good, "test": good[:4]})
     with pytest.raises(ValueError, match=r"not a readable \.npz"):
         load_array(b"PK\x03\x04 and then rubbish")
-    with pytest.raises(ValueError, match=r"not a readable \.npz"):
+    with pytest.raises(ValueError, match=r"'x': holds Python objects.*allow_pickle=False"):
         load_array({"x": np.array([{"an": "object"}] * 30)})
     np.savez_compressed(path, x=good)
     with pytest.raises(ValueError, match=r"not a readable \.npz"):
@@ -103,65 +105,6 @@ def test_npy_damaged(tmp_path: Path, content: bytes) -> None:
 def test_array_missing(path: str, problem: str) -> None:
     with pytest.raises(FileNotFoundError, match=rf"data\.dir=.*{problem}"):
         load("array", dir=path)
-
-
-def write_images(folder: Path, count: int, size: tuple[int, int] = (6, 4), start: int = 0) -> None:
-    """Grey images whose left half is `start + i` and right half 255, so they can be told apart."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        pixels = np.full((size[1], size[0]), 255, np.uint8)
-        pixels[:, : size[0] // 2] = start + i
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-
-
-def test_folder_without_labels(tmp_path: Path) -> None:
-    write_images(tmp_path, 20)
-    (tmp_path / "notes.txt").write_text("not an image")
-    (tmp_path / "._0.png").write_bytes(b"hidden")
-    data = load("folder", dir=str(tmp_path))
-    assert data.shape == (4, 6, 1)
-    assert data.train_labels is None
-    assert data.value_range == (-1.0, 1.0)
-    images = np.concatenate([data.train, data.test]).reshape(20, 4, 6)
-    levels = np.sort((images[:, 0, 0] + 1) * 127.5)
-    np.testing.assert_allclose(levels, np.arange(20), atol=1e-4)
-    assert np.all(images[:, :, 3:] == 1.0)
-
-
-def test_folder_classes_colour_and_resize(tmp_path: Path) -> None:
-    write_images(tmp_path / "cats", 15, start=0)
-    write_images(tmp_path / "dogs", 15, size=(9, 5), start=100)
-    data = load("folder", dir=str(tmp_path), channels=3, image_size=4, test_fraction=0.4)
-    assert data.shape == (4, 4, 3)
-    assert data.num_classes == 2
-    assert data.class_names == ("cats", "dogs")
-    assert data.train_labels is not None
-    np.testing.assert_array_equal(np.bincount(data.train_labels), [9, 9])
-    left = (data.train.reshape(-1, 4, 4, 3)[:, 0, 0, 0] + 1) * 127.5
-    np.testing.assert_array_equal(left > 50, data.train_labels == 1)
-
-
-def test_folder_errors(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"data\.dir=''.*folder of images"):
-        load("folder")
-    with pytest.raises(FileNotFoundError, match="no images"):
-        load("folder", dir=str(tmp_path))
-    write_images(tmp_path, 12)
-    Image.fromarray(np.zeros((3, 3), np.uint8)).save(tmp_path / "odd.png")
-    with pytest.raises(ValueError, match=r"odd\.png: size \(3, 3\) .*set data\.image_size"):
-        load("folder", dir=str(tmp_path))
-    Image.fromarray(np.full((4, 6), 4000, np.uint16)).save(tmp_path / "odd.png")
-    with pytest.raises(ValueError, match=r"odd\.png: more than 8 bits"):
-        load("folder", dir=str(tmp_path))
-    content = (tmp_path / "0.png").read_bytes()
-    for damaged in (b"not an image", content[:-25], content[:40]):
-        (tmp_path / "odd.png").write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"odd\.png: unreadable image"):
-            load("folder", dir=str(tmp_path))
-    (tmp_path / "odd.png").unlink()
-    write_images(tmp_path / "sub", 2)
-    with pytest.raises(ValueError, match="both beside and inside"):
-        load("folder", dir=str(tmp_path))
 
 
 # --- precision and classes ------------------------------------------------------------------------
@@ -243,3 +186,87 @@ def test_a_class_that_a_subset_lacks_keeps_its_place(tmp_path: Path) -> None:
     assert data.train_labels is not None
     assert data.train_labels.max() == 1
     assert (data.class_names, data.num_classes) == (("a", "b", "c"), 3)
+
+
+# --- hostile files --------------------------------------------------------------------------------
+
+
+def declaring(shape: tuple[int, ...], descr: str = "<f8") -> bytes:
+    """A .npy file of a few bytes whose header announces a shape."""
+    file = io.BytesIO()
+    header = {"descr": descr, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue() + bytes(100)
+
+
+@pytest.mark.parametrize("shape", [(10**12, 10), (10**25, 10), (2**31, 2**31)])
+def test_a_huge_declared_shape_is_not_allocated(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    path = tmp_path / "a.npy"
+    path.write_bytes(declaring(shape))
+    for name in ("array", "table"):
+        with pytest.raises(ValueError, match=r"a\.npy: damaged, as it declares the shape \(\d+, "):
+            load(name, dir=str(path))
+
+
+def test_what_is_larger_than_memory_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(1000, 4)))
+    monkeypatch.setattr(files, "memory", lambda: 16 * 4000 - 1)
+    with pytest.raises(ValueError, match=r"a\.npy: needs .* GiB of memory.*write fewer items"):
+        load("array", dir=str(tmp_path / "a.npy"))
+    monkeypatch.setattr(files, "memory", lambda: 16 * 4000)
+    assert load("array", dir=str(tmp_path / "a.npy")).dim == 4
+
+
+def test_members_that_nothing_reads_stay_packed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeros that inflate to more than the memory there is, and an object."""
+    x = np.random.default_rng(0).normal(size=(30, 2))
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, x=x, bomb=np.zeros(10**6), words=np.array([{}] * 3))
+    assert path.stat().st_size < 20_000
+    monkeypatch.setattr(files, "memory", lambda: 10**6)
+    data = load("array", dir=str(path))
+    np.testing.assert_array_equal(sort_rows(np.concatenate([data.train, data.test])), sort_rows(x))
+    np.savez_compressed(path, bomb=np.zeros((10**5, 10)))
+    with pytest.raises(ValueError, match=r"'bomb': needs"):
+        load("array", dir=str(path))
+
+
+class Executed(Exception):
+    """What unpickling a hostile array would raise."""
+
+
+class Hostile:
+    def __reduce__(self) -> tuple[type[Executed], tuple[()]]:
+        return Executed, ()
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.array([Hostile()] * 30))
+    np.savez(tmp_path / "a.npz", x=np.zeros((30, 2)), labels=np.array([Hostile()] * 30))
+    (tmp_path / "b.npy").write_bytes(pickle.dumps(Hostile()))
+    for name in ("a.npy", "a.npz", "b.npy"):
+        with pytest.raises(ValueError, match=r"Python objects|not a readable"):
+            load("array", dir=str(tmp_path / name))
+
+
+@pytest.mark.parametrize("name", ["array", "table", "mnist"])
+def test_pipes_are_no_files(tmp_path: Path, name: str) -> None:
+    """Opening one would wait for a writer."""
+    for file in ("a.npy", "train-images-idx3-ubyte"):
+        os.mkfifo(tmp_path / file)
+    path = tmp_path if name == "mnist" else tmp_path / "a.npy"
+    with pytest.raises(FileNotFoundError):
+        load(name, dir=str(path))
+
+
+def test_every_load_of_the_library_refuses_pickle() -> None:
+    root = Path(files.__file__).parents[3]
+    for path in [
+        p for top in ("src", "experiments", "benchmarks") for p in (root / top).rglob("*.py")
+    ]:
+        lines = [line for line in path.read_text().splitlines() if "np.load(" in line]
+        assert all("allow_pickle=False" in line for line in lines), path

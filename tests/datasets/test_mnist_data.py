@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ndsm_jax.datasets import Raw, Samples, half_size, load, mnist
+from ndsm_jax.datasets import Raw, Samples, half_size, is_original, load, mnist, parse_idx
 from tests.datasets.dataset_files import idx_bytes, small_mnist, sort_rows, write_mnist
 
 NOT_ORIGINAL = pytest.mark.filterwarnings("ignore:Not the original MNIST")
@@ -81,6 +81,41 @@ def test_mnist_damaged_file(tmp_path: Path, change: Callable[[bytes], bytes], me
 
 
 @NOT_ORIGINAL
+def test_a_bomb_is_read_no_further_than_its_header(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeros, that are no IDX file; an IDX file of 40 images, and zeros; one of 2^96 bytes."""
+    write_mnist(tmp_path, small_mnist())
+    path, good = tmp_path / "train-images-idx3-ubyte", idx_bytes(np.zeros((40, 28, 28)))
+    bomb = bytes(1 << 28)
+    read: list[int] = []
+
+    def parse(content: bytes, *, name: str) -> np.ndarray:
+        read.append(len(content))
+        return parse_idx(content, name=name)
+
+    monkeypatch.setattr(mnist, "parse_idx", parse)
+    for content, message in (
+        (bomb, "not an IDX file"),
+        (good + bomb, "bytes too long"),
+        (b"\0\0\x08\x03" + b"\xff" * 12 + bomb[:99], "needs .* GiB of memory"),
+    ):
+        path.write_bytes(gzip.compress(content, 1))
+        with pytest.raises(ValueError, match=message):
+            load("mnist", dir=str(tmp_path))
+    assert max(read) < 2 * mnist.SURPLUS
+
+
+def test_rows_digest_is_of_rows_in_any_order() -> None:
+    arrays = small_mnist()
+    x, labels = arrays["train-images-idx3-ubyte"], arrays["train-labels-idx1-ubyte"]
+    order = np.random.default_rng(0).permutation(40)
+    digest = mnist.rows_digest(Samples(x, labels))
+    assert mnist.rows_digest(Samples(x[order][..., None], labels[order].astype(int))) == digest
+    assert mnist.rows_digest(Samples(x, labels[::-1])) != digest
+
+
+@NOT_ORIGINAL
 def test_mnist_label_length_mismatch(tmp_path: Path) -> None:
     arrays = small_mnist()
     arrays["train-labels-idx1-ubyte"] = np.zeros(39, np.uint8)
@@ -95,6 +130,7 @@ def test_mnist_missing_file(tmp_path: Path) -> None:
         load("mnist", dir=str(tmp_path))
 
 
+@NOT_ORIGINAL
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_mnist_from_tensorflow_datasets(tmp_path: Path) -> None:
     """Prepare a small real tensorflow-datasets folder, as a user would, and read it back."""
@@ -125,6 +161,7 @@ def test_mnist_from_tensorflow_datasets(tmp_path: Path) -> None:
 
     data = load("mnist", dir=str(tmp_path))
     assert data.shape == (28, 28, 1)
+    assert not is_original(data)
     for x, labels, prefix in (
         (data.train, data.train_labels, "train"),
         (data.test, data.test_labels, "t10k"),
@@ -164,6 +201,12 @@ def test_real_mnist() -> None:
     assert data.train.shape == (6000, 784)
     assert data.test.shape == (10_000, 784)
     assert data.source.startswith("MNIST (LeCun")
+    assert is_original(data)
+    assert not is_original(load("approx_c2_mnist", dir=folder, num_train=100))
+    whole = mnist._mnist_from_idx(Path(folder))
+    for split, samples in (("train", whole.train), ("test", whole.test)):
+        assert samples is not None
+        assert mnist.rows_digest(samples) == mnist._MNIST_ROWS[split]
     # Class sizes as published with MNIST.
     train_sizes = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     test_sizes = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]

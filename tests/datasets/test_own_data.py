@@ -165,7 +165,7 @@ def test_what_a_function_may_not_do(write: Write, body: str, message: str) -> No
     ("body", "message"),
     [
         ("return rng.normal(size=40)", r"shape \(40,\) is not usable"),
-        ("return np.zeros((40, 3), int)", "type int64 has no known scale"),
+        ("return np.zeros((40, 3), complex)", "type complex128 has no known scale"),
         ("return np.full((40, 3), np.nan)", "NaN or Inf in 40 of 40 rows"),
         ("return Samples(rng.normal(size=(40, 3)), np.arange(39))", "39 labels for 40 samples"),
         ("return np.array([['a']] * 40)", "type <U1 has no known scale"),

@@ -306,4 +306,4 @@ def test_a_table_of_a_function(tmp_path):
     )
     data = load(f"{path}:rows")
     assert [c.kind for c in data.columns] == ["numeric", "integer"]
-    assert len(data.train) == 32
+    assert len(data.train) == 30

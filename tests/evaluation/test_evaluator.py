@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from ndsm_jax.evaluation.evaluator import load as load_evaluator
 from ndsm_jax.evaluation.reference import fid_report, reference, subset, summarise
 from ndsm_jax.networks.resnet import ResNet18, fold
 from ndsm_jax.runs import Checkpoints
+from tests.datasets.dataset_files import small_mnist, write_mnist
 
 SHAPE = (8, 8, 1)
 
@@ -191,6 +193,16 @@ def test_evaluator_of_other_images_is_trained(dataset, monkeypatch):
     monkeypatch.setattr(classifier_of, "MIN_STEPS", 20)
     classifier = evaluation.evaluator(dataset)
     assert "ImageCNN" in classifier.name
+
+
+@pytest.mark.filterwarnings("ignore:Not the original MNIST")
+def test_other_data_under_the_names_of_mnist_are_not_judged_by_its_evaluator(tmp_path, monkeypatch):
+    """Such as Fashion-MNIST: a network is trained on them, instead."""
+    other = load("mnist", dir=write_mnist(tmp_path, small_mnist()))
+    assert (other.name, other.shape) == ("mnist", (28, 28, 1))
+    module = sys.modules["ndsm_jax.evaluation.evaluator"]  # the package has a function of that name
+    monkeypatch.setattr(module, "train_classifier", lambda dataset, **_: dataset.digest)
+    assert evaluation.evaluator(other) == other.digest
 
 
 def test_shipped_evaluator_on_mnist():

@@ -20,6 +20,7 @@ from ndsm_jax.config.names import DATA_FRAMES, FITS, NONLINEAR, PROCESSES, REFER
 from ndsm_jax.config.options import PLUGIN, POSITIVE, Section, When, hint, option
 from ndsm_jax.control_variates import ESTIMATORS
 from ndsm_jax.datasets import DATASETS
+from ndsm_jax.datasets.dataset import LAYOUTS
 from ndsm_jax.datasets.tables import HEADERS
 from ndsm_jax.integrators import GRIDS, INTEGRATORS
 from ndsm_jax.networks import DTYPES, NETWORKS, PRECONDITIONS, SYMMETRIES
@@ -135,6 +136,22 @@ class DataConfig(Section):
         low=1,
         high=3,
         when={"data.name": ("folder",)},
+    )
+    background: str = option(
+        "white",
+        "colour behind transparent pixels of a folder's images, a name or #rrggbb",
+        when={"data.name": ("folder",)},
+    )
+    all_frames: bool = option(
+        False,
+        "take all frames of animations and pages of files, not the first alone",
+        when={"data.name": ("folder",)},
+    )
+    layout: str = option(
+        "auto",
+        "of arrays of images [N, a, b, c]; auto: as their shape tells, or else an error",
+        choices=LAYOUTS,
+        when={"data.name": ("array", PLUGIN)},
     )
     seed: int = option(0, "of toy data, splits and subsets", low=0)
 

@@ -16,7 +16,7 @@ from ndsm_jax.datasets.dataset import (
     validate,
 )
 from ndsm_jax.datasets.load import DATASETS, load
-from ndsm_jax.datasets.mnist import NUM_DIGITS, half_size, parse_idx, upside_down
+from ndsm_jax.datasets.mnist import NUM_DIGITS, half_size, is_original, parse_idx, upside_down
 from ndsm_jax.datasets.supports import support_distance
 from ndsm_jax.datasets.toys import TOYS
 
@@ -32,6 +32,7 @@ __all__ = [
     "Samples",
     "batch_indices",
     "half_size",
+    "is_original",
     "load",
     "parse_idx",
     "stratified_order",

@@ -19,6 +19,9 @@ MIN_SAMPLES = 10
 MAX_MAGNITUDE = 1e150
 """Values must be smaller than this in magnitude, so that float64 can hold their squares."""
 
+LAYOUTS = ("auto", "channels_last", "channels_first")
+"""Of own arrays of images [N, a, b, c]."""
+
 # Names of independent random streams: default_rng([seed, stream]).
 TRAIN, TEST, SPLIT, TRAIN_SIZE, TEST_SIZE, HELD_OUT = range(6)
 
@@ -120,6 +123,9 @@ class Options:
     image_size: int
     columns: str
     header: str
+    background: str = "white"
+    all_frames: bool = False
+    layout: str = "auto"
 
     def __post_init__(self) -> None:
         for option, count in (("num_train", self.num_train), ("num_test", self.num_test)):
@@ -127,6 +133,8 @@ class Options:
                 raise ValueError(f"data.{option}={count}: give 0 (all) or at least {MIN_SAMPLES}.")
         if not 0.0 < self.test_fraction < 1.0:
             raise ValueError(f"data.test_fraction={self.test_fraction}: must be inside (0, 1).")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"data.layout={self.layout!r}: choose one of {', '.join(LAYOUTS)}.")
         if self.seed < 0:
             raise ValueError(f"data.seed={self.seed}: must be 0 or more.")
         if self.channels not in (1, 3):
@@ -147,17 +155,13 @@ def validate(samples: Samples, *, what: str, missing: bool = False) -> None:
       missing: whether NaN stands for a missing cell.
 
     Raises:
-      ValueError: wrong rank or type, channels first, fewer than `MIN_SAMPLES` items, NaN or Inf,
+      ValueError: wrong rank or type, fewer than `MIN_SAMPLES` items, NaN or Inf,
         values from `MAX_MAGNITUDE` on, all items equal, or labels that do not fit.
     """
     x, labels = samples
     if x.ndim not in (2, 3, 4) or 0 in x.shape[1:]:
         raise ValueError(
             f"{what}: shape {x.shape} is not usable; expected [N, d], [N, H, W] or [N, H, W, C]."
-        )
-    if x.ndim == 4 and x.shape[1] in (1, 3) and x.shape[3] > 4:
-        raise ValueError(
-            f"{what}: shape {x.shape} has its channels first; transpose it to [N, H, W, C]."
         )
     if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
         raise ValueError(
@@ -174,7 +178,7 @@ def validate(samples: Samples, *, what: str, missing: bool = False) -> None:
     if labels.ndim != 1 or not _is_class_type(labels.dtype):
         raise ValueError(
             f"{what}: labels must be integers or strings [N], not {labels.dtype} of shape "
-            f"{labels.shape}."
+            f"{labels.shape}; of one-hot rows take labels.argmax(axis=1)."
         )
     if len(labels) != len(x):
         raise ValueError(f"{what}: {len(labels)} labels for {len(x)} samples.")
@@ -217,10 +221,22 @@ def stratified_order(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray
     return order[np.argsort((rank + 0.5) / sizes[classes], kind="stable")]
 
 
-def split(samples: Samples, test_fraction: float, seed: int) -> tuple[Samples, Samples]:
-    """(train, test) at random, stratified when labelled; each has at least one item."""
+def split(
+    samples: Samples, test_fraction: float, seed: int, *, what: str
+) -> tuple[Samples, Samples]:
+    """(train, test) at random, stratified when labelled; each has at least `MIN_SAMPLES` items.
+
+    Raises:
+      ValueError: fewer than twice as many.
+    """
+    if len(samples.x) < 2 * MIN_SAMPLES:
+        raise ValueError(
+            f"{what}: {len(samples.x)} samples and no test split; {2 * MIN_SAMPLES} are needed, as"
+            f" {MIN_SAMPLES} are held out to evaluate on."
+        )
     order = _order(samples, np.random.default_rng([seed, SPLIT]))
-    num_test = min(max(round(test_fraction * len(order)), 1), len(order) - 1)
+    num_test = round(test_fraction * len(order))
+    num_test = min(max(num_test, MIN_SAMPLES), len(order) - MIN_SAMPLES)
     return samples.take(order[num_test:]), samples.take(order[:num_test])
 
 

@@ -1,15 +1,27 @@
-"""Data sets in a user's own files: arrays of NumPy, and folders of images."""
+"""Arrays in a user's own files of NumPy, read without pickle and within memory."""
 
 from __future__ import annotations
 
+import math
+import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from ndsm_jax.datasets.dataset import Options, Raw, Samples
+
+STATE_BYTES = 8
+"""Of a number of a state at most, see `dataset.states`."""
+
+# What a damaged or hostile file of NumPy raises: MemoryError and RecursionError by its header.
+_READ_ERRORS = (
+    OSError, ValueError, EOFError, MemoryError, OverflowError, RuntimeError, TypeError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def array(options: Options) -> Raw:
@@ -17,7 +29,7 @@ def array(options: Options) -> Raw:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a damaged file, or arrays whose part cannot be told.
+      ValueError: a damaged file, arrays larger than memory, or arrays whose part cannot be told.
     """
     path = Path(options.dir).expanduser()
     if path.suffix in (".npy", ".npz") and not path.is_file():
@@ -28,113 +40,143 @@ def array(options: Options) -> Raw:
         raise FileNotFoundError(
             f"data.dir={options.dir!r}: data.name='array' needs the path of a .npy or .npz file."
         )
-    try:
-        content = np.load(path, allow_pickle=False)
-        arrays = {"x": content} if isinstance(content, np.ndarray) else dict(content)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path}: not a readable {path.suffix} file ({error}).") from error
-
-    return from_arrays(arrays, where=str(path), source=f"array file {path.name}")
+    source = f"array file {path.name}"
+    if path.suffix == ".npy":
+        return from_arrays({"x": read_npy(path)}, where=str(path), source=source)
+    return from_arrays(_Members(path), where=str(path), source=source)
 
 
 def from_arrays(arrays: Mapping[str, np.ndarray], *, where: str, source: str) -> Raw:
     """Arrays named as in a .npz file: `x` or `data`, `labels` or `y`, `test`, `test_labels`.
 
     Args:
-      arrays: of which all but the first may be absent; other names are ignored.
+      arrays: of which all but the first may be absent; other names are ignored, and not looked up.
       where: how to name their origin in messages.
       source: of the result.
 
     Raises:
       ValueError: no data, or `test_labels` without `test` and `labels`.
     """
-    arrays = dict(arrays)
-    x = _pop_first(arrays, "x", "data")
-    labels = _pop_first(arrays, "labels", "y")
-    test = _pop_first(arrays, "test")
-    test_labels = _pop_first(arrays, "test_labels")
-    if x is None and len(arrays) == 1:
-        _, x = arrays.popitem()
-    if x is None:
-        raise ValueError(
-            f"{where}: which array holds the data? Name it 'x' or 'data' (found: {sorted(arrays)})."
+    names = {
+        part: next((name for name in known if name in arrays), None)
+        for part, known in (
+            ("x", ("x", "data")),
+            ("labels", ("labels", "y")),
+            ("test", ("test",)),
+            ("test_labels", ("test_labels",)),
         )
-    if test_labels is not None and (test is None or labels is None):
+    }
+    others = [name for name in arrays if name not in names.values()]
+    if names["x"] is None and len(others) == 1:
+        names["x"] = others[0]
+    if names["x"] is None:
+        raise ValueError(
+            f"{where}: which array holds the data? Name it 'x' or 'data' (found: {sorted(others)})."
+        )
+    if names["test_labels"] and not (names["test"] and names["labels"]):
         raise ValueError(f"{where}: 'test_labels' needs both 'test' and 'labels'.")
+    found = {part: None if name is None else arrays[name] for part, name in names.items()}
+    assert found["x"] is not None
     return Raw(
-        train=Samples(x, labels),
-        test=None if test is None else Samples(test, test_labels),
+        train=Samples(found["x"], found["labels"]),
+        test=None if found["test"] is None else Samples(found["test"], found["test_labels"]),
         source=source,
     )
 
 
-def _pop_first(arrays: dict[str, np.ndarray], *names: str) -> np.ndarray | None:
-    return next((arrays.pop(name) for name in names if name in arrays), None)
+class _Members(Mapping[str, np.ndarray]):
+    """The arrays of a .npz file, each read when it is looked up."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            with zipfile.ZipFile(path) as file:
+                self.sizes = {one.filename: one.file_size for one in file.infolist()}
+        except _READ_ERRORS as error:
+            raise _unreadable(path, error) from error
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        try:
+            with zipfile.ZipFile(self.path) as file, file.open(f"{name}.npy") as member:
+                return _read(member, self.sizes[f"{name}.npy"], f"{self.path}, {name!r}")
+        except _Refused:
+            raise
+        except _READ_ERRORS as error:
+            raise _unreadable(self.path, error) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removesuffix(".npy") for name in self.sizes if name.endswith(".npy"))
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
 
 
-_IMAGE_SUFFIXES = {
-    ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
-}  # fmt: skip
-
-
-def folder(options: Options) -> Raw:
-    """The images below the folder `options.dir`; names of its sub-folders, if any, are the labels.
+def read_npy(path: Path) -> np.ndarray:
+    """The array of a .npy file.
 
     Raises:
-      FileNotFoundError: no such folder, or no images in it.
-      ValueError: an unreadable image, sizes that differ, or images beside sub-folders with images.
+      ValueError: a damaged file, Python objects, or an array larger than memory.
     """
-    root = Path(options.dir).expanduser()
-    if not options.dir or not root.is_dir():
-        raise FileNotFoundError(
-            f"data.dir={options.dir!r}: data.name='folder' needs an existing folder of images."
-        )
-    paths = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in _IMAGE_SUFFIXES
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
-    if not paths:
-        raise FileNotFoundError(
-            f"data.dir={options.dir!r}: no images ({' '.join(sorted(_IMAGE_SUFFIXES))}) found."
-        )
-    classes = [path.relative_to(root).parts[0] if path.parent != root else "" for path in paths]
-    if "" in classes and len(set(classes)) > 1:
-        raise ValueError(
-            f"data.dir={options.dir!r}: images both beside and inside sub-folders, whose names are "
-            "class labels; put all images in sub-folders, or none."
-        )
-    images = [_read_image(path, options.channels, options.image_size) for path in paths]
-    for path, image in zip(paths, images, strict=True):
-        if image.shape != images[0].shape:
-            raise ValueError(
-                f"{path}: size {image.shape[:2]} differs from {images[0].shape[:2]} of "
-                f"{paths[0].name}; set data.image_size to resize all images."
-            )
-    return Raw(
-        train=Samples(np.stack(images), None if "" in classes else np.array(classes)),
-        source=f"image folder {root.name}",
-    )
-
-
-def _read_image(path: Path, channels: int, size: int) -> np.ndarray:
-    """An image as uint8 [H, W, channels], upright by its EXIF tag; an alpha channel is dropped."""
-    from PIL import Image, ImageOps
-
     try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-    # Pillow reports broken files of some formats as SyntaxError or ValueError.
-    except (OSError, SyntaxError, ValueError) as error:
-        raise ValueError(f"{path}: unreadable image ({error}); repair or remove it.") from error
-    # Pillow would clip these to 255 without a word.
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(
-            f"{path}: more than 8 bits a channel (mode {image.mode}); convert it to 8."
+        with path.open("rb") as file:
+            return _read(file, path.stat().st_size, str(path))
+    except _Refused:
+        raise
+    except _READ_ERRORS as error:
+        raise _unreadable(path, error) from error
+
+
+class _Refused(ValueError):
+    """An array that is not read, in words of ours."""
+
+
+def _read(file: IO[bytes], size: int, where: str) -> np.ndarray:
+    """The array that a stream of `size` bytes declares, once that is known to fit."""
+    version = np.lib.format.read_magic(file)
+    header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }.get(version)
+    if header is None:  # (3, 0) is of fields with names
+        raise ValueError(f"format {version} of NumPy is of no plain numbers")
+    shape, _, dtype = header(file)
+    if dtype.hasobject:
+        raise _Refused(
+            f"{where}: holds Python objects, which are never read (allow_pickle=False), as that"
+            " could run a program; save numbers or strings, as by array.astype(float)"
         )
-    image = image.convert("L" if channels == 1 else "RGB")
-    if size:
-        image = ImageOps.fit(image, (size, size))
-    pixels = np.asarray(image)
-    return pixels.reshape(*pixels.shape[:2], channels)
+    declared = math.prod(shape) * dtype.itemsize
+    if declared > size:
+        raise _Refused(
+            f"{where}: damaged, as it declares the shape {shape} of {dtype}, {declared:,} bytes,"
+            f" and the file has {size:,}; write or fetch it again"
+        )
+    check_memory(declared + math.prod(shape) * STATE_BYTES, where)
+    file.seek(0)
+    return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _unreadable(path: Path, error: BaseException) -> ValueError:
+    return ValueError(f"{path}: not a readable {path.suffix} file ({error}).")
+
+
+def check_memory(wanted: int, where: str) -> None:
+    """Raises ValueError where this machine has less memory than the `wanted` bytes."""
+    there = memory()
+    if wanted > there:
+        raise ValueError(
+            f"{where}: needs {wanted / 2**30:,.3g} GiB of memory as states, and this machine has"
+            f" {there / 2**30:,.3g}; write fewer items, or smaller ones"
+        )
+
+
+def memory() -> float:
+    """Bytes of memory of this machine, or of its control group; inf where neither is told."""
+    try:
+        total: float = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # no such figure on this system
+        total = math.inf
+    try:
+        return min(total, float(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no control groups, or "max"
+        return total

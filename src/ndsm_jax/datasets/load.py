@@ -13,10 +13,11 @@ from collections.abc import Callable
 import numpy as np
 
 from ndsm_jax import plugins
-from ndsm_jax.datasets import dataset
+from ndsm_jax.datasets import dataset, forms
 from ndsm_jax.datasets.dataset import Dataset, Options, Raw
 from ndsm_jax.datasets.digits import digits
-from ndsm_jax.datasets.files import array, folder
+from ndsm_jax.datasets.files import array
+from ndsm_jax.datasets.images import folder
 from ndsm_jax.datasets.mnist import approx_c2_mnist, mnist, mnist_orientations
 from ndsm_jax.datasets.own import own, short_name
 from ndsm_jax.datasets.shapes import colour_shapes
@@ -54,6 +55,9 @@ def load(
     options: str = "",
     columns: str = "",
     header: str = "auto",
+    background: str = "white",
+    all_frames: bool = False,
+    layout: str = "auto",
 ) -> Dataset:
     """Load a data set by name. The result depends on the arguments and the files alone.
 
@@ -74,6 +78,10 @@ def load(
       options: keyword arguments of a user's function, such as `force=3.0,steps=10`.
       columns: of a table, such as `target=categorical,id=drop`, see `tables.read`.
       header: of a table, whether its first row has the names.
+      background: the colour, a name or #rrggbb, behind transparent pixels of `folder`.
+      all_frames: whether `folder` takes all frames of an animation or pages of a file as items.
+      layout: of images [N, a, b, c] of `array` and a user's function: channels_last,
+        channels_first, or auto, where their shape tells.
 
     Raises:
       ValueError: unknown name, option out of range, unusable data (see `validate`), damaged file,
@@ -90,6 +98,9 @@ def load(
         image_size=image_size,
         columns=columns,
         header=header,
+        background=background,
+        all_frames=all_frames,
+        layout=layout,
     )
     if plugins.is_plugin(name):
         raw = own(name, options, seed)
@@ -107,6 +118,10 @@ def load(
         raw = DATASETS[name](settings)
 
     train, test = raw.train, raw.test
+    if (plugins.is_plugin(name) or name == "array") and not raw.columns:
+        train = forms.usual(train, layout=layout, what=f"{name} data")
+        if test is not None:
+            test = forms.usual(test, layout=layout, what=f"{name} test data")
     class_names: tuple[str, ...] = ()
     dataset.validate(train, what=f"{name} data", missing=bool(raw.columns))
     if test is not None:
@@ -119,7 +134,7 @@ def load(
     if plugins.is_plugin(name) or name in _IN_OWN_FILES:
         train, test, class_names = dataset.number_classes(train, test, what=name)
     if test is None:
-        train, test = dataset.split(train, test_fraction, seed)
+        train, test = dataset.split(train, test_fraction, seed, what=f"{name} data")
     rng_train, rng_test = (np.random.default_rng([seed, s]) for s in (dataset.TRAIN, dataset.TEST))
     train = dataset.subset(train, num_train, rng_train, option="data.num_train")
     test = dataset.subset(test, num_test, rng_test, option="data.num_test")

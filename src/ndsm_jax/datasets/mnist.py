@@ -13,9 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from ndsm_jax.datasets.dataset import TEST_SIZE, TRAIN_SIZE, Options, Raw, Samples
+from ndsm_jax.datasets.dataset import TEST_SIZE, TRAIN_SIZE, Dataset, Options, Raw, Samples
+from ndsm_jax.datasets.files import STATE_BYTES, check_memory
 
 NUM_DIGITS = 10
+
+SURPLUS = 1 << 20
+"""Bytes beyond the end of an IDX file that are still counted."""
 
 _MNIST_SOURCE = "MNIST (LeCun, Bottou, Bengio and Haffner 1998), CC BY-SA 3.0"
 
@@ -26,6 +30,27 @@ _MNIST_SHA256 = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+
+_OTHER_SOURCE = "data other than the original MNIST"
+
+_MNIST_ROWS = {
+    "train": "54e1ab866c9484947dd4821c52bb7a43938f555d6b046be6af55247f8e6ffc64",
+    "test": "97b756d55950f1841ebd48df7379b9b2fc87a10d63e08d6213dad41d564e8508",
+}
+"""SHA-256 of the sorted SHA-256 of all rows of pixels and label: tensorflow-datasets shuffles."""
+
+
+def rows_digest(samples: Samples) -> str:
+    """A digest (hex) of uint8 images [N, ...] and labels [N] below 256, whatever their order."""
+    labels = np.zeros(len(samples.x)) if samples.labels is None else samples.labels
+    rows = np.column_stack([samples.x.reshape(len(samples.x), -1), labels.astype(np.uint8)])
+    each = sorted(hashlib.sha256(row.tobytes()).digest() for row in rows)
+    return hashlib.sha256(b"".join(each)).hexdigest()
+
+
+def is_original(dataset: Dataset) -> bool:
+    """Whether a data set is of MNIST itself: loaded by this name, from data of MNIST's digests."""
+    return dataset.name == "mnist" and dataset.source.startswith(_MNIST_SOURCE)
 
 
 def parse_idx(content: bytes, *, name: str) -> np.ndarray:
@@ -40,13 +65,12 @@ def parse_idx(content: bytes, *, name: str) -> np.ndarray:
     Raises:
       ValueError: wrong magic number, truncated content, or bytes after the end.
     """
-    rank = content[3] if len(content) >= 4 else 0
-    start = 4 + 4 * rank
-    if content[:3] != b"\x00\x00\x08" or rank == 0 or len(content) < start:
+    shape = _idx_shape(content)
+    if shape is None:
         raise ValueError(
             f"{name}: not an IDX file of unsigned bytes (header {content[:4].hex(' ')})."
         )
-    shape = [int(size) for size in np.frombuffer(content, ">u4", count=rank, offset=4)]
+    start = 4 + 4 * len(shape)
     missing = start + math.prod(shape) - len(content)
     if missing:
         problem = (
@@ -57,14 +81,30 @@ def parse_idx(content: bytes, *, name: str) -> np.ndarray:
 
 
 def _read_bytes(path: Path) -> bytes:
-    """The content of a file, decompressed if it is gzip (by its content: names are often wrong)."""
-    content = path.read_bytes()
-    if content[:2] != b"\x1f\x8b":
-        return content
+    """The content of a file, decompressed if it is gzip (by its content: names are often wrong).
+
+    No more of it than an IDX header announces, and `SURPLUS`: a few bytes may inflate to terabytes.
+    """
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
     try:
-        return gzip.decompress(content)
+        with gzip.open(path) if zipped else path.open("rb") as stream:
+            content = stream.read(4)
+            if len(content) == 4:
+                content += stream.read(4 * content[3])
+            wanted = math.prod(_idx_shape(content) or [0]) + SURPLUS
+            check_memory(wanted * (1 + STATE_BYTES), str(path))
+            return content + stream.read(wanted)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: corrupted gzip ({error}); fetch the file again.") from error
+
+
+def _idx_shape(content: bytes) -> list[int] | None:
+    """The shape in an IDX header, or None where there is no such header."""
+    rank = content[3] if len(content) >= 4 else 0
+    if content[:3] != b"\x00\x00\x08" or rank == 0 or len(content) < 4 + 4 * rank:
+        return None
+    return [int(size) for size in np.frombuffer(content, ">u4", count=rank, offset=4)]
 
 
 def mnist(options: Options) -> Raw:
@@ -98,12 +138,11 @@ def _mnist_from_idx(root: Path) -> Raw:
         if hashlib.sha256(content).hexdigest() != sha256:
             altered.append(path.name)
     if altered:
-        message = f"Not the original MNIST (SHA-256 of the content differs): {', '.join(altered)}."
-        warnings.warn(message, stacklevel=4)  # the caller of `load`
+        _warn(", ".join(altered))
     return Raw(
         train=Samples(arrays["train-images-idx3-ubyte"], arrays["train-labels-idx1-ubyte"]),
         test=Samples(arrays["t10k-images-idx3-ubyte"], arrays["t10k-labels-idx1-ubyte"]),
-        source="IDX files other than the original MNIST" if altered else _MNIST_SOURCE,
+        source=_OTHER_SOURCE if altered else _MNIST_SOURCE,
     )
 
 
@@ -123,9 +162,17 @@ def _mnist_from_tfds(data_dir: str) -> Raw:
             f"data.dir empty or set it to that data folder ({type(error).__name__} in "
             "tensorflow_datasets)."
         ) from error
-    return Raw(
-        train=_fetch(train), test=_fetch(test), source=f"{_MNIST_SOURCE}, by tensorflow-datasets"
-    )
+    splits = {"train": _fetch(train), "test": _fetch(test)}
+    altered = [name for name, rows in splits.items() if rows_digest(rows) != _MNIST_ROWS[name]]
+    if altered:
+        _warn(f"of tensorflow-datasets, the split {' and '.join(altered)}")
+    source = _OTHER_SOURCE if altered else _MNIST_SOURCE
+    return Raw(splits["train"], splits["test"], source=f"{source}, by tensorflow-datasets")
+
+
+def _warn(altered: str) -> None:
+    message = f"Not the original MNIST (SHA-256 of the content differs): {altered}."
+    warnings.warn(message, stacklevel=5)  # the caller of `load`
 
 
 def _fetch(source: Any, block: int = 1000) -> Samples:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ndsm_jax.columns import KINDS, TRANSFORMS, Column, Level
 from ndsm_jax.datasets.dataset import Options, Raw, Samples, did_you_mean
+from ndsm_jax.datasets.files import read_npy
 
 MISSING = ("", "?", "#N/A", "<NA>", "N/A", "n/a", "NA", "NaN", "nan", "None", "null", "NULL")
 """Cells of a file that stand for none."""
@@ -185,10 +186,7 @@ def _cells(data: Any, header: str, key: str) -> Named:
             )
         if path.suffix != ".npy":
             return _of_file(path, header)
-        try:
-            data = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{path}: not a readable .npy file ({error})") from error
+        data = read_npy(path)
     if hasattr(data, "iloc") and hasattr(data, "columns"):
         names = [str(name) for name in data.columns]
         _check_names(names, "the data frame")

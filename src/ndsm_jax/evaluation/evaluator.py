@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from ndsm_jax.datasets import is_original
 from ndsm_jax.evaluation.classifier import ImageClassifier, measured, train_classifier
 from ndsm_jax.networks.resnet import ResNet18, fold
 from ndsm_jax.runs import replace_file
@@ -36,13 +37,13 @@ FACTS = "facts"
 def evaluator(dataset: Dataset, *, seed: int = 0, progress: bool = False) -> ImageClassifier:
     """The classifier whose features measure samples of `dataset`.
 
-    For MNIST at its own size the shipped ResNet-18, for other labelled images an `ImageCNN` trained
-    on them with `seed`.
+    For MNIST itself (`datasets.is_original`) the shipped ResNet-18, for other labelled images, also
+    those under MNIST's file names, an `ImageCNN` trained on them with `seed`.
 
     Raises:
       ValueError: damaged weights, or data that are not labelled images.
     """
-    if dataset.name == "mnist" and dataset.shape == (28, 28, 1):
+    if is_original(dataset):
         return shipped()
     logger.info("training a classifier for the features ...")
     return train_classifier(dataset, seed=seed, progress=progress)
@@ -106,7 +107,7 @@ def load(path: str | pathlib.Path, *, sha256: str | None = None) -> ImageClassif
             "Install ndsm_jax anew."
         )
     try:
-        with np.load(io.BytesIO(content)) as arrays:
+        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             facts = json.loads(str(arrays[FACTS]))
             flat = {name: arrays[name] for name in arrays.files if name != FACTS}
     except (ValueError, KeyError, OSError) as error:

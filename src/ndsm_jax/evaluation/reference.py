@@ -103,7 +103,7 @@ def reference(
 def _read(path: pathlib.Path, facts: dict[str, Any]) -> Summary:
     remedy = "Delete it; it is then made anew."
     try:
-        with np.load(path) as arrays:
+        with np.load(path, allow_pickle=False) as arrays:
             stored = json.loads(str(arrays["facts"]))
             summary = Summary(
                 moments=Moments(

@@ -131,7 +131,9 @@ class Study:
                 raise ValueError(
                     f"{folder} holds a run of other settings; delete it or choose another --workdir"
                 )
-            return Run(folder=folder, samples=np.load(samples), facts=read["facts"])
+            return Run(
+                folder=folder, samples=np.load(samples, allow_pickle=False), facts=read["facts"]
+            )
         logger.info("run %s", name)
         launch(config, dataset, folder, frame=frame, progress=self.progress)
         # A finished training is resumed whatever its sample section was.
@@ -162,7 +164,7 @@ class Study:
         result = measure(
             restore(run.folder),
             run.samples,
-            np.load(run.folder / "prior.npy"),
+            np.load(run.folder / "prior.npy", allow_pickle=False),
             dataset,
             classifier=classifier,
             max_points=max_points,
