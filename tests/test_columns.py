@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ndsm_jax.columns import FAR, Column, fit_scale
+from ndsm_jax.columns import FAR, Column, fit_scale, squeezed
 
 N = 1000
 
@@ -230,3 +230,23 @@ def test_columns_as_json():
     assert (column.width, column.constant, column.ordered) == (2, False, False)
     assert Column(name="b", kind="numeric", low=2.0, high=2.0).width == 0
     assert Column(name="c", kind="categorical", levels=("x",)).constant
+
+
+@pytest.mark.parametrize(
+    ("law", "expected"),
+    [
+        (lambda rng: rng.normal(size=1000), False),
+        (lambda rng: rng.standard_t(2, size=1000), False),
+        (lambda rng: np.exp(3 * rng.normal(size=1000)), True),
+        (lambda rng: np.append(rng.normal(size=999), 1e6), True),
+        (lambda rng: 1e4 + 1e-3 * np.append(rng.normal(size=999), 1e6), True),
+        (lambda rng: np.full(1000, 7.0), False),
+        (lambda rng: np.where(rng.random(1000) < 0.9, 0.0, rng.normal(5, 1e-3, 1000)), False),
+        (lambda rng: np.append(np.zeros(900), np.append(rng.normal(size=99), 1e6)), True),
+        (lambda rng: (rng.random(1000) < 0.002).astype(float), False),
+        (lambda rng: rng.normal(np.sign(rng.normal(size=1000)), 1e-4), False),
+    ],
+)
+def test_what_far_values_leave_no_room(rng, law, expected):
+    """A middle of 1 beside a deviation of 3e4 is as good as a point."""
+    assert squeezed(law(rng)) is expected

@@ -28,6 +28,9 @@ as the median value does."""
 FAR = 2.0
 """Ratio to what normal draws would show from which the farthest value counts as heavy tails."""
 
+RESOLVED = 0.05
+"""Deviations that the middle of a column is wide at least, to be seen beside its heavy tails."""
+
 STEP = 0.4
 """Normal scores between two knots of a quantile transform."""
 
@@ -227,6 +230,20 @@ def _heavy(values: np.ndarray) -> bool:
 
     far = np.abs(values - values.mean()).max()
     return bool(far > FAR * ndtri(1 - 0.5 / len(values)) * values.std())
+
+
+def squeezed(values: np.ndarray) -> bool:
+    """Whether heavy tails leave the middle of values [n] less than `RESOLVED` of their deviation.
+
+    The middle is what lies within normal scores of -1 and 1; of values of which one is seen many
+    times, that of the others. In a frame that divides by the deviation a model sees a point there.
+    """
+    values = np.asarray(values, np.float64)
+    if not values.std() > 0 or not _heavy(values):
+        return False
+    others = values[values != np.median(values)]
+    low, high = np.quantile(others, (0.159, 0.841))
+    return bool(0 < high - low < 2 * RESOLVED * values.std())
 
 
 def _quantile_scale(

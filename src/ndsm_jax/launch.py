@@ -22,6 +22,8 @@ from ndsm_jax.config.assemble import build, resolvable
 from ndsm_jax.config.own import sources
 from ndsm_jax.config.parts import (
     Parts,
+    check_data,
+    check_samples,
     check_structure,
     examples,
     fit,
@@ -175,6 +177,7 @@ def launch(
         parts, experiment, state, _ = _restore(config, folder, run.facts["data"])
         logger.info("resuming %s from step %d", folder, int(state.step))
     else:
+        check_data(config, whole)
         parts, experiment = fitted(config, dataset, frame=frame)
         folder.mkdir(parents=True, exist_ok=True)
         if (some := examples(config, dataset, frame)) is not None:
@@ -253,6 +256,7 @@ def fitted(
       ValueError: settings that contradict one another, before anything is fitted; or that do not
         fit the data.
     """
+    check_samples(config, dataset)
     some = examples(config, dataset, frame)
     abstract = _stand_in_of(config, dataset, some)
     build(config, dataset.shape, abstract, quiet=True)  # contradictions show here

@@ -9,11 +9,11 @@ import pytest
 
 from ndsm_jax import datasets, references
 from ndsm_jax.config import Config, assemble, check_effect
-from ndsm_jax.config.parts import fit, stand_in
+from ndsm_jax.config.parts import check_data, check_samples, fit, stand_in
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.frames import Identity
 from ndsm_jax.integrators import ACCURATE, MAX_STEPS
-from ndsm_jax.launch import restore
+from ndsm_jax.launch import fitted, load_data, restore
 from ndsm_jax.runs import fingerprint
 from ndsm_jax.training import init_state
 from tests.training.tiny_runs import TINY, run, tiny
@@ -292,3 +292,48 @@ def test_angles_and_processes_on_a_torus_need_each_other(sections, words):
     config = Config.from_dict(sections)
     with pytest.raises(ValueError, match=words):
         assemble.build(config, (3,), stand_in(config, (3,)))
+
+
+# --- data that a config cannot serve -------------------------------------------------------------
+
+
+def own_array(tmp_path, x, **sections):
+    """A config of own data and the data set."""
+    np.save(tmp_path / "own.npy", x)
+    data = {"name": "array", "dir": str(tmp_path / "own.npy")} | sections.pop("data", {})
+    config = Config.from_dict({"data": data, **sections})
+    return config, load_data(config)
+
+
+@pytest.mark.parametrize("row", [3, 5])  # one of them is trained on, the other is held out
+def test_a_far_value_that_leaves_nothing_of_a_feature_is_refused(tmp_path, rng, row):
+    x = rng.normal(size=(100, 2))
+    check_data(*own_array(tmp_path, x))
+    x[row, 1] = 1e6
+    config, dataset = own_array(tmp_path, x)
+    split = "training" if (dataset.train == 1e6).any() else "held-out"
+    with pytest.raises(ValueError, match=rf"feature 1 is .* 1e\+06 in {split} row \d+.*name=table"):
+        check_data(config, dataset)
+    check_data(*own_array(tmp_path, x, data={"name": "table"}))  # the remedy
+
+
+def test_a_far_pixel_is_refused(tmp_path, rng):
+    x = rng.normal(size=(40, 8, 8))
+    x[0, 0, 0] = 1e6
+    with pytest.raises(
+        ValueError, match=r"data\.frame='shared': the middle of all is .*; clip them"
+    ):
+        check_data(*own_array(tmp_path, x))
+    check_data(*own_array(tmp_path, x.clip(-9, 9)))
+
+
+def test_samples_are_counted_before_anything_is_built(tmp_path, rng):
+    """A full covariance of 2,000 dimensions took minutes to fit to 100 samples."""
+    config, dataset = own_array(
+        tmp_path, rng.normal(size=(100, 2000)), mixture={"covariance": "full"}
+    )
+    with pytest.raises(ValueError, match=r"mixture\.covariance='full' in 2000 dimensions needs"):
+        fitted(config, dataset)
+    config, dataset = own_array(tmp_path, rng.normal(size=(100, 2)), mixture={"num_components": 50})
+    with pytest.raises(ValueError, match=r"num_components=50 needs at least 100 .*lower it to 40,"):
+        check_samples(config, dataset)

@@ -380,6 +380,20 @@ def test_bad_mixtures_are_refused(arguments, message):
         references.mixture(*arguments, covariance=kind)
 
 
+@pytest.mark.parametrize("kind", ["tied", "full"])
+def test_covariances_that_must_be_singular_are_refused(kind, rng):
+    """Of N samples about K means the scatter has rank N - K at most: with d + K it can be d."""
+    data = rng.normal(size=(11, 8))
+    rank = np.linalg.matrix_rank(data - data.mean(axis=0))
+    assert rank == 8
+    references.check_samples(9, 8, 1, kind)
+    references.check_samples(11, 8, 3, kind)
+    for size, num in ((8, 1), (10, 3), (8, 0)):
+        with pytest.raises(ValueError, match=rf"mixture\.covariance='{kind}' in 8 dim.* low_rank"):
+            references.fit(data[:size], num, covariance=kind)
+    references.fit(data[:8], 1, covariance="diag", num_inits=1)
+
+
 def test_bad_fits_are_refused(rng):
     data, _ = blobs(rng, 50)
     with pytest.raises(ValueError, match=r"mixture\.num_components"):

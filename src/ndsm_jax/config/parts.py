@@ -13,7 +13,7 @@ import numpy as np
 
 from ndsm_jax import conditioning, frames, plugins, references
 from ndsm_jax.codec import Latent, standard_codec
-from ndsm_jax.columns import Column
+from ndsm_jax.columns import Column, squeezed
 from ndsm_jax.conditions import Classes
 from ndsm_jax.config.names import FITS, NONLINEAR
 from ndsm_jax.config.own import checked, taken
@@ -88,6 +88,41 @@ def data_frame(config: Config, dataset: Dataset) -> Frame:
     if kind == "angles":
         return frames.Angles.of(dataset.train)
     return frames.Pixels() if kind == "pixels" else frames.Identity()
+
+
+def check_data(config: Config, dataset: Dataset) -> None:
+    """Raises ValueError for data of which the frame that the config asks for leaves too little.
+
+    A shift and a scale leave nothing to be seen of a feature whose deviation is that of a few far
+    values, be they in the training split or the other.
+    """
+    kind = frame_kind(config, dataset.shape, dataset.value_range, dataset.columns)
+    if kind not in ("standardised", "shared") or config.autoencoder.kind != "none":
+        return
+    rows, num = np.concatenate([dataset.train, dataset.test]), len(dataset.train)
+    for i, values in enumerate((rows.reshape(-1, 1) if kind == "shared" else rows).T):
+        if not squeezed(values):
+            continue
+        middle = np.subtract(*np.quantile(values, (0.841, 0.159))) / 2
+        far = int(np.abs(values - np.median(values)).argmax())
+        row = far // dataset.dim if kind == "shared" else far
+        where = f"training row {row}" if row < num else f"held-out row {row - num}"
+        remedy = "set data.name=table with the rows in one .npy file, for a scale by quantiles"
+        raise ValueError(
+            f"data.frame={kind!r}: the middle of {'all' if kind == 'shared' else f'feature {i}'} is"
+            f" {middle:.3g} wide, and the deviation {values.std():.3g}, by far values such as"
+            f" {values[far]:.6g} in {where}, beside which a model sees nothing of the others;"
+            f" {'clip them' if kind == 'shared' else remedy}, or mend the row"
+        )
+
+
+def check_samples(config: Config, dataset: Dataset) -> None:
+    """Raises ValueError for training data too few for the mixture that the config asks for."""
+    if takes_mixture(config):
+        c = config.mixture
+        _, dim = _frame_stand_in(config, dataset.shape, dataset.value_range, dataset.columns)
+        size = min(c.subset or len(dataset.train), len(dataset.train))
+        references.check_samples(size, dim, c.num_components, c.covariance)
 
 
 def fit(config: Config, dataset: Dataset, *, frame: Frame | None = None) -> Parts:

@@ -13,7 +13,7 @@ from ndsm_jax.references.energy import (
     nuts_samples,
     rejection_samples,
 )
-from ndsm_jax.references.fitting import INITS, FitReport, fit, floored
+from ndsm_jax.references.fitting import INITS, FitReport, check_samples, fit, floored
 from ndsm_jax.references.mixtures import (
     COVARIANCES,
     GaussianMixture,
@@ -62,6 +62,7 @@ __all__ = [
     "Tilted",
     "UniformTorus",
     "centres",
+    "check_samples",
     "choose",
     "conditional",
     "energy",

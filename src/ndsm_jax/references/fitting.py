@@ -88,7 +88,8 @@ def fit(
       The mixture and a `FitReport`.
 
     Raises:
-      ValueError: fewer than two samples a component, a rank that does not fit, or NaN in the data.
+      ValueError: fewer than two samples a component, for tied and full fewer than d + K, as every
+        covariance is singular then; a rank that does not fit, or NaN in the data.
     """
     from sklearn.mixture import GaussianMixture as ScikitMixture
 
@@ -99,16 +100,13 @@ def fit(
         check_rank(rank, data.shape[1])
     order = np.random.default_rng(seed).permutation(len(data))
     size = min(subset, len(data)) if subset else len(data)
+    check_samples(size, data.shape[1], num_components, covariance)
     kind = covariance if covariance in ("diag", "tied", "full") else "spherical"
     if num_components == 0:
         num_components = choose(
             data[order[:size]], covariances=(kind,), min_covariance=min_covariance, seed=seed
         ).num_components
-    if size < 2 * num_components:
-        raise ValueError(
-            f"mixture.num_components={num_components} needs at least {2 * num_components} samples,"
-            f" got {size}; lower it" + (" or raise mixture.subset" if size < len(data) else "")
-        )
+        check_samples(size, data.shape[1], num_components, covariance)
     used = data[order[:size]]
     left_over = data[order[size:]]
     model = ScikitMixture(
@@ -145,6 +143,24 @@ def fit(
         variances=tuple(float(v) for v in fitted.component_variances()),
     )
     return fitted, report
+
+
+def check_samples(size: int, dim: int, num_components: int, covariance: str) -> None:
+    """Raises ValueError for fewer samples than `fit` needs of this dimension; see there."""
+    if size < 2 * num_components:
+        raise ValueError(
+            f"mixture.num_components={num_components} needs at least {2 * num_components} samples"
+            f" to fit to, got {size}; lower it to {max(size // 2, 1)}, or raise data.num_train and"
+            " mixture.subset if they leave some out"
+        )
+    fewest = dim + max(num_components, 1)
+    # Of the scatter about K means the rank is N - K at most.
+    if covariance in ("tied", "full") and size < fewest:
+        raise ValueError(
+            f"mixture.covariance={covariance!r} in {dim} dimensions needs at least {fewest} samples"
+            f" to fit to, got {size}, which leave directions without any spread; choose spherical,"
+            " diag or low_rank"
+        )
 
 
 def floored(mixture: GaussianMixture, smallest: float) -> GaussianMixture:
