@@ -71,6 +71,13 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
         "changes": {"sample": {"num": 5000}},
     },
 }
+SMALL: Changes = {
+    "mixture": {"num_components": 20, "num_inits": 1},
+    "network": {"width": 64, "depth": 3},
+    "train": {"batch_size": 64},
+}
+"""Of the digits: units are what is compared, and both rows have these settings."""
+
 METRICS = ("two_sample_accuracy", "energy_distance", "recall", "finite_fraction")
 MAX_POINTS = 2000
 
@@ -114,7 +121,8 @@ def _config(study: Study, data: str, name: str) -> Config:
         "train": {"select": "held_out", "picture_every": 0, "tensorboard": False},
         "network": {"parameterisation": "local"},
     }
-    return load_config(CONFIGS / file, "", defaults, where, SCALES[study.scale]["changes"])
+    small = SMALL if data == "digits" and study.scale != "full" else {}
+    return load_config(CONFIGS / file, "", defaults, small, where, SCALES[study.scale]["changes"])
 
 
 def _write(path: Any, dataset: Dataset, units: Units) -> None:

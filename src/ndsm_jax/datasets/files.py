@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,10 +18,10 @@ from ndsm_jax.datasets.dataset import Options, Raw, Samples
 STATE_BYTES = 8
 """Of a number of a state at most, see `dataset.states`."""
 
-# What a damaged or hostile file of NumPy raises: MemoryError and RecursionError by its header.
+# What a damaged or hostile file of NumPy raises, much of it by its header.
 _READ_ERRORS = (
     OSError, ValueError, EOFError, MemoryError, OverflowError, RuntimeError, TypeError,
-    zipfile.BadZipFile, zlib.error,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 
 

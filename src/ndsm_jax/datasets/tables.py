@@ -336,7 +336,8 @@ def _column(name: str, cells: _Cells, wanted: str) -> Column:
 
 def _decimals(x: np.ndarray) -> int | None:
     """The fewest decimals that write numbers exactly, if `MAX_DECIMALS` do."""
-    return next((k for k in range(MAX_DECIMALS + 1) if np.array_equal(x.round(k), x)), None)
+    with np.errstate(over="ignore"):  # of numbers that `validate` refuses
+        return next((k for k in range(MAX_DECIMALS + 1) if np.array_equal(x.round(k), x)), None)
 
 
 def _levels(name: str, cells: _Cells) -> tuple[Level, ...]:
