@@ -603,7 +603,7 @@ def write_parameters(path: pathlib.Path, model: Model, *, card: Callable[[str], 
         " with the run at hand:\n\n```python\nimport ndsm_jax\nfrom ndsm_jax import export\n\n"
         f"model = export.read_parameters({path.name!r}, ndsm_jax.load(folder))\n```"
     )
-    path.with_suffix(".md").write_text(card(use), encoding="utf-8")
+    path.with_suffix(".md").write_text(card(use), encoding="utf-8", errors="surrogateescape")
 
 
 def read_parameters(path: str | pathlib.Path, model: Model) -> Model:

@@ -4,12 +4,14 @@ import importlib
 import json
 
 import numpy as np
+import pytest
 
 from ndsm_jax.reports.study import Study
 
 units = importlib.import_module("studies.units")
 
 
+@pytest.mark.slow
 def test_smoke(tmp_path):
     study = Study(scale="smoke", root=tmp_path, progress=False)
     units.reproduce(study)

@@ -216,7 +216,9 @@ def evaluate(
     pictures = _pictures(workdir, run, dataset, made, result)
     metrics_path, report_path = workdir / "metrics.json", workdir / "report.html"
     metrics_path.write_text(json_text({"facts": facts, **result}))
-    report_path.write_text(_page(workdir, run, facts, result, pictures), encoding="utf-8")
+    report_path.write_text(
+        _page(workdir, run, facts, result, pictures), encoding="utf-8", errors="surrogateescape"
+    )
     return Evaluation(
         metrics=result["metrics"],
         conditioning=result.get("conditioning"),
