@@ -15,7 +15,7 @@ from ndsm_jax.clock import loss_weight, time_coordinate
 from ndsm_jax.config import Config
 from ndsm_jax.config.assemble import build
 from ndsm_jax.config.parts import stand_in
-from ndsm_jax.integrators import time_grid
+from ndsm_jax.integrators import time_grid, uniform_grid
 from ndsm_jax.networks import EpsNet
 
 
@@ -257,3 +257,19 @@ def test_ism_takes_probes_in_many_dimensions_only():
         built = build(config, (dim,), stand_in(config, (dim,)))
         batch = jax.eval_shape(built.noising, jax.random.key(0), jnp.zeros((4, dim)))
         assert (batch.probe is not None) == probed
+
+
+def test_the_losses_of_ddpm_and_of_dsm_agree(rng):
+    """|eps - eps_theta|^2 / 2 (2006.11239, Eq. 14) of VP states, by NumPy, is DSM with weight v."""
+    process = processes.variance_preserving(2)
+    grid = uniform_grid(1.0, 1000)
+    x0 = rng.normal(size=(100, 2)).astype(np.float32)
+    batch = noising.exact_kernel(process, grid, k=2)(jax.random.key(0), jnp.asarray(x0))
+    eps_theta = lambda y, t: jnp.tanh(y) * (1 + t[..., None])  # noqa: E731
+    decay = 0.1 * np.asarray(batch.t, np.float64) + 9.95 * np.asarray(batch.t, np.float64) ** 2
+    alpha_bar = np.exp(-decay)[..., None]
+    eps = (np.asarray(batch.y) - np.sqrt(alpha_bar) * x0[:, None]) / np.sqrt(1 - alpha_bar)
+    expected = 0.5 * ((eps - np.asarray(eps_theta(batch.y, batch.t))) ** 2).sum(-1)
+    std = process.clock.std
+    loss = objectives.dsm(lambda y, t: -eps_theta(y, t) / std(t)[..., None], batch)
+    np.testing.assert_allclose(loss, expected, rtol=1e-3, atol=1e-3)

@@ -16,7 +16,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ndsm_jax.clock import TIME_COORDINATES, WEIGHTS
-from ndsm_jax.config.names import DATA_FRAMES, FITS, NONLINEAR, PROCESSES, REFERENCES
+from ndsm_jax.config.names import (
+    DATA_FRAMES,
+    FITS,
+    IN_COMPONENTS,
+    NONLINEAR,
+    PROCESSES,
+    REFERENCES,
+)
 from ndsm_jax.config.options import PLUGIN, POSITIVE, Section, When, hint, option
 from ndsm_jax.control_variates import ESTIMATORS
 from ndsm_jax.datasets import DATASETS
@@ -64,7 +71,7 @@ FILES: When = {
 TABLE: When = {"data.name": ("table",)}
 WITHOUT_KERNEL: When = {"process.name": (*NONLINEAR, PLUGIN)}
 MIXTURE: tuple[When, ...] = (
-    {"process.name": ("component_ou",)},
+    {"process.name": IN_COMPONENTS},
     {**WITHOUT_KERNEL, "reference.name": ("auto", "mixture")},
 )
 PATH = _objectives("path")
@@ -220,8 +227,9 @@ class ProcessConfig(Section):
     )
     horizon: float = option(
         0.0,
-        "T, time units; 0: 4 sigma^2 for langevin and OU, 4 for component_ou, 1 for VP, VE and"
-        " wrapped, 8 relaxation times for critically_damped, its own for a process of yours",
+        "T, time units; 0: 4 sigma^2 for langevin and OU, 4 for component_ou, 1 for VP, sub-VP, VE"
+        " and wrapped, 0.999 for straight_line and component_flow, 8 relaxation times for"
+        " critically_damped, its own for a process of yours",
         low=0,
     )
     variance: float = option(
@@ -231,10 +239,16 @@ class ProcessConfig(Section):
         when=_process("variance"),
     )
     beta_min: float = option(
-        0.1, "beta(0) of variance_preserving", above=0, when=_process("beta_min")
+        0.1,
+        "beta(0) of variance_preserving and sub-VP",
+        above=0,
+        when=_process("beta_min"),
     )
     beta_max: float = option(
-        20.0, "beta(T) of variance_preserving", above=0, when=_process("beta_max")
+        20.0,
+        "beta(T) of variance_preserving and sub-VP",
+        above=0,
+        when=_process("beta_max"),
     )
     sigma_min: float = option(
         0.01,
@@ -432,6 +446,7 @@ class NetworkConfig(Section):
     parameterisation: str = option(
         "auto",
         "score = network, network / std, or prior score + network / std (edm: a network / std);"
+        " velocity: network = that of the probability flow;"
         " local: edm in the coordinates and the time of the state's component; auto: local where"
         " there are several and the network has a third argument, else residual",
         choices=PRECONDITIONS,

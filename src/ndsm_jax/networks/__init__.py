@@ -23,6 +23,7 @@ from ndsm_jax.networks.precondition import (
     Raw,
     Residual,
     Scaled,
+    Velocity,
     weight_of,
 )
 from ndsm_jax.networks.symmetry import SYMMETRIES, image_group
@@ -36,6 +37,7 @@ PRECONDITIONS: dict[str, Callable[..., Precondition]] = {
     "residual": Residual,
     "edm": Edm,
     "scaled": Scaled,
+    "velocity": Velocity,
     "raw": Raw,
 }
 DTYPES = ("float32", "bfloat16")
@@ -56,6 +58,7 @@ __all__ = [
     "ScoreMLP",
     "ScoreModel",
     "UNet",
+    "Velocity",
     "described",
     "harmonics",
     "image_group",

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy.special import logit, ndtr
 
 from ndsm_jax.clock import Clock
 
@@ -65,7 +66,7 @@ class NoisedBatch:
     noisy: tuple[int, ...] | None = None
 
 
-TIME_LAWS = ("clock", "uniform")
+TIME_LAWS = ("clock", "uniform", "logit_normal")
 
 Weight = Callable[[Array, Array], Array]
 """(y [..., d], t [...]) -> the weight of the loss [...], see `clock.loss_weight`."""
@@ -154,13 +155,17 @@ def time_law(
 
     `uniform`: uniform in t, as 2405.15625, Algorithm 1, draws it on a uniform grid. `clock`: an
     equal mixture of uniform in log v(t), where fine structure is lost, and uniform in the
-    process's clock, which goes on where v has saturated but modes still relax.
+    process's clock, which goes on where v has saturated but modes still relax. `logit_normal`:
+    log(t / (T - t)) is standard normal: the middle of a straight line gets most (2403.03206, 3.1).
 
     Raises:
       ValueError: unknown kind.
     """
     if kind == "uniform":
         mass = np.diff(np.asarray(grid, np.float64))
+    elif kind == "logit_normal":
+        share = np.asarray(grid, np.float64) / float(grid[-1])
+        mass = np.diff(ndtr(logit(share)))
     elif kind == "clock":
         t = jnp.asarray(grid[1:], jnp.float32)
         log_v = np.log(np.asarray(clock.variance(t), np.float64))

@@ -5,6 +5,8 @@ from ndsm_jax.processes.langevin import ISOTROPIC, RELAXATION_TIMES, langevin
 from ndsm_jax.processes.linear import (
     critically_damped,
     ornstein_uhlenbeck,
+    straight_line,
+    sub_variance_preserving,
     variance_exploding,
     variance_preserving,
     wrapped,
@@ -47,6 +49,8 @@ __all__ = [
     "process",
     "pull_back",
     "reverse_drift",
+    "straight_line",
+    "sub_variance_preserving",
     "underdamped",
     "variance_exploding",
     "variance_preserving",
