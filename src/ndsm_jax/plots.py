@@ -321,6 +321,23 @@ def eps_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Any:
     return figure
 
 
+def ladder_figure(ladders: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Any:
+    """Noise levels [L], and the coverage of neighbouring ones [L - 1], by the name of a ladder."""
+    figure, axes = _grid(2, 2, 4.2, 3.0)
+    for name, (levels, covered) in ladders.items():
+        axes[0].plot(np.linspace(0, 1, len(levels)), levels, marker=".", ms=3, label=name)
+        axes[1].plot(levels[1:], covered, marker=".", ms=3, label=name)
+    axes[0].set(yscale="log", xlabel="share of the levels", ylabel="noise level")
+    axes[1].set(xscale="log", ylim=(-0.02, 1.02), xlabel="noise level", ylabel="coverage")
+    axes[1].axhline(0.5, ls="--", lw=1, color="#777777")
+    axes[1].invert_xaxis()
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    if len(ladders) > 1:
+        axes[0].legend(fontsize="small")
+    return figure
+
+
 def lines_figure(
     panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]],
     *,

@@ -270,7 +270,7 @@ def test_options_reach_the_samplers_that_have_them():
         (lambda: sampling.MultistepFlow(churn=-0.5), r"sample\.churn"),
         (lambda: sampling.AdaptiveFlow(rtol=0.0), r"sample\.rtol"),
         (lambda: sampling.AnnealedLangevin(langevin_steps=0), r"sample\.langevin_steps"),
-        (lambda: sampling.AnnealedLangevin(length=0.0), "length"),
+        (lambda: sampling.AnnealedLangevin(langevin_length=-0.1), r"sample\.langevin_length"),
         (lambda: sampling.MultistepSDE(order=3), "order"),
     ],
 )

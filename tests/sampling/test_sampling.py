@@ -302,7 +302,7 @@ def test_flows_have_order_two(flow, process):
         MultistepSDE(),
         HeunFlow(churn=0.5),
         MultistepFlow(churn=0.5),
-        AnnealedLangevin(langevin_steps=3, length=0.1),
+        AnnealedLangevin(langevin_steps=3, langevin_length=0.1),
     ],
 )
 def test_evaluations_are_counted(sampler):

@@ -123,9 +123,13 @@ BASELINES: dict[str, dict[str, Any]] = {
     "ncsn": {
         "process": {"name": "variance_exploding"},
         "objective": {"name": "dsm"},
-        "noising": {"smallest_variance": 1e-7},
+        "noising": {"times": "levels"},
         "network": {"parameterisation": "scaled"},
-        "sample": {"sampler": "annealed_langevin", "steps": 100, "smallest_variance": 1e-7},
+        "sample": {
+            "sampler": "annealed_langevin",
+            "grid": "geometric",
+            "smallest_variance": 1e-7,
+        },
     },
 }
 """Other methods with the network, the data and the budget of a config file, see docs/baselines.md:

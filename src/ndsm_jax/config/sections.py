@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ndsm_jax.clock import TIME_COORDINATES, WEIGHTS
+from ndsm_jax.clock import LADDERS, TIME_COORDINATES, WEIGHTS
 from ndsm_jax.config.names import (
     DATA_FRAMES,
     FITS,
@@ -76,6 +76,10 @@ MIXTURE: tuple[When, ...] = (
 )
 PATH = _objectives("path")
 LINEARISED = _objectives("linearised")
+GRIDDED: tuple[When, ...] = (
+    {"noising.times": tuple(law for law in TIME_LAWS if law != "levels")},
+    WITHOUT_KERNEL,
+)
 STEPPED: When = {**_objectives("local"), **WITHOUT_KERNEL}
 SIMULATED: tuple[When, ...] = (
     PATH,
@@ -276,18 +280,27 @@ class NoisingConfig(Section):
         "grid steps from 0 to T; 0: 150, or as many more as the stiffness of the drift needs, up to"
         " 500 (a fitted mixture's smallest variances are raised where that is not enough)",
         low=0,
+        when=GRIDDED,
     )
     grid: str = option(
-        "clock", "time grid: the process's clock, its 7th root, or uniform in t", choices=GRIDS
+        "clock",
+        "time grid: the process's clock, its 7th root, uniform in t, or a ladder of noise levels",
+        choices=GRIDS,
+        when=GRIDDED,
     )
     smallest_variance: float = option(
         1e-3,
         "first grid time, as v(t_1) / v(T)",
         above=0,
         high=0.5,
-        when={"noising.grid": ("clock", "edm")},
+        when={"noising.grid": ("clock", "edm", *LADDERS)},
     )
-    times: str = option("clock", "law of the training times", choices=TIME_LAWS)
+    times: str = option(
+        "clock",
+        "law of the training times; levels: those of the grid, all as often, which is that of"
+        " sampling for a process with a kernel",
+        choices=TIME_LAWS,
+    )
     stratified: bool = option(True, "low-discrepancy times over a batch instead of independent")
     k: int = option(4, "random times a path", low=1)
     weight: str = option(
@@ -572,7 +585,10 @@ class SampleConfig(Section):
     num: int = option(5000, "samples drawn for evaluation", low=1)
     sampler: str = option("multistep_sde", "sampler, see docs/samplers.md", choices=SAMPLERS)
     steps: int = option(
-        0, "grid steps; 0: 40, or as many more as the drift's stiffness needs, up to 500", low=0
+        0,
+        "grid steps; 0: 40, or as many more as the drift's stiffness needs, up to 500; for"
+        " annealed_langevin as many levels as overlap by half",
+        low=0,
     )
     grid: str = option("clock", "time grid, as noising.grid", choices=GRIDS)
     smallest_variance: float = option(
@@ -580,7 +596,7 @@ class SampleConfig(Section):
         "last time before the denoising step, as v(t_1) / v(T)",
         above=0,
         high=0.99,
-        when={"sample.grid": ("clock", "edm")},
+        when={"sample.grid": ("clock", "edm", *LADDERS)},
     )
     churn: float = option(
         0.0,
@@ -605,6 +621,13 @@ class SampleConfig(Section):
     )
     langevin_steps: int = option(
         5, "of annealed_langevin, at each noise level", low=1, when=_sampler("langevin_steps")
+    )
+    langevin_length: float = option(
+        0.0,
+        "of its steps, alpha / sigma^2 in x + alpha s + sqrt(2 alpha) z; 0: what fits the levels",
+        low=0,
+        high=1,
+        when=_sampler("langevin_length"),
     )
     guidance_scale: float = option(
         1.0,

@@ -55,6 +55,13 @@ class Sampler(Protocol):
         """
         return self, times
 
+    def levels(self, dim: int, smallest_variance: float) -> int | None:
+        """How many times the grid should have where nobody says; None: it does not matter here.
+
+        For states [B, dim], and a grid whose first positive time has `smallest_variance` v(T).
+        """
+        return None
+
     def start_log_weights(self, mixture: GaussianMixture) -> Array:
         """Of the components of the reference to start in: [K], or one a row [B, K]."""
         return mixture.log_weights
