@@ -606,6 +606,39 @@ class SampleConfig(Section):
         high=1,
         when=_sampler("churn"),
     )
+    eta: float = option(
+        0.0,
+        "share of ancestral sampling's noise in ddim; 0: none, 1: all",
+        low=0,
+        high=1,
+        when=_sampler("eta"),
+    )
+    corrector_steps: int = option(
+        1,
+        "Langevin steps after each step of predictor_corrector",
+        low=1,
+        when=_sampler("corrector_steps"),
+    )
+    snr: float = option(
+        0.16,
+        "ratio of their drift to their noise",
+        above=0,
+        high=0.9,
+        when=_sampler("snr"),
+    )
+    restarts: int = option(
+        1, "times that restart_flow goes up and down its stretch", low=1, when=_sampler("restarts")
+    )
+    restart_low: float = option(
+        0.2,
+        "end of the stretch, as a share of the grid's steps from the data",
+        low=0,
+        high=1,
+        when=_sampler("restart_low"),
+    )
+    restart_high: float = option(
+        0.5, "start of the stretch, likewise", above=0, high=1, when=_sampler("restart_high")
+    )
     rtol: float = option(
         1e-3,
         "relative tolerance of adaptive_flow",
