@@ -251,6 +251,28 @@ def test_ism_and_dsm_have_the_same_gradient_in_expectation():
     assert_mean(jax.jit(jax.jacfwd(difference))(THETA), np.zeros(3))
 
 
+def test_sliced_losses_are_exact_ism_in_the_mean_over_all_signs():
+    """The eight probes of d = 3 have covariance I exactly, so their mean loss is that of ISM; the
+    finite differences are off by O(h^2) and by rounding."""
+    batch = make_batch(jax.random.key(4))
+    score = lambda y, t: toy_score(THETA, y, t)  # noqa: E731
+    exact = objectives.ism(score, batch)
+    signs = np.stack(np.meshgrid(*[[-1.0, 1.0]] * 3), axis=-1).reshape(8, 3)
+    for loss, tolerance in ((objectives.ssm, 1e-5), (objectives.fd_ssm, 2e-3)):
+        by_probe = [
+            loss(
+                score,
+                dataclasses.replace(
+                    batch, probe=jnp.broadcast_to(jnp.asarray(v, jnp.float32), batch.y.shape)
+                ),
+            )
+            for v in signs
+        ]
+        np.testing.assert_allclose(np.mean(by_probe, axis=0), exact, rtol=tolerance, atol=tolerance)
+        with pytest.raises(ValueError, match="has no probe"):
+            loss(score, batch)
+
+
 def test_ism_takes_probes_in_many_dimensions_only():
     for dim, probed in ((16, False), (17, True)):
         config = Config.from_dict({"objective": {"name": "ism"}})

@@ -315,7 +315,8 @@ def _noising(
             **common,
         )
     if process.kernel is not None:
-        return noising.exact_kernel(process, grid, first=first, **common)
+        stable = c.stable and objective.noising == "kernel"
+        return noising.exact_kernel(process, grid, first=first, stable=stable, **common)
     return noising.local_steps(
         process,
         grid,

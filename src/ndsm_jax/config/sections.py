@@ -353,6 +353,11 @@ class NoisingConfig(Section):
         choices=JACOBIANS,
         when=LINEARISED,
     )
+    stable: bool = option(
+        False,
+        "targets averaged over the minibatch, with less variance and some bias",
+        when=_objectives("kernel"),
+    )
     noises: int = option(1, "normals that share one mu", low=1, when=STEPPED)
     ahead_mb: float = option(
         4.0,

@@ -12,6 +12,7 @@ smallest noise of training is below the spacing of bfloat16 numbers near 1, and 
 from collections.abc import Callable
 
 from ndsm_jax.networks.autoencoder import Autoencoder
+from ndsm_jax.networks.denoising import DenoisingAutoencoder
 from ndsm_jax.networks.embedding import harmonics
 from ndsm_jax.networks.eps import EpsNet
 from ndsm_jax.networks.local import Local, fitting, local, suited
@@ -48,6 +49,7 @@ __all__ = [
     "PRECONDITIONS",
     "SYMMETRIES",
     "Autoencoder",
+    "DenoisingAutoencoder",
     "Edm",
     "EpsNet",
     "Local",
