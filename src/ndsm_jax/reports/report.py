@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 AGREEMENT_COLUMNS = ("value", "se", "chance", "prior", "data")
 LABEL_COLUMNS = ("value", "se", "chance", "data")
 LIKELIHOOD_COLUMNS = ("value", "se", "gain", "gain_se")
+SOME_PICTURES = ("neighbours", "conditioning", "eps", "levels", "associations", "pairs")
+"""Pictures that some runs have."""
+
 STARTED_ROWS = 10
 STARTED_COLUMNS = 12
 TABLE_PAIRS = 6
@@ -363,7 +366,7 @@ def _page(
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         source
     )
-    embedded = dict.fromkeys(("neighbours", "conditioning", "eps", "associations", "pairs"))
+    embedded = dict.fromkeys(SOME_PICTURES)
     embedded |= {
         name: "data:image/png;base64," + base64.b64encode(content).decode()
         for name, content in pictures.items()
