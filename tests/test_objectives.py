@@ -10,7 +10,7 @@ import pytest
 from conftest import assert_mean
 from jax.flatten_util import ravel_pytree
 
-from ndsm_jax import control_variates, noising, objectives, processes, references
+from ndsm_jax import control_variates, likelihood, noising, objectives, processes, references
 from ndsm_jax.clock import loss_weight, time_coordinate
 from ndsm_jax.config import Config
 from ndsm_jax.config.assemble import build
@@ -211,6 +211,19 @@ def test_dsm_needs_a_process_with_a_kernel():
     objectives.check_process("path_dsm", LANGEVIN)
     with pytest.raises(ValueError, match=r"name='dsm' needs .*'langevin'.*path_dsm"):
         objectives.check_process("dsm", LANGEVIN)
+
+
+@pytest.mark.parametrize("process", [processes.straight_line(2), processes.variance_preserving(2)])
+def test_targets_of_a_path_need_noise_from_the_start(process):
+    """g(0) = 0 on the straight line: its first step has no noise to make a target of."""
+    if processes.noisy_from_the_start(process):
+        objectives.check_process("path_dsm", process)
+        likelihood.Bound().check(process)
+        return
+    with pytest.raises(ValueError, match=r"'path_dsm' needs noise from t = 0 on.*one of dsm"):
+        objectives.check_process("path_dsm", process)
+    with pytest.raises(ValueError, match=r"starts at 0; use likelihood\.Flow"):
+        likelihood.Bound().check(process)
 
 
 def test_ism_is_the_equation():

@@ -15,7 +15,7 @@ from jax import Array
 from ndsm_jax import derivatives
 from ndsm_jax.linear_maps import embed
 from ndsm_jax.noising import NoisedBatch
-from ndsm_jax.processes.process import Process, ScoreFn
+from ndsm_jax.processes.process import Process, ScoreFn, noisy_from_the_start
 
 
 def dsm(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
@@ -206,20 +206,19 @@ OBJECTIVES = {
 def check_process(name: str, process: Process) -> None:
     """Raises ValueError when an objective needs what the process cannot give.
 
-    A kernel; or, for targets of a path, noise in every coordinate.
+    A kernel; or, for targets of a path, noise in every coordinate from the start.
     """
 
     def serves(objective: Objective) -> bool:
         if objective.noising == "kernel":
             return process.kernel is not None
-        return objective.noising != "path" or process.noisy is None
+        whole = process.noisy is None and noisy_from_the_start(process)
+        return objective.noising != "path" or whole
 
     if not serves(OBJECTIVES[name]):
-        lacking = (
-            "a process with a known kernel"
-            if OBJECTIVES[name].noising == "kernel"
-            else "noise in every coordinate"
-        )
+        lacking = "noise from t = 0 on" if process.noisy is None else "noise in every coordinate"
+        if OBJECTIVES[name].noising == "kernel":
+            lacking = "a process with a known kernel"
         fitting = [n for n, o in OBJECTIVES.items() if serves(o)]
         raise ValueError(
             f"objective.name={name!r} needs {lacking}, and process {process.name!r} does not have"
