@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ndsm_jax import config
+from ndsm_jax import config, plots
 from ndsm_jax.config import Config
 from ndsm_jax.datasets import load
 from ndsm_jax.launch import draw_as_configured, launch, restore
+from ndsm_jax.reports.report import noise_ladder
 
 TINY: dict[str, dict[str, Any]] = {
     "data": {"name": "gaussians", "num_train": 200, "num_test": 50},
@@ -39,3 +40,12 @@ def test_a_tiny_run_gives_samples(name, tmp_path):
         process = made.experiment.process
         variance = process.clock.variance(process.horizon)
         np.testing.assert_allclose(variance, distances.max() ** 2, rtol=1e-3)
+        # Training visits the levels of sampling, and the report draws them.
+        np.testing.assert_array_equal(
+            made.experiment.noising.times.grid, made.experiment.sample_grid
+        )
+        levels, covered = noise_ladder(made.experiment)["this run"]
+        np.testing.assert_allclose(levels[0], distances.max(), rtol=1e-3)
+        np.testing.assert_allclose(np.diff(np.log(levels)), np.log(1e-7) / 18, rtol=1e-2)
+        lines = plots.ladder_figure({"this run": (levels, covered)}).axes
+        np.testing.assert_array_equal(lines[1].lines[0].get_xydata()[:, 1], covered)

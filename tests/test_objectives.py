@@ -10,12 +10,12 @@ import pytest
 from conftest import assert_mean
 from jax.flatten_util import ravel_pytree
 
-from ndsm_jax import control_variates, noising, objectives, processes, references
+from ndsm_jax import control_variates, likelihood, noising, objectives, processes, references
 from ndsm_jax.clock import loss_weight, time_coordinate
 from ndsm_jax.config import Config
 from ndsm_jax.config.assemble import build
 from ndsm_jax.config.parts import stand_in
-from ndsm_jax.integrators import time_grid
+from ndsm_jax.integrators import time_grid, uniform_grid
 from ndsm_jax.networks import EpsNet
 
 
@@ -213,6 +213,19 @@ def test_dsm_needs_a_process_with_a_kernel():
         objectives.check_process("dsm", LANGEVIN)
 
 
+@pytest.mark.parametrize("process", [processes.straight_line(2), processes.variance_preserving(2)])
+def test_targets_of_a_path_need_noise_from_the_start(process):
+    """g(0) = 0 on the straight line: its first step has no noise to make a target of."""
+    if processes.noisy_from_the_start(process):
+        objectives.check_process("path_dsm", process)
+        likelihood.Bound().check(process)
+        return
+    with pytest.raises(ValueError, match=r"'path_dsm' needs noise from t = 0 on.*one of dsm"):
+        objectives.check_process("path_dsm", process)
+    with pytest.raises(ValueError, match=r"starts at 0; use likelihood\.Flow"):
+        likelihood.Bound().check(process)
+
+
 def test_ism_is_the_equation():
     """1/2 |s|^2 and the divergence of toy_score by hand, weighted; conditional on nothing else."""
     batch = make_batch(jax.random.key(0))
@@ -251,9 +264,47 @@ def test_ism_and_dsm_have_the_same_gradient_in_expectation():
     assert_mean(jax.jit(jax.jacfwd(difference))(THETA), np.zeros(3))
 
 
+def test_sliced_losses_are_exact_ism_in_the_mean_over_all_signs():
+    """The eight probes of d = 3 have covariance I exactly, so their mean loss is that of ISM; the
+    finite differences are off by O(h^2) and by rounding."""
+    batch = make_batch(jax.random.key(4))
+    score = lambda y, t: toy_score(THETA, y, t)  # noqa: E731
+    exact = objectives.ism(score, batch)
+    signs = np.stack(np.meshgrid(*[[-1.0, 1.0]] * 3), axis=-1).reshape(8, 3)
+    for loss, tolerance in ((objectives.ssm, 1e-5), (objectives.fd_ssm, 2e-3)):
+        by_probe = [
+            loss(
+                score,
+                dataclasses.replace(
+                    batch, probe=jnp.broadcast_to(jnp.asarray(v, jnp.float32), batch.y.shape)
+                ),
+            )
+            for v in signs
+        ]
+        np.testing.assert_allclose(np.mean(by_probe, axis=0), exact, rtol=tolerance, atol=tolerance)
+        with pytest.raises(ValueError, match="has no probe"):
+            loss(score, batch)
+
+
 def test_ism_takes_probes_in_many_dimensions_only():
     for dim, probed in ((16, False), (17, True)):
         config = Config.from_dict({"objective": {"name": "ism"}})
         built = build(config, (dim,), stand_in(config, (dim,)))
         batch = jax.eval_shape(built.noising, jax.random.key(0), jnp.zeros((4, dim)))
         assert (batch.probe is not None) == probed
+
+
+def test_the_losses_of_ddpm_and_of_dsm_agree(rng):
+    """|eps - eps_theta|^2 / 2 (2006.11239, Eq. 14) of VP states, by NumPy, is DSM with weight v."""
+    process = processes.variance_preserving(2)
+    grid = uniform_grid(1.0, 1000)
+    x0 = rng.normal(size=(100, 2)).astype(np.float32)
+    batch = noising.exact_kernel(process, grid, k=2)(jax.random.key(0), jnp.asarray(x0))
+    eps_theta = lambda y, t: jnp.tanh(y) * (1 + t[..., None])  # noqa: E731
+    decay = 0.1 * np.asarray(batch.t, np.float64) + 9.95 * np.asarray(batch.t, np.float64) ** 2
+    alpha_bar = np.exp(-decay)[..., None]
+    eps = (np.asarray(batch.y) - np.sqrt(alpha_bar) * x0[:, None]) / np.sqrt(1 - alpha_bar)
+    expected = 0.5 * ((eps - np.asarray(eps_theta(batch.y, batch.t))) ** 2).sum(-1)
+    std = process.clock.std
+    loss = objectives.dsm(lambda y, t: -eps_theta(y, t) / std(t)[..., None], batch)
+    np.testing.assert_allclose(loss, expected, rtol=1e-3, atol=1e-3)

@@ -8,8 +8,10 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.tree_util import Partial
+from scipy.special import expit
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("decay", "saturation"), meta_fields=())
@@ -74,6 +76,63 @@ def _driven(diffusion: Callable[[Array], Array], variance: Array, t: Array) -> A
 def driven(diffusion: Callable[[Array], Array], variance: Array) -> Clock:
     """The same for noise of strength g: v(t) = variance (1 - exp(-g(0)^2 t / variance))."""
     return Clock(decay=Partial(_driven, Partial(diffusion), variance), saturation=variance)
+
+
+def _geometric_ladder(u: np.ndarray, ratio: float) -> np.ndarray:
+    return ratio**u
+
+
+def _linear_ladder(u: np.ndarray, ratio: float) -> np.ndarray:
+    return 1 - u * (1 - ratio)
+
+
+def _cosine_ladder(u: np.ndarray, ratio: float) -> np.ndarray:
+    return np.cos(u * np.arccos(ratio))
+
+
+def _squared_cosine_ladder(u: np.ndarray, ratio: float) -> np.ndarray:
+    return np.cos(u * np.arccos(ratio**0.5)) ** 2
+
+
+SIGMOID_SHIFT, SIGMOID_RANGE = 2.5, 7.2
+"""Of the sigmoid ladder: where it falls, and how far it reaches on both sides of 0."""
+
+
+def _sigmoid_ladder(u: np.ndarray, ratio: float) -> np.ndarray:
+    ends = np.array([-SIGMOID_RANGE, SIGMOID_RANGE])
+    high, low = expit(-ends - SIGMOID_SHIFT)
+    fallen = (expit(-(ends[0] + u * (ends[1] - ends[0])) - SIGMOID_SHIFT) - low) / (high - low)
+    return ratio + (1 - ratio) * fallen
+
+
+LADDERS: dict[str, Callable[[np.ndarray, float], np.ndarray]] = {
+    "geometric": _geometric_ladder,
+    "linear": _linear_ladder,
+    "cosine": _cosine_ladder,
+    "squared_cosine": _squared_cosine_ladder,
+    "sigmoid": _sigmoid_ladder,
+}
+
+
+def ladder(kind: str, num_levels: int, *, largest: float = 1.0, smallest: float) -> np.ndarray:
+    """Noise levels sigma_1 > ... > sigma_L, from `largest` to `smallest`: [L] float64.
+
+    `geometric` is that of NCSN (1907.05600); `linear`, `cosine` = cos(u c), `squared_cosine` and
+    `sigmoid` are even in another scale, u = 0, ..., 1 in equal steps. The constants (c, and the
+    sigmoid's shift and range) are such that the ladder ends at `smallest`: for levels from 1 to
+    0.01 c = pi / (2 alpha) with alpha = 1.0064, and 1.068 for the squared cosine.
+
+    Raises:
+      ValueError: unknown kind, fewer than 2 levels, or levels that do not decrease to above 0.
+    """
+    if kind not in LADDERS:
+        raise ValueError(f"ladder: kind={kind!r}: choose one of {', '.join(LADDERS)}")
+    if num_levels < 2 or not 0 < smallest < largest:
+        raise ValueError(
+            f"ladder: {num_levels} levels from {largest:g} to {smallest:g}: at least 2, from a"
+            " larger to a smaller one above 0, are needed"
+        )
+    return largest * LADDERS[kind](np.linspace(0, 1, num_levels), smallest / largest)
 
 
 TIME_COORDINATES = ("clock", "time")

@@ -28,7 +28,7 @@ from ndsm_jax.networks import (
     weight_of,
 )
 from ndsm_jax.noising import NoisingFn, Probed
-from ndsm_jax.objectives import EXACT_DIVERGENCE_DIM, OBJECTIVES, Objective, check_process
+from ndsm_jax.objectives import OBJECTIVES, Objective, check_process
 from ndsm_jax.optimisation import Optimiser, adam
 from ndsm_jax.processes import Process
 from ndsm_jax.references import GaussianMixture
@@ -204,7 +204,8 @@ def experiment(
         )
     if noise is None:
         noise = make_noising(kind, process, grid, weight=weight_of(model.precondition))
-    if kind.noising == "state" and process.noise_dim > EXACT_DIVERGENCE_DIM:
+    _check_stable(noise, model, frame)
+    if kind.probe_from is not None and process.noise_dim >= kind.probe_from:
         noise = Probed(noising=noise)
     if control is None:
         control = Optimal(coordinate=coordinate, num_bins=20) if kind.controlled else Constant()
@@ -349,6 +350,17 @@ def _check_model(model: ScoreModel, process: Process, period: float | None) -> N
         seen = Partial(_seen_at_the_horizon, model, process.horizon)
         remedy = "give ScoreModel(features=networks.harmonics(period), ...)"
         _check_periodic("what the network sees", seen, process, period, remedy)
+
+
+def _check_stable(noise: NoisingFn, model: ScoreModel, frame: Frame) -> None:
+    """Raises ValueError for targets averaged over items with conditions of their own."""
+    mixture = frames.component_mixture(frame)
+    several = mixture is not None and mixture.num_components > 1
+    if getattr(noise, "stable", False) and (several or model.condition is not None):
+        raise ValueError(
+            "noising.stable averages targets over the minibatch, whose items have"
+            f" {'components' if several else 'conditions'} of their own here; set it to false"
+        )
 
 
 def _same_dynamics(a: Process, b: Process) -> bool:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax.clock import LADDERS, ladder
 from ndsm_jax.processes.process import Process
 
 Carry = TypeVar("Carry")
@@ -67,14 +68,38 @@ def clock_grid(
     return grid
 
 
-GRIDS = ("clock", "edm", "uniform")
+def ladder_grid(
+    process: Process, num_levels: int, kind: str, *, smallest_variance: float
+) -> np.ndarray:
+    """0 and the times at which std(t) is at the levels of `clock.ladder`: [L + 1] float32.
+
+    From sqrt(v(T)), at T, down to sqrt(smallest_variance v(T)).
+
+    Raises:
+      ValueError: as `clock.ladder`, and levels that the clock cannot tell apart.
+    """
+    horizon = float(process.horizon)
+    t = np.geomspace(1e-12, 1.0, 20_000) * horizon
+    v = np.asarray(process.clock.variance(jnp.asarray(t, jnp.float32)), np.float64)
+    levels = ladder(kind, num_levels, smallest=smallest_variance**0.5)
+    inner = np.exp(np.interp(np.log(levels[:0:-1]), 0.5 * np.log(v / v[-1]), np.log(t)))
+    grid = np.concatenate([[0.0], inner, [horizon]]).astype(np.float32)
+    if not np.all(np.diff(grid) > 0):
+        raise ValueError(
+            f"grid {kind!r}: {num_levels} levels of {process.name!r} are nearer than its noise can"
+            " resolve near the horizon; take fewer, or the grid clock"
+        )
+    return grid
+
+
+GRIDS = ("clock", "edm", "uniform", *LADDERS)
 
 
 def time_grid(
     process: Process, num_steps: int, *, kind: str = "clock", smallest_variance: float = 1e-3
 ) -> np.ndarray:
     """A grid by name, [num_steps + 1] float32 in time units: `clock_grid`, the same with rho = 7
-    (`edm`), or `uniform_grid`.
+    (`edm`), `uniform_grid`, or `ladder_grid`.
 
     Raises:
       ValueError: unknown kind, and as `clock_grid`.
@@ -83,6 +108,8 @@ def time_grid(
         raise ValueError(f"grid {kind!r}: choose one of {', '.join(GRIDS)}")
     if kind == "uniform":
         return uniform_grid(float(process.horizon), num_steps)
+    if kind in LADDERS:
+        return ladder_grid(process, num_steps, kind, smallest_variance=smallest_variance)
     rho = EDM_RHO if kind == "edm" else None
     return clock_grid(process, num_steps, smallest_variance=smallest_variance, rho=rho)
 

@@ -27,7 +27,12 @@ from ndsm_jax.integrators import (
     step_sizes,
     time_grid,
 )
-from ndsm_jax.processes.process import Process, ScoreFn, probability_flow
+from ndsm_jax.processes.process import (
+    Process,
+    ScoreFn,
+    noisy_from_the_start,
+    probability_flow,
+)
 from ndsm_jax.references.reference import Reference
 from ndsm_jax.sampling.flow import check_diffrax, solve_adaptively
 from ndsm_jax.sampling.sampler import normals
@@ -311,7 +316,7 @@ class Bound:
             )
 
     def check(self, process: Process) -> None:
-        """See `Method`: noise that drives some coordinates only is refused, too.
+        """See `Method`: noise that drives some coordinates only, or starts at 0, is refused, too.
 
         Its steps have no density.
         """
@@ -320,6 +325,11 @@ class Bound:
             raise ValueError(
                 f"likelihood.Bound needs noise on every coordinate, and that of {process.name!r}"
                 f" drives {process.noise_dim} of {process.dim}; use likelihood.Flow"
+            )
+        if not noisy_from_the_start(process):
+            raise ValueError(
+                f"likelihood.Bound needs noise from t = 0 on, and that of {process.name!r} starts"
+                " at 0; use likelihood.Flow"
             )
 
     def times(self, process: Process, steps: int | None, smallest_variance: float) -> np.ndarray:

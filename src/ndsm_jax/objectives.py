@@ -15,7 +15,7 @@ from jax import Array
 from ndsm_jax import derivatives
 from ndsm_jax.linear_maps import embed
 from ndsm_jax.noising import NoisedBatch
-from ndsm_jax.processes.process import Process, ScoreFn
+from ndsm_jax.processes.process import Process, ScoreFn, noisy_from_the_start
 
 
 def dsm(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
@@ -55,11 +55,61 @@ def ism(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
     return batch.weight * (0.5 * jnp.sum(score**2, axis=-1) + trace)
 
 
+def ssm(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
+    """Sliced score matching, weight (1/2 (v . s)^2 + v . J_s v) for a probe v: [B, k].
+
+    1905.07088, Eq. 7. Its expectation over v is that of `ism`, whose first term is exact; only the
+    projection v . s is asked for.
+
+    Raises:
+      ValueError: a batch without a probe, see `noising.Probed`.
+    """
+    _check_scalar_weight(batch)
+    probe = _probe("ssm", batch)
+    score, trace = divergence(score_fn, batch)
+    return batch.weight * (0.5 * jnp.sum(probe * score, axis=-1) ** 2 + trace)
+
+
+FD_STEP = 1e-3
+"""Of `fd_ssm`, units of the state: small beside the least noise, large beside float32 rounding."""
+
+
+def fd_ssm(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
+    """Finite-difference sliced score matching for a probe v: [B, k].
+
+    With s+- = s(y +- h v), h = `FD_STEP`,
+
+        weight ( 1/8 |s+ + s-|^2 + v . (s+ - s-) / (2 h) ),
+
+    `ism` with a probe up to O(h^2), by two evaluations and no derivative by the state (2007.03317,
+    whose losses are of the log density, written for a score).
+
+    Raises:
+      ValueError: a batch without a probe, see `noising.Probed`.
+    """
+    _check_scalar_weight(batch)
+    probe = _probe("fd_ssm", batch)
+    step = FD_STEP * embed(probe, batch.noisy, batch.y.shape[-1])
+    ahead, behind = (score_fn(batch.y + sign * step, batch.t) for sign in (1, -1))
+    trace = jnp.sum(probe * (ahead - behind), axis=-1) / (2 * FD_STEP)
+    return batch.weight * (jnp.sum((ahead + behind) ** 2, axis=-1) / 8 + trace)
+
+
+def _probe(name: str, batch: NoisedBatch) -> Array:
+    if batch.probe is None:
+        raise ValueError(
+            f"objective.name={name!r}: the batch has no probe; noise with"
+            " noising.Probed(noising=...)"
+        )
+    return batch.probe
+
+
 def _check_scalar_weight(batch: NoisedBatch) -> None:
     if batch.root is not None:
         raise ValueError(
-            "the losses of ndsm, ndsm_cv, path_dsm_cv and ism are weighted by a number, not by a"
-            " matrix: perceptual=True of noising.linearised_windows is for objective.name=local_dsm"
+            "the losses of ndsm, ndsm_cv, path_dsm_cv, ism, ssm and fd_ssm are weighted by a"
+            " number, not by a matrix: perceptual=True of noising.linearised_windows is for"
+            " objective.name=local_dsm"
         )
 
 
@@ -108,11 +158,13 @@ class Objective:
       noising: what it regresses on: the `kernel` of a linear process, a `local` step, a
         `linearised` window, or a `path`; `state` if on nothing, but for the noised state.
       controlled: whether there is a control variate, for which the noising has to give mu.
+      probe_from: number of noisy coordinates from which it takes a probe; None: never.
     """
 
     terms: Callable[[ScoreFn, NoisedBatch], tuple[Array, Array | None]]
     noising: str
     controlled: bool = False
+    probe_from: int | None = None
 
 
 def _dsm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, None]:
@@ -121,6 +173,14 @@ def _dsm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, None]:
 
 def _ism_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, None]:
     return ism(score_fn, batch), None
+
+
+def _ssm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, None]:
+    return ssm(score_fn, batch), None
+
+
+def _fd_ssm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, None]:
+    return fd_ssm(score_fn, batch), None
 
 
 def _ndsm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, None]:
@@ -132,7 +192,9 @@ EXACT_DIVERGENCE_DIM = 16
 
 OBJECTIVES = {
     "dsm": Objective(terms=_dsm_terms, noising="kernel"),
-    "ism": Objective(terms=_ism_terms, noising="state"),
+    "ism": Objective(terms=_ism_terms, noising="state", probe_from=EXACT_DIVERGENCE_DIM + 1),
+    "ssm": Objective(terms=_ssm_terms, noising="state", probe_from=1),
+    "fd_ssm": Objective(terms=_fd_ssm_terms, noising="state", probe_from=1),
     "path_dsm": Objective(terms=_dsm_terms, noising="path"),
     "local_dsm": Objective(terms=_dsm_terms, noising="linearised"),
     "path_dsm_cv": Objective(terms=ndsm_terms, noising="path", controlled=True),
@@ -144,20 +206,19 @@ OBJECTIVES = {
 def check_process(name: str, process: Process) -> None:
     """Raises ValueError when an objective needs what the process cannot give.
 
-    A kernel; or, for targets of a path, noise in every coordinate.
+    A kernel; or, for targets of a path, noise in every coordinate from the start.
     """
 
     def serves(objective: Objective) -> bool:
         if objective.noising == "kernel":
             return process.kernel is not None
-        return objective.noising != "path" or process.noisy is None
+        whole = process.noisy is None and noisy_from_the_start(process)
+        return objective.noising != "path" or whole
 
     if not serves(OBJECTIVES[name]):
-        lacking = (
-            "a process with a known kernel"
-            if OBJECTIVES[name].noising == "kernel"
-            else "noise in every coordinate"
-        )
+        lacking = "noise from t = 0 on" if process.noisy is None else "noise in every coordinate"
+        if OBJECTIVES[name].noising == "kernel":
+            lacking = "a process with a known kernel"
         fitting = [n for n, o in OBJECTIVES.items() if serves(o)]
         raise ValueError(
             f"objective.name={name!r} needs {lacking}, and process {process.name!r} does not have"

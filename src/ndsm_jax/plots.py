@@ -308,6 +308,30 @@ def shares_figure(labels: Sequence[str], shares: Mapping[str, np.ndarray]) -> An
     return figure
 
 
+def intervals_figure(
+    labels: Sequence[str],
+    sets: Mapping[str, Sequence[tuple[float, float, float]]],
+    data: np.ndarray,
+) -> Any:
+    """Shares of classes with confidence intervals, a panel a set: (share, low, high) a class.
+
+    Behind them the shares of the data as bars; intervals that hold those are dark, others red.
+    """
+    figure, axes = _grid(len(sets), min(3, len(sets)), 3.4, 2.3)
+    at = np.arange(len(labels))
+    for axis, (title, shares) in zip(axes, sets.items(), strict=False):
+        axis.bar(at, 100 * data, color="#dddddd", width=0.8)
+        for x, (share, low, high), expected in zip(at, shares, data, strict=True):
+            colour = "#1f4e79" if low <= expected <= high else "#a23b3b"
+            around = 100 * np.array([[share - low], [high - share]])
+            axis.errorbar(x, 100 * share, around, fmt="o", ms=3, capsize=2, lw=1, color=colour)
+        axis.set_xticks(at, labels)
+        axis.set_title(textwrap.fill(title, 36), fontsize="small")
+        axis.set_ylim(bottom=0)
+    axes[0].set_ylabel("share of each class, %")
+    return figure
+
+
 def eps_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Any:
     """eps(t) over the training times, one curve (t, eps) a name, as 2405.15625, Figure 2."""
     figure, axis = _new(5.0, 3.2)
@@ -318,6 +342,23 @@ def eps_figure(curves: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Any:
     axis.grid(alpha=0.3)
     if len(curves) > 1:
         axis.legend()
+    return figure
+
+
+def ladder_figure(ladders: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> Any:
+    """Noise levels [L], and the coverage of neighbouring ones [L - 1], by the name of a ladder."""
+    figure, axes = _grid(2, 2, 4.2, 3.0)
+    for name, (levels, covered) in ladders.items():
+        axes[0].plot(np.linspace(0, 1, len(levels)), levels, marker=".", ms=3, label=name)
+        axes[1].plot(levels[1:], covered, marker=".", ms=3, label=name)
+    axes[0].set(yscale="log", xlabel="share of the levels", ylabel="noise level")
+    axes[1].set(xscale="log", ylim=(-0.02, 1.02), xlabel="noise level", ylabel="coverage")
+    axes[1].axhline(0.5, ls="--", lw=1, color="#777777")
+    axes[1].invert_xaxis()
+    for axis in axes:
+        axis.grid(alpha=0.3)
+    if len(ladders) > 1:
+        axes[0].legend(fontsize="small")
     return figure
 
 
@@ -568,6 +609,27 @@ def clouds_figure(
             if name == reference:
                 axis.set_title(f"{group}, {title}", fontsize="small")
         axes[n * columns].set_ylabel(textwrap.fill(name, 18), fontsize="small")
+    return figure
+
+
+def energies_figure(
+    panels: Mapping[str, np.ndarray],
+    axis: np.ndarray,
+    points: np.ndarray,
+    *,
+    highest: float = 12.0,
+) -> Any:
+    """Energies [a, a] over the plane, above their least, as contours with points [n, 2] on top.
+
+    title -> energy at the positions `axis` [a] of both coordinates (rows: the first).
+    """
+    figure, axes = _grid(len(panels), min(2, len(panels)), 3.8, 3.4)
+    for axes_of, (title, energy) in zip(axes, panels.items(), strict=False):
+        levels = np.linspace(0, highest, 25)
+        image = axes_of.contourf(axis, axis, energy.T, levels, cmap="viridis", extend="max")
+        axes_of.scatter(*points.T, s=1.5, linewidths=0, color="white", alpha=0.7, rasterized=True)
+        axes_of.set_title(title, fontsize="medium")
+    figure.colorbar(image, ax=axes, label="energy", shrink=0.8)
     return figure
 
 

@@ -43,10 +43,9 @@ def test_every_baseline_can_be_built(name, shape, variant):
     dim = math.prod(shape)
     made = build(built, shape, stand_in(built, shape))
     assert built.process.name != own.process.name
-    # In the coordinates of its components, component_ou is an Ornstein-Uhlenbeck process.
-    in_components = built.process.name == "component_ou"
-    name = "ornstein_uhlenbeck" if in_components else built.process.name
-    assert made.process.name == name
+    names = {"component_ou": "ornstein_uhlenbeck", "component_flow": "straight_line"}
+    in_components = built.process.name in names
+    assert made.process.name == names.get(built.process.name, built.process.name)
     assert (component_mixture(made.frame) is not None) == in_components
     assert made.process.dim == dim
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from conftest import assert_mean
 
-from ndsm_jax import noising, processes, references
+from ndsm_jax import frames, noising, processes, references
 from ndsm_jax.clock import loss_weight
+from ndsm_jax.experiment import experiment
 from ndsm_jax.integrators import local_kernel, simulate, time_grid
 
 PRIOR = references.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4])
@@ -193,3 +194,38 @@ def test_a_law_of_times_on_another_grid_is_refused(make):
     with pytest.raises(ValueError, match="grid of 30 steps"):
         make(process, np.linspace(0, float(process.horizon), 31), times=times)
     assert make(process, 30, times=times).times is times
+
+
+def test_stable_targets_of_all_the_data_are_their_exact_score(rng):
+    """NumPy, in float64: the score of the mean of the kernels around all of the batch's items. It
+    is another than the plain target where several items may have been the state's."""
+    process = processes.straight_line(3)
+    x0 = rng.normal(size=(40, 3)).astype(np.float32) + 2
+    grid = time_grid(process, 30)
+    noise = noising.exact_kernel(process, grid, k=5, stable=True)
+    batch = noise(jax.random.key(0), jnp.asarray(x0))
+    y, t = np.asarray(batch.y, np.float64), np.asarray(batch.t, np.float64)[..., None]
+    away = y[:, :, None] - (1 - t[..., None]) * x0[None, None]
+    logs = -0.5 * (away**2).sum(-1) / t**2
+    w = np.exp(logs - logs.max(-1, keepdims=True))
+    exact = -((w / w.sum(-1, keepdims=True))[..., None] * away).sum(2) / t**2
+    np.testing.assert_allclose(batch.score_target * t, exact * t, atol=2e-3)
+    plain = noising.exact_kernel(process, grid, k=5)(jax.random.key(0), jnp.asarray(x0))
+    np.testing.assert_array_equal(plain.y, batch.y)
+    assert batch.mu is None
+    middle = (t > 0.4) & (t < 0.9)
+    change = np.abs(np.asarray(plain.score_target) - np.asarray(batch.score_target)) * t
+    assert change[middle[..., 0]].mean() > 0.2
+
+
+def test_stable_targets_need_a_scalar_kernel_and_one_condition():
+    with pytest.raises(ValueError, match=r"noising\.stable needs a kernel N"):
+        noising.exact_kernel(processes.critically_damped(2), stable=True)
+    reference = references.mixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])
+    process = processes.ornstein_uhlenbeck(1)
+    noise = noising.exact_kernel(process, stable=True)
+    frame = frames.OfComponent(mixture=reference)
+    with pytest.raises(ValueError, match="components of their own"):
+        experiment(process, objective="dsm", frame=frame, noise=noise)
+    with pytest.raises(ValueError, match="conditions of their own"):
+        experiment(process, objective="dsm", noise=noise, condition=np.zeros(3, np.int32))

@@ -288,6 +288,13 @@ def test_tile_places_images_row_by_row():
     assert (canvas[4:6, 1:3] == 0.5).all()
 
 
+def test_the_page_has_no_picture_that_a_run_may_lack_unnoticed():
+    """What the template asks for is of every run, or of `SOME_PICTURES`, which default to none."""
+    page = (pathlib.Path(report.__file__).parent / "report.html").read_text()
+    asked = set(re.findall(r"pictures\.(\w+)", page))
+    assert asked == {"samples", "modes", "curves", *report.SOME_PICTURES}
+
+
 def test_curves_leave_out_what_was_not_measured():
     rows = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan"), "eps_mean": None}]
     figure = plots.curves_figure(rows, {"loss": ("loss", "held_out"), "gradient": ("grad_norm",)})

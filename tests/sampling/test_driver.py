@@ -44,7 +44,7 @@ def sampler(request):
 
 def test_trajectories_lead_from_the_start_to_the_samples(sampler):
     paths = sampling.trajectories(KEY, score, PROCESS, 6, grid=GRID, sampler=sampler, chunk=4)
-    extra = {"AnnealedLangevin": 1, "AdaptiveFlow": 3 - len(GRID)}
+    extra = {"AnnealedLangevin": 1, "AdaptiveFlow": 3 - len(GRID), "RestartFlow": 10}
     assert paths.shape == (6, len(GRID) + extra.get(type(sampler).__name__, 0), 2)
     start = sampling.start_states(KEY, jnp.arange(6, dtype=jnp.uint32), PROCESS.reference)
     np.testing.assert_allclose(paths[:, 0], start, rtol=1e-6)
@@ -270,8 +270,11 @@ def test_options_reach_the_samplers_that_have_them():
         (lambda: sampling.MultistepFlow(churn=-0.5), r"sample\.churn"),
         (lambda: sampling.AdaptiveFlow(rtol=0.0), r"sample\.rtol"),
         (lambda: sampling.AnnealedLangevin(langevin_steps=0), r"sample\.langevin_steps"),
-        (lambda: sampling.AnnealedLangevin(length=0.0), "length"),
+        (lambda: sampling.AnnealedLangevin(langevin_length=-0.1), r"sample\.langevin_length"),
         (lambda: sampling.MultistepSDE(order=3), "order"),
+        (lambda: sampling.ddim(eta=1.5), r"sample\.eta"),
+        (lambda: sampling.PredictorCorrector(snr=0.0), r"sample\.snr"),
+        (lambda: sampling.RestartFlow(restart_low=0.5), r"sample\.restart_low"),
     ],
 )
 def test_options_out_of_range_are_refused(make, key):
@@ -304,6 +307,8 @@ def test_explicit_steps():
         sampling.MultistepFlow(churn=1.0): 0.3,
         sampling.AdaptiveFlow(): 0.0,
         sampling.AnnealedLangevin(): 0.0,
+        sampling.PredictorCorrector(): 0.5 * (1 - np.exp(-0.6)),
+        sampling.RestartFlow(): 0.3,
     }
     for sampler, length in lengths.items():
         assert sampler.explicit_step(0.3, PROCESS.clock) == pytest.approx(length)

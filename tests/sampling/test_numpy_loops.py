@@ -86,6 +86,20 @@ def multistep_sde(order):
     return path
 
 
+def ddim(eta):
+    """2010.02502, Eq. 12, with a, s and a', s' for the roots of alpha and 1 - alpha."""
+    x, z = batch(STEPS - 1)
+    path = [x]
+    for n, (t, after) in enumerate(pairwise(TIMES)):
+        new = denoised(x, t)
+        ratio = a(t) / a(after)
+        sigma = eta * s(after) / s(t) * np.sqrt(s(t) ** 2 - ratio**2 * s(after) ** 2)
+        predicted = (x - a(t) * new) / s(t)
+        x = a(after) * new + np.sqrt(s(after) ** 2 - sigma**2) * predicted + sigma * z[n]
+        path.append(x)
+    return path
+
+
 def annealed_langevin(repeats):
     x, z = batch(repeats * STEPS)
     ratio = (s(TIMES[0]) / s(TIMES[-1])) ** (1 / (STEPS - 1))
@@ -99,7 +113,8 @@ def annealed_langevin(repeats):
 
 
 def churned(x, z, t, length):
-    return x - 2 * x * length + np.sqrt(2 * length) * z, t + length
+    """By the transition of an Ornstein-Uhlenbeck process, exactly."""
+    return a(length) * x + s(length) * z, t + length
 
 
 def heun_flow(churn):
@@ -138,6 +153,8 @@ LOOPS = {
     "reverse_sde": ({}, reverse_sde),
     "multistep_sde": ({}, lambda: multistep_sde(2)),
     "ancestral": ({}, lambda: multistep_sde(1)),
+    "ddim": ({}, lambda: ddim(0.0)),
+    "ddim, eta": ({"eta": 0.6}, lambda: ddim(0.6)),
     "annealed_langevin": ({"langevin_steps": 3}, lambda: annealed_langevin(3)),
     "heun_flow": ({}, lambda: heun_flow(0)),
     "heun_flow, churn": ({"churn": 0.5}, lambda: heun_flow(0.5)),

@@ -84,8 +84,11 @@ def build(
     sampler = _sampler(config)
     sampler.check(process)
     level = logging.DEBUG if quiet else logging.INFO
-    grid = _chosen_grid(level, process, config.noising, MIN_NOISING_STEPS)
-    sample_grid = _chosen_grid(level, process, config.sample, MIN_SAMPLE_STEPS, sampler)
+    levels = sampler.levels(process.dim, config.sample.smallest_variance)
+    sample_grid = _chosen_grid(level, process, config.sample, levels or MIN_SAMPLE_STEPS, sampler)
+    grid = sample_grid  # whose levels are those of training, unless it says otherwise
+    if config.noising.times != "levels" or process.kernel is None:
+        grid = _chosen_grid(level, process, config.noising, MIN_NOISING_STEPS)
     local = OBJECTIVES[config.objective.name].noising in ("local", "state")
     first = (local and config.noising.loss_step) or float(grid[1])  # the smallest training time
     _check_grids(config, process, sampler, grid, sample_grid, first)
@@ -312,7 +315,8 @@ def _noising(
             **common,
         )
     if process.kernel is not None:
-        return noising.exact_kernel(process, grid, first=first, **common)
+        stable = c.stable and objective.noising == "kernel"
+        return noising.exact_kernel(process, grid, first=first, stable=stable, **common)
     return noising.local_steps(
         process,
         grid,

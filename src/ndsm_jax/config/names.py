@@ -24,6 +24,11 @@ def _component_ou(reference: GaussianMixture, *, horizon: float | None) -> Frame
     return process, frames.OfComponent(mixture=reference)
 
 
+def _component_flow(reference: GaussianMixture, *, horizon: float | None) -> Framed:
+    process = processes.straight_line(reference.dim, horizon=horizon)
+    return process, frames.OfComponent(mixture=reference)
+
+
 def _variance_exploding(reference: Reference, *, sigma_min: float, horizon: float | None) -> Framed:
     sigma_max = float(reference.typical_variance()) ** 0.5
     return processes.variance_exploding(
@@ -39,13 +44,20 @@ def _critically_damped(dim: int, *, mass: float, rate: float, horizon: float | N
 PROCESSES: dict[str, Callable[..., Framed]] = {
     "langevin": processes.langevin,
     "component_ou": _component_ou,
+    "component_flow": _component_flow,
     "ornstein_uhlenbeck": processes.ornstein_uhlenbeck,
     "variance_preserving": processes.variance_preserving,
+    "sub_variance_preserving": processes.sub_variance_preserving,
+    "straight_line": processes.straight_line,
     "variance_exploding": _variance_exploding,
     "wrapped": processes.wrapped,
     "critically_damped": _critically_damped,
 }
 """Of the `reference`, or of its `dim`."""
+
+
+IN_COMPONENTS = ("component_ou", "component_flow")
+"""Processes that run in the coordinates of a component of the mixture, `frames.OfComponent`."""
 
 
 NONLINEAR = ("langevin",)

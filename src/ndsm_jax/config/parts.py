@@ -15,7 +15,7 @@ from ndsm_jax import conditioning, frames, plugins, references
 from ndsm_jax.codec import Latent, standard_codec
 from ndsm_jax.columns import Column, squeezed
 from ndsm_jax.conditions import Classes
-from ndsm_jax.config.names import FITS, NONLINEAR
+from ndsm_jax.config.names import FITS, IN_COMPONENTS, NONLINEAR
 from ndsm_jax.config.own import checked, taken
 from ndsm_jax.config.sections import Config
 from ndsm_jax.datasets import Dataset
@@ -36,7 +36,8 @@ class Parts:
 
     Attributes:
       frame: from data to the coordinates in which the reference lives.
-      reference: fitted there; for component_ou the mixture whose components are the frame.
+      reference: fitted there; for component_ou and component_flow the mixture whose components are
+        the frame.
       report: of the fit, to be read; None where nothing was fitted.
       classes: of the labels that the network is told; None where it is told none.
     """
@@ -197,7 +198,7 @@ def open_to_any(config: Config) -> bool:
 
 def takes_mixture(config: Config) -> bool:
     """Whether a mixture is fitted to the data."""
-    if config.process.name == "component_ou":
+    if config.process.name in IN_COMPONENTS:
         return True
     return open_to_any(config) and config.reference.name in ("auto", "mixture")
 

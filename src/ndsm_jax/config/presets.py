@@ -79,6 +79,15 @@ EDM: dict[str, dict[str, Any]] = {
 """The preconditioning and the loss weight of 2206.00364, for any process."""
 
 
+FLOW: dict[str, dict[str, Any]] = {
+    "objective": {"name": "dsm"},
+    "noising": {"steps": 1000, "grid": "uniform", "times": "uniform"},
+    "network": {"parameterisation": "velocity", "time": "time"},
+    "sample": {"sampler": "heun_flow", "grid": "uniform", "steps": 20},
+}
+"""Flow matching: the velocity, uniform times, a solver of the flow with equal steps."""
+
+
 BASELINES: dict[str, dict[str, Any]] = {
     "vp": {
         "process": {"name": "variance_preserving"},
@@ -95,6 +104,8 @@ BASELINES: dict[str, dict[str, Any]] = {
         "objective": {"name": "dsm"},
         **EDM,
     },
+    "flow_matching": FLOW | {"process": {"name": "straight_line"}},
+    "component_flow": FLOW | {"process": {"name": "component_flow"}},
     "ou": PAPER
     | {
         "process": {"name": "variance_preserving"},
@@ -112,15 +123,20 @@ BASELINES: dict[str, dict[str, Any]] = {
     "ncsn": {
         "process": {"name": "variance_exploding"},
         "objective": {"name": "dsm"},
-        "noising": {"smallest_variance": 1e-7},
+        "noising": {"times": "levels"},
         "network": {"parameterisation": "scaled"},
-        "sample": {"sampler": "annealed_langevin", "steps": 100, "smallest_variance": 1e-7},
+        "sample": {
+            "sampler": "annealed_langevin",
+            "grid": "geometric",
+            "smallest_variance": 1e-7,
+        },
     },
 }
 """Other methods with the network, the data and the budget of a config file, see docs/baselines.md:
 `vp` with the settings of our own methods, `vp_standardised` and `component_ou` with those that we
-found best for them, `ou` as 2405.15625 has it, `ddpm` and `ncsn` with times, parameterisation and
-sampler of their papers."""
+found best for them, `flow_matching` and `component_flow`, whose source is coupled to a mixture's
+components, `ou` as 2405.15625 has it, `ddpm` and `ncsn` with times, parameterisation and sampler of
+their papers."""
 
 
 def variant(config: ConfigDict, name: str, **variants: Mapping[str, dict[str, Any]]) -> ConfigDict:

@@ -15,8 +15,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ndsm_jax.clock import TIME_COORDINATES, WEIGHTS
-from ndsm_jax.config.names import DATA_FRAMES, FITS, NONLINEAR, PROCESSES, REFERENCES
+from ndsm_jax.clock import LADDERS, TIME_COORDINATES, WEIGHTS
+from ndsm_jax.config.names import (
+    DATA_FRAMES,
+    FITS,
+    IN_COMPONENTS,
+    NONLINEAR,
+    PROCESSES,
+    REFERENCES,
+)
 from ndsm_jax.config.options import PLUGIN, POSITIVE, Section, When, hint, option
 from ndsm_jax.control_variates import ESTIMATORS
 from ndsm_jax.datasets import DATASETS
@@ -65,11 +72,15 @@ FILES: When = {
 TABLE: When = {"data.name": ("table",)}
 WITHOUT_KERNEL: When = {"process.name": (*NONLINEAR, PLUGIN)}
 MIXTURE: tuple[When, ...] = (
-    {"process.name": ("component_ou",)},
+    {"process.name": IN_COMPONENTS},
     {**WITHOUT_KERNEL, "reference.name": ("auto", "mixture")},
 )
 PATH = _objectives("path")
 LINEARISED = _objectives("linearised")
+GRIDDED: tuple[When, ...] = (
+    {"noising.times": tuple(law for law in TIME_LAWS if law != "levels")},
+    WITHOUT_KERNEL,
+)
 STEPPED: When = {**_objectives("local"), **WITHOUT_KERNEL}
 SIMULATED: tuple[When, ...] = (
     PATH,
@@ -237,8 +248,9 @@ class ProcessConfig(Section):
     )
     horizon: float = option(
         0.0,
-        "T, time units; 0: 4 sigma^2 for langevin and OU, 4 for component_ou, 1 for VP, VE and"
-        " wrapped, 8 relaxation times for critically_damped, its own for a process of yours",
+        "T, time units; 0: 4 sigma^2 for langevin and OU, 4 for component_ou, 1 for VP, sub-VP, VE"
+        " and wrapped, 0.999 for straight_line and component_flow, 8 relaxation times for"
+        " critically_damped, its own for a process of yours",
         low=0,
     )
     variance: float = option(
@@ -248,10 +260,16 @@ class ProcessConfig(Section):
         when=_process("variance"),
     )
     beta_min: float = option(
-        0.1, "beta(0) of variance_preserving", above=0, when=_process("beta_min")
+        0.1,
+        "beta(0) of variance_preserving and sub-VP",
+        above=0,
+        when=_process("beta_min"),
     )
     beta_max: float = option(
-        20.0, "beta(T) of variance_preserving", above=0, when=_process("beta_max")
+        20.0,
+        "beta(T) of variance_preserving and sub-VP",
+        above=0,
+        when=_process("beta_max"),
     )
     sigma_min: float = option(
         0.01,
@@ -279,18 +297,27 @@ class NoisingConfig(Section):
         "grid steps from 0 to T; 0: 150, or as many more as the stiffness of the drift needs, up to"
         " 500 (a fitted mixture's smallest variances are raised where that is not enough)",
         low=0,
+        when=GRIDDED,
     )
     grid: str = option(
-        "clock", "time grid: the process's clock, its 7th root, or uniform in t", choices=GRIDS
+        "clock",
+        "time grid: the process's clock, its 7th root, uniform in t, or a ladder of noise levels",
+        choices=GRIDS,
+        when=GRIDDED,
     )
     smallest_variance: float = option(
         1e-3,
         "first grid time, as v(t_1) / v(T)",
         above=0,
         high=0.5,
-        when={"noising.grid": ("clock", "edm")},
+        when={"noising.grid": ("clock", "edm", *LADDERS)},
     )
-    times: str = option("clock", "law of the training times", choices=TIME_LAWS)
+    times: str = option(
+        "clock",
+        "law of the training times; levels: those of the grid, all as often, which is that of"
+        " sampling for a process with a kernel",
+        choices=TIME_LAWS,
+    )
     stratified: bool = option(True, "low-discrepancy times over a batch instead of independent")
     k: int = option(4, "random times a path", low=1)
     weight: str = option(
@@ -342,6 +369,11 @@ class NoisingConfig(Section):
         " (elementwise drifts), or the cheapest that is known to hold",
         choices=JACOBIANS,
         when=LINEARISED,
+    )
+    stable: bool = option(
+        False,
+        "targets averaged over the minibatch, with less variance and some bias",
+        when=_objectives("kernel"),
     )
     noises: int = option(1, "normals that share one mu", low=1, when=STEPPED)
     ahead_mb: float = option(
@@ -449,6 +481,7 @@ class NetworkConfig(Section):
     parameterisation: str = option(
         "auto",
         "score = network, network / std, or prior score + network / std (edm: a network / std);"
+        " velocity: network = that of the probability flow;"
         " local: edm in the coordinates and the time of the state's component; auto: local where"
         " there are several and the network has a third argument, else residual",
         choices=PRECONDITIONS,
@@ -574,7 +607,10 @@ class SampleConfig(Section):
     num: int = option(5000, "samples drawn for evaluation", low=1)
     sampler: str = option("multistep_sde", "sampler, see docs/samplers.md", choices=SAMPLERS)
     steps: int = option(
-        0, "grid steps; 0: 40, or as many more as the drift's stiffness needs, up to 500", low=0
+        0,
+        "grid steps; 0: 40, or as many more as the drift's stiffness needs, up to 500; for"
+        " annealed_langevin as many levels as overlap by half",
+        low=0,
     )
     grid: str = option("clock", "time grid, as noising.grid", choices=GRIDS)
     smallest_variance: float = option(
@@ -582,7 +618,7 @@ class SampleConfig(Section):
         "last time before the denoising step, as v(t_1) / v(T)",
         above=0,
         high=0.99,
-        when={"sample.grid": ("clock", "edm")},
+        when={"sample.grid": ("clock", "edm", *LADDERS)},
     )
     churn: float = option(
         0.0,
@@ -591,6 +627,39 @@ class SampleConfig(Section):
         low=0,
         high=1,
         when=_sampler("churn"),
+    )
+    eta: float = option(
+        0.0,
+        "share of ancestral sampling's noise in ddim; 0: none, 1: all",
+        low=0,
+        high=1,
+        when=_sampler("eta"),
+    )
+    corrector_steps: int = option(
+        1,
+        "Langevin steps after each step of predictor_corrector",
+        low=1,
+        when=_sampler("corrector_steps"),
+    )
+    snr: float = option(
+        0.16,
+        "ratio of their drift to their noise",
+        above=0,
+        high=0.9,
+        when=_sampler("snr"),
+    )
+    restarts: int = option(
+        1, "times that restart_flow goes up and down its stretch", low=1, when=_sampler("restarts")
+    )
+    restart_low: float = option(
+        0.2,
+        "end of the stretch, as a share of the grid's steps from the data",
+        low=0,
+        high=1,
+        when=_sampler("restart_low"),
+    )
+    restart_high: float = option(
+        0.5, "start of the stretch, likewise", above=0, high=1, when=_sampler("restart_high")
     )
     rtol: float = option(
         1e-3,
@@ -607,6 +676,13 @@ class SampleConfig(Section):
     )
     langevin_steps: int = option(
         5, "of annealed_langevin, at each noise level", low=1, when=_sampler("langevin_steps")
+    )
+    langevin_length: float = option(
+        0.0,
+        "of its steps, alpha / sigma^2 in x + alpha s + sqrt(2 alpha) z; 0: what fits the levels",
+        low=0,
+        high=1,
+        when=_sampler("langevin_length"),
     )
     guidance_scale: float = option(
         1.0,

@@ -12,6 +12,7 @@ smallest noise of training is below the spacing of bfloat16 numbers near 1, and 
 from collections.abc import Callable
 
 from ndsm_jax.networks.autoencoder import Autoencoder
+from ndsm_jax.networks.denoising import DenoisingAutoencoder
 from ndsm_jax.networks.embedding import harmonics
 from ndsm_jax.networks.eps import EpsNet
 from ndsm_jax.networks.local import Local, fitting, local, suited
@@ -23,6 +24,7 @@ from ndsm_jax.networks.precondition import (
     Raw,
     Residual,
     Scaled,
+    Velocity,
     weight_of,
 )
 from ndsm_jax.networks.symmetry import SYMMETRIES, image_group
@@ -36,6 +38,7 @@ PRECONDITIONS: dict[str, Callable[..., Precondition]] = {
     "residual": Residual,
     "edm": Edm,
     "scaled": Scaled,
+    "velocity": Velocity,
     "raw": Raw,
 }
 DTYPES = ("float32", "bfloat16")
@@ -46,6 +49,7 @@ __all__ = [
     "PRECONDITIONS",
     "SYMMETRIES",
     "Autoencoder",
+    "DenoisingAutoencoder",
     "Edm",
     "EpsNet",
     "Local",
@@ -56,6 +60,7 @@ __all__ = [
     "ScoreMLP",
     "ScoreModel",
     "UNet",
+    "Velocity",
     "described",
     "harmonics",
     "image_group",

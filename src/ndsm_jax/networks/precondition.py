@@ -123,6 +123,28 @@ class Edm(Residual):
         return loss_weight(self.process.clock, "edm")(y, t)
 
 
+@partial(jax.tree_util.register_dataclass, data_fields=("process", "coordinate"), meta_fields=())
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Velocity(Raw):
+    """The network is the velocity dY/dt = b - g^2 E u / 2 of the probability flow, as in flow
+    matching (2210.02747), in the coordinates that noise drives: u = 2 (E^T b - net) / g^2.
+
+    Weight g^4 / 4: that of the score's squared error with which the velocity's has weight 1. For
+    `processes.straight_line` the loss is then |net - (z - x)|^2 / 2.
+    """
+
+    starts_at_zero = True
+
+    def score(self, output: Array, y: Array, t: Array) -> Array:
+        """See `Precondition`."""
+        drift = self.process.project(self.process.drift(y, t))
+        return 2 * (drift - output) / self.process.diffusion(t)[..., None] ** 2
+
+    def weight(self, y: Array, t: Array) -> Array:
+        """See `Precondition`."""
+        return self.process.diffusion(t) ** 4 / 4
+
+
 def _weight(precondition: Precondition, y: Array, t: Array) -> Array:
     return precondition.weight(y, t)
 

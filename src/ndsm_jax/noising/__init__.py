@@ -17,7 +17,7 @@ from ndsm_jax.noising.chain import (
     make_chain,
     walk,
 )
-from ndsm_jax.noising.kernel import ExactKernel, exact_kernel
+from ndsm_jax.noising.kernel import ExactKernel, exact_kernel, stable_target
 from ndsm_jax.noising.linearised import (
     JACOBIANS,
     SCHEDULES,
@@ -62,6 +62,7 @@ __all__ = [
     "loss_steps",
     "make_chain",
     "path_windows",
+    "stable_target",
     "states_at",
     "time_law",
     "walk",

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from scipy.special import logit, ndtr
 
 from ndsm_jax.clock import Clock
 
@@ -65,13 +66,17 @@ class NoisedBatch:
     noisy: tuple[int, ...] | None = None
 
 
-TIME_LAWS = ("clock", "uniform")
+TIME_LAWS = ("clock", "uniform", "logit_normal", "levels")
 
 Weight = Callable[[Array, Array], Array]
 """(y [..., d], t [...]) -> the weight of the loss [...], see `clock.loss_weight`."""
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("grid", "cdf"), meta_fields=("stratified",))
+@partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("grid", "cdf"),
+    meta_fields=("stratified", "discrete"),
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TimeLaw:
     """The law of training times, by its distribution function at the points of a grid.
@@ -80,11 +85,13 @@ class TimeLaw:
       grid: increasing times [n + 1], time units.
       cdf: P(time <= grid): [n + 1], from 0 to 1.
       stratified: whether the B k quantiles of a batch are spread evenly (static).
+      discrete: whether times are those of the grid, at the ends of its intervals (static).
     """
 
     grid: Array
     cdf: Array
     stratified: bool = True
+    discrete: bool = False
 
     def quantiles(self, key: Array, batch: int, k: int) -> Array:
         """U [batch, k], each uniform on [0, 1).
@@ -104,7 +111,9 @@ class TimeLaw:
         return jnp.clip(index, 0, self.grid.shape[0] - 2)
 
     def time(self, u: Array) -> Array:
-        """Quantile function, linear between grid points: [...] -> [...] in time units."""
+        """Quantile function, linear between grid points or discrete: [...] -> [...] time units."""
+        if self.discrete:
+            return self.grid[self.index(u) + 1]
         return jnp.interp(u, self.cdf, self.grid)
 
 
@@ -154,13 +163,20 @@ def time_law(
 
     `uniform`: uniform in t, as 2405.15625, Algorithm 1, draws it on a uniform grid. `clock`: an
     equal mixture of uniform in log v(t), where fine structure is lost, and uniform in the
-    process's clock, which goes on where v has saturated but modes still relax.
+    process's clock, which goes on where v has saturated but modes still relax. `logit_normal`:
+    log(t / (T - t)) is standard normal: the middle of a straight line gets most (2403.03206, 3.1).
+    `levels`: the grid's positive times, all as often, as NCSN (1907.05600) draws its noise levels.
 
     Raises:
       ValueError: unknown kind.
     """
     if kind == "uniform":
         mass = np.diff(np.asarray(grid, np.float64))
+    elif kind == "levels":
+        mass = np.ones(len(grid) - 1)
+    elif kind == "logit_normal":
+        share = np.asarray(grid, np.float64) / float(grid[-1])
+        mass = np.diff(ndtr(logit(share)))
     elif kind == "clock":
         t = jnp.asarray(grid[1:], jnp.float32)
         log_v = np.log(np.asarray(clock.variance(t), np.float64))
@@ -174,6 +190,7 @@ def time_law(
         grid=jnp.asarray(grid, jnp.float32),
         cdf=jnp.asarray(cdf, jnp.float32),
         stratified=stratified,
+        discrete=kind == "levels",
     )
 
 

@@ -1,4 +1,5 @@
-"""Processes whose kernels are closed forms: OU, variance preserving, exploding, wrapped, damped."""
+"""Processes whose kernels are closed forms: OU, variance preserving and exploding, sub-VP, the
+straight line of flow matching, wrapped, damped."""
 
 from __future__ import annotations
 
@@ -102,6 +103,102 @@ def variance_preserving(
             kernel=Partial(_vp_kernel, *beta),
             drift_vjp=Partial(_vp_vjp, *beta),
             stiffness=jnp.float32(0.5 * max(beta_min, beta_max)),
+            elementwise=True,
+        ),
+    )
+
+
+def _sub_vp_diffusion(beta_min: Array, beta_slope: Array, t: Array) -> Array:
+    loss = -jnp.expm1(-2 * _vp_decay(beta_min, beta_slope, t))
+    return jnp.sqrt(_vp_beta(beta_min, beta_slope, t) * loss)
+
+
+def _sub_vp_kernel(beta_min: Array, beta_slope: Array, t: Array) -> Gaussian:
+    x = _vp_decay(beta_min, beta_slope, t)
+    return isotropic(jnp.exp(-0.5 * x), -jnp.expm1(-x))
+
+
+def _sub_vp_clock(beta_min: Array, beta_slope: Array, t: Array) -> Array:
+    """-log(1 - s^2), s = 1 - exp(-B): B - log(1 + s), or the former where that cancels."""
+    x = _vp_decay(beta_min, beta_slope, t)
+    std = -jnp.expm1(-x)
+    return jnp.where(x < 1, -jnp.log1p(-(jnp.minimum(std, 0.7) ** 2)), x - jnp.log1p(std))
+
+
+def sub_variance_preserving(
+    dim: int, *, beta_min: float = 0.1, beta_max: float = 20.0, horizon: float | None = None
+) -> Process:
+    """Sub-VP-SDE, dY = -beta(t)/2 Y dt + sqrt(beta(t) (1 - exp(-2 B(t)))) dW (2011.13456, Eq. 14).
+
+    `variance_preserving` with less noise at every time: a = exp(-B/2) as there, s = 1 - exp(-B) in
+    place of its root (Eq. 29). v = s^2, so the clock's signal, sqrt(1 - v), is above a.
+    """
+    vp = variance_preserving(dim, beta_min=beta_min, beta_max=beta_max, horizon=horizon)
+    beta = (jnp.float32(beta_min), (beta_max - beta_min) / vp.horizon)
+    return dataclasses.replace(
+        vp,
+        name="sub_variance_preserving",
+        diffusion=Partial(_sub_vp_diffusion, *beta),
+        clock=Clock(decay=Partial(_sub_vp_clock, *beta), saturation=jnp.float32(1.0)),
+        known=dataclasses.replace(vp.known, kernel=Partial(_sub_vp_kernel, *beta), of=None),
+    )
+
+
+def _line_drift(y: Array, t: Array) -> Array:
+    return -y / (1 - t)[..., None]
+
+
+def _line_vjp(y: Array, t: Array, v: Array) -> tuple[Array, Array]:
+    return -y / (1 - t)[..., None], -v / (1 - t)[..., None]
+
+
+def _line_diffusion(t: Array) -> Array:
+    return jnp.sqrt(2 * t / (1 - t))
+
+
+def _line_kernel(t: Array) -> Gaussian:
+    return isotropic(1 - t, t)
+
+
+def _line_decay(t: Array) -> Array:
+    return -jnp.log1p(-(t**2))
+
+
+LINE_END = 0.999
+"""Horizon of `straight_line`: a thousandth of the data is left, a seventh of what VP leaves."""
+
+
+def straight_line(dim: int, *, horizon: float | None = None) -> Process:
+    """The straight line from data to N(0, I) of flow matching, a = 1 - t and s = t (2210.02747,
+    Section 4.1 with sigma_min = 0; rectified flow, 2209.03003): Y_t = (1 - t) x + t z.
+
+    It is the linear SDE dY = -Y / (1 - t) dt + sqrt(2 t / (1 - t)) dW; the velocity of its
+    probability flow is E[z - x | Y_t], which `networks.Velocity` predicts. v = t^2.
+
+    Args:
+      dim: d.
+      horizon: T < 1, as drift and noise diverge at 1; `LINE_END` by default.
+
+    Raises:
+      ValueError: a horizon that is not below 1.
+    """
+    end = checked_horizon(horizon, LINE_END)
+    if not end < 1:
+        raise ValueError(
+            f"process.horizon={float(end):g}: the straight line ends at 1, where it diverges;"
+            f" set it below 1, or to 0 for {LINE_END}"
+        )
+    return Process(
+        name="straight_line",
+        drift=Partial(_line_drift),
+        diffusion=Partial(_line_diffusion),
+        reference=standard_normal(dim),
+        clock=Clock(decay=Partial(_line_decay), saturation=jnp.float32(1.0)),
+        horizon=end,
+        known=Known(
+            kernel=Partial(_line_kernel),
+            drift_vjp=Partial(_line_vjp),
+            stiffness=1 / (1 - end),
             elementwise=True,
         ),
     )

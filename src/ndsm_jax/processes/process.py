@@ -113,7 +113,7 @@ class Process:
     Attributes:
       name: for messages and reports (static).
       drift: b(y [..., d], t [...]) -> [..., d].
-      diffusion: g(t [...]) -> [...], positive.
+      diffusion: g(t [...]) -> [...], positive; at 0 it may be 0 where there is a kernel.
       reference: the law at the horizon, from which the reverse process starts.
       clock: how much noise there is at a time.
       horizon: T, in time units.
@@ -160,6 +160,11 @@ class Process:
     def project(self, y: Array) -> Array:
         """E^T y: [..., d] -> [..., r]."""
         return select(y, self.noisy)
+
+
+def noisy_from_the_start(process: Process) -> bool:
+    """Whether g(0) > 0: else the first Euler step has no noise, and no density."""
+    return bool(process.diffusion(jnp.zeros(())) > 0)
 
 
 def pull_back(process: Process, y: Array, t: Array, v: Array) -> tuple[Array, Array]:

@@ -27,6 +27,8 @@ from ndsm_jax.launch import Restored, load_run_data, restore
 from ndsm_jax.reports.likelihood import likelihood
 from ndsm_jax.reports.measure import Drawn, completed, drawn, measure
 from ndsm_jax.runs import json_text, read_metrics
+from ndsm_jax.sampling import AnnealedLangevin
+from ndsm_jax.sampling.noise_levels import coverage
 from ndsm_jax.training import TIME_BINS, TrainState, verdict
 
 logger = logging.getLogger(__name__)
@@ -34,6 +36,9 @@ logger = logging.getLogger(__name__)
 AGREEMENT_COLUMNS = ("value", "se", "chance", "prior", "data")
 LABEL_COLUMNS = ("value", "se", "chance", "data")
 LIKELIHOOD_COLUMNS = ("value", "se", "gain", "gain_se")
+SOME_PICTURES = ("neighbours", "conditioning", "eps", "levels", "associations", "pairs")
+"""Pictures that some runs have."""
+
 STARTED_ROWS = 10
 STARTED_COLUMNS = 12
 TABLE_PAIRS = 6
@@ -292,6 +297,8 @@ def _pictures(
         figures["conditioning"] = plots.rows_figure(
             rows, dataset.shape, columns=STARTED_COLUMNS, grey=grey
         )
+    if isinstance(run.experiment.sampler, AnnealedLangevin):
+        figures["levels"] = plots.ladder_figure(noise_ladder(run.experiment))
     if run.experiment.objective.controlled:
         figures["eps"] = plots.eps_figure({"eps": eps_curve(run.experiment, run.state)})
     pictures = {name: plots.png(figure) for name, figure in figures.items()}
@@ -315,6 +322,13 @@ def _table_figures(dataset: Dataset, test: np.ndarray, samples: np.ndarray) -> d
         rows = {"data": np.concatenate([test, dataset.train])[: len(samples)], "samples": samples}
         figures["pairs"] = plots.pairs_figure(columns, pairs, rows)
     return figures
+
+
+def noise_ladder(experiment: Experiment) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The noise levels at which a run samples [L], and how they cover their neighbours [L - 1]."""
+    std = experiment.process.clock.std(jnp.asarray(experiment.sample_grid[:0:-1]))
+    levels = np.asarray(std, np.float64)
+    return {"this run": (levels, coverage(levels, experiment.process.dim))}
 
 
 def eps_curve(experiment: Experiment, state: TrainState) -> tuple[np.ndarray, np.ndarray]:
@@ -354,7 +368,7 @@ def _page(
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         source
     )
-    embedded = dict.fromkeys(("neighbours", "conditioning", "eps", "associations", "pairs"))
+    embedded = dict.fromkeys(SOME_PICTURES)
     embedded |= {
         name: "data:image/png;base64," + base64.b64encode(content).decode()
         for name, content in pictures.items()

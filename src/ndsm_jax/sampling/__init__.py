@@ -4,6 +4,7 @@
 small frozen dataclass, see `Sampler`; `SAMPLERS` names those of a config.
 """
 
+from ndsm_jax.sampling.composed import PredictorCorrector, RestartFlow
 from ndsm_jax.sampling.driver import (
     SAMPLERS,
     Draws,
@@ -14,9 +15,9 @@ from ndsm_jax.sampling.driver import (
     trajectories,
 )
 from ndsm_jax.sampling.flow import AdaptiveFlow, HeunFlow, MultistepFlow, churned
-from ndsm_jax.sampling.kernel import denoise, relaxation_kernel
+from ndsm_jax.sampling.kernel import denoise, noised, relaxation_kernel
 from ndsm_jax.sampling.langevin import AnnealedLangevin
-from ndsm_jax.sampling.reverse import MultistepSDE, ReverseSDE, ancestral
+from ndsm_jax.sampling.reverse import MultistepSDE, ReverseSDE, ancestral, ddim
 from ndsm_jax.sampling.sampler import DEGENERATE, Hook, Sampler, State, Step
 from ndsm_jax.sampling.start import check_components, sample_keys, start_components, start_states
 
@@ -30,6 +31,8 @@ __all__ = [
     "Hook",
     "MultistepFlow",
     "MultistepSDE",
+    "PredictorCorrector",
+    "RestartFlow",
     "Reversal",
     "ReverseSDE",
     "Sampler",
@@ -38,7 +41,9 @@ __all__ = [
     "ancestral",
     "check_components",
     "churned",
+    "ddim",
     "denoise",
+    "noised",
     "relaxation_kernel",
     "reverse",
     "sample",

@@ -16,9 +16,10 @@ from jax.tree_util import Partial
 from ndsm_jax.integrators import scan_grid, time_grid
 from ndsm_jax.processes.process import Process, ScoreFn
 from ndsm_jax.references.mixtures import GaussianMixture
+from ndsm_jax.sampling.composed import PredictorCorrector, RestartFlow
 from ndsm_jax.sampling.flow import AdaptiveFlow, HeunFlow, MultistepFlow
 from ndsm_jax.sampling.langevin import AnnealedLangevin
-from ndsm_jax.sampling.reverse import MultistepSDE, ReverseSDE, ancestral
+from ndsm_jax.sampling.reverse import MultistepSDE, ReverseSDE, ancestral, ddim
 from ndsm_jax.sampling.sampler import Hook, Sampler, Step, hook_keys
 from ndsm_jax.sampling.start import (
     check_components,
@@ -31,10 +32,13 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "reverse_sde": ReverseSDE,
     "multistep_sde": MultistepSDE,
     "ancestral": ancestral,
+    "ddim": ddim,
+    "predictor_corrector": PredictorCorrector,
     "annealed_langevin": AnnealedLangevin,
     "heun_flow": HeunFlow,
     "multistep_flow": MultistepFlow,
     "adaptive_flow": AdaptiveFlow,
+    "restart_flow": RestartFlow,
 }
 
 
@@ -238,8 +242,9 @@ def trajectories(
     """Samples with the states that they went through: [num, n + 1, d], arguments as of `sample`.
 
     In the order of the run: from the reference, at every time of the grid downwards, to the sample
-    at 0, which is that of `sample`. (`AdaptiveFlow` has the ends of its one solve only, and
-    `AnnealedLangevin` one state more, its start being at the first level too.)
+    at 0, which is that of `sample`. (`AdaptiveFlow` has the ends of its one solve only,
+    `AnnealedLangevin` one state more, its start being at the first level too, and `RestartFlow`
+    goes up and down.)
     """
     paths: list[np.ndarray] = []
     for draws, size in _chunks(

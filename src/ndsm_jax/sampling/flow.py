@@ -11,26 +11,27 @@ import jax.numpy as jnp
 from jax import Array
 
 from ndsm_jax.clock import Clock
-from ndsm_jax.integrators import broadcast_time, forward_step, heun_step
+from ndsm_jax.integrators import broadcast_time, heun_step
 from ndsm_jax.processes.process import Process, ScoreFn, probability_flow
+from ndsm_jax.sampling.kernel import noised
 from ndsm_jax.sampling.sampler import Sampler, extrapolation, normals
 
 
 def churned(
     keys: Array, process: Process, x: Array, n: Array, t: Array, length: Array
 ) -> tuple[Array, Array]:
-    """Noised again before step n: one forward Euler-Maruyama step from t to t + length.
+    """Noised again before step n, from t to t + length, see `noised`.
 
-    The churn of 2206.00364, Algorithm 2, for any process. It keeps the marginal law (up to the
-    Euler error), whatever the score, so that the flow that follows starts a little earlier from
-    states that have forgotten some of the errors made so far. No evaluation of the score.
+    The churn of 2206.00364, Algorithm 2, for any process: for `variance_exploding` noise is added,
+    as there. It keeps the marginal law, whatever the score (but for the Euler error where no kernel
+    is known), so that the flow that follows starts a little earlier from states that have forgotten
+    some of the errors made so far.
 
     Returns:
       The states [B, d] and their time t + length (a scalar).
     """
-    h = broadcast_time(length, x)
     z = normals(keys, n, process.noise_dim)
-    return forward_step(process, x, broadcast_time(t, x), h, z), t + length
+    return noised(process, x, t, t + length, z), t + length
 
 
 def _check_churn(churn: float) -> None:

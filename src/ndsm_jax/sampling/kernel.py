@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
-from ndsm_jax.integrators import broadcast_time
+from ndsm_jax.integrators import broadcast_time, forward_step
 from ndsm_jax.linear_maps import Scalar
 from ndsm_jax.processes.process import Process, ScoreFn, reverse_drift
 
@@ -54,6 +54,21 @@ def diffusion_ratio(process: Process, t: Array) -> Array:
     if scalar_kernel(process, t) is not None:
         return jnp.ones_like(t)
     return process.diffusion(t) ** 2 / (process.clock.saturation * process.clock.rate(t))
+
+
+def noised(process: Process, x: Array, t: Array, t_next: Array, z: Array) -> Array:
+    """Forward from time t to a later t_next (scalars) by given normals z [B, r]: [B, d] -> [B, d].
+
+    By the transition of a scalar kernel, N(a'/a x, (s'^2 - (a'/a)^2 s^2) I), exactly; otherwise one
+    Euler-Maruyama step. No evaluation of the score.
+    """
+    known = scalar_kernel(process, jnp.stack([t, t_next]))
+    if known is None:
+        h = broadcast_time(t_next - t, x)
+        return forward_step(process, x, broadcast_time(t, x), h, z)
+    (a, a_next), (s, s_next) = known
+    kept = a_next / a
+    return kept * x + jnp.sqrt(jnp.maximum(s_next**2 - (kept * s) ** 2, 0)) * z
 
 
 def denoise(score: ScoreFn, process: Process, x: Array, t: Array) -> Array:

@@ -11,8 +11,24 @@ from jax import Array
 
 from ndsm_jax.integrators import broadcast_time
 from ndsm_jax.processes.process import Process, ScoreFn
-from ndsm_jax.sampling.noise_levels import langevin_step
+from ndsm_jax.sampling import noise_levels
 from ndsm_jax.sampling.sampler import Sampler, State, check_full_noise, normals
+
+
+def langevin(
+    score: ScoreFn, keys: Array, x: Array, first: Array, t: Array, alpha: Array, steps: int
+) -> Array:
+    """`steps` unadjusted Langevin steps of length alpha at time t: [B, d] -> [B, d].
+
+    x <- x + alpha s(x, t) + sqrt(2 alpha) z, with the normals number `first`, `first` + 1, ... of
+    the keys.
+    """
+
+    def move(i: Array, x: Array) -> Array:
+        z = normals(keys, first + i, x.shape[-1])
+        return x + alpha * score(x, broadcast_time(t, x)) + jnp.sqrt(2 * alpha) * z
+
+    return jax.lax.fori_loop(0, steps, move, x)
 
 
 @jax.tree_util.register_static
@@ -24,22 +40,26 @@ class AnnealedLangevin(Sampler):
 
     `langevin_steps` times at every time of the grid, the last included. The time is a level of
     noise only, so that any process whose noise drives all coordinates will do; `variance_exploding`
-    is that of NCSN.
+    is that of NCSN. Papers write alpha / 2 and sqrt(alpha) for the same step: their alpha is twice
+    ours, docs/noise_levels.md.
 
     Attributes:
       langevin_steps: steps at each level.
-      length: epsilon / sigma_L^2; None: `noise_levels.langevin_step` for the mean ratio of the
-        grid's levels.
+      langevin_length: epsilon / sigma_L^2; 0: `noise_levels.langevin_step` for the mean ratio of
+        the grid's levels.
     """
 
     langevin_steps: int = 5
-    length: float | None = None
+    langevin_length: float = 0.0
 
     def __post_init__(self) -> None:
         if self.langevin_steps < 1:
             raise ValueError(f"sample.langevin_steps={self.langevin_steps} must be at least 1")
-        if self.length is not None and not self.length > 0:
-            raise ValueError(f"AnnealedLangevin: length={self.length} must be positive")
+        if not self.langevin_length >= 0:
+            raise ValueError(
+                f"sample.langevin_length={self.langevin_length} must be positive, or 0 for the one"
+                " that fits the levels"
+            )
 
     def check(self, process: Process) -> None:
         """Refuses degenerate noise: a Langevin step needs the whole score."""
@@ -52,18 +72,24 @@ class AnnealedLangevin(Sampler):
           ValueError: no length is given and the times are traced by JAX.
         """
         levels = jnp.append(times, times[-1])
-        if self.length is not None:
+        if self.langevin_length:
             return self, levels
         ends = process.clock.std(jnp.stack([times[-1], times[0]]))
         if isinstance(ends, jax.core.Tracer):
             raise ValueError(
                 "AnnealedLangevin: the length of its steps is found by SciPy, outside of compiled"
-                " code; give `length`, or what `plan` returns"
+                " code; give `langevin_length`, or what `plan` returns"
             )
         low, high = np.asarray(ends, np.float64)
         ratio = (high / low) ** (1 / max(1, len(times) - 1))
-        length = langevin_step(float(ratio), self.langevin_steps)
-        return dataclasses.replace(self, length=length), levels
+        length = noise_levels.langevin_step(float(ratio), self.langevin_steps)
+        return dataclasses.replace(self, langevin_length=length), levels
+
+    def levels(self, dim: int, smallest_variance: float) -> int | None:
+        """By Technique 2 of 2006.09011, from five dimensions on, where it has an answer."""
+        if dim < noise_levels.FEWEST_DIMENSIONS:
+            return None
+        return noise_levels.num_levels(smallest_variance**0.5, 1.0, dim)
 
     def init(self, process: Process, x: Array, t: Array) -> State:
         """See `Sampler`."""
@@ -80,14 +106,10 @@ class AnnealedLangevin(Sampler):
         t_next: Array,
     ) -> State:
         """See `Sampler`. Stays at t."""
-        assert self.length is not None, "see `plan`"
-        alpha = self.length * process.clock.variance(t)
-
-        def move(i: Array, x: Array) -> Array:
-            z = normals(keys, n * self.langevin_steps + i, process.dim)
-            return x + alpha * score(x, broadcast_time(t, x)) + jnp.sqrt(2 * alpha) * z
-
-        return State(jax.lax.fori_loop(0, self.langevin_steps, move, state.x))
+        assert self.langevin_length, "see `plan`"
+        alpha = self.langevin_length * process.clock.variance(t)
+        first = n * self.langevin_steps
+        return State(langevin(score, keys, state.x, first, t, alpha, self.langevin_steps))
 
     def evaluations(self, num_steps: int) -> int:
         """`langevin_steps` a level, and one to denoise."""

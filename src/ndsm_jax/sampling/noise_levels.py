@@ -11,6 +11,9 @@ import numpy as np
 
 MAX_ITEMS = 2000
 
+FEWEST_DIMENSIONS = 5
+"""In which neighbouring levels may overlap by half: sqrt(2 d) > 3."""
+
 
 def largest_distance(x: np.ndarray, *, max_items: int = MAX_ITEMS) -> float:
     """Largest distance between two of the items x [N, d], the sigma_1 of Technique 1.
@@ -23,26 +26,45 @@ def largest_distance(x: np.ndarray, *, max_items: int = MAX_ITEMS) -> float:
     return float(pdist(np.asarray(x, np.float64)[order]).max())
 
 
+def coverage(levels: np.ndarray, dim: int) -> np.ndarray:
+    """How much of the noise at a level lies where that of the level before lies: [L] -> [L - 1].
+
+    By Proposition 2 the norm of noise at level i is nearly N(sqrt(d) sigma_i, sigma_i^2 / 2). The
+    probability that it is within three standard deviations of the mean norm at level i - 1 is
+
+        Phi(sqrt(2 d) (gamma - 1) + 3 gamma) - Phi(sqrt(2 d) (gamma - 1) - 3 gamma),
+
+    gamma = sigma_{i-1} / sigma_i. Where it is near 0, Langevin dynamics at level i start where the
+    score of level i was never trained.
+
+    Args:
+      levels: sigma_1 > ... > sigma_L, as of `clock.ladder`.
+      dim: d.
+    """
+    from scipy.stats import norm
+
+    levels = np.asarray(levels, np.float64)
+    gamma = levels[:-1] / levels[1:]
+    shift = math.sqrt(2 * dim) * (gamma - 1)
+    return norm.cdf(shift + 3 * gamma) - norm.cdf(shift - 3 * gamma)
+
+
 def level_ratio(dim: int) -> float:
-    """gamma = sigma_{i-1} / sigma_i of neighbouring levels, by Technique 2:
-
-        Phi(sqrt(2 d) (gamma - 1) + 3 gamma) - Phi(sqrt(2 d) (gamma - 1) - 3 gamma) = 1/2.
-
-    The norms of the noise at two levels then overlap by half.
+    """gamma = sigma_{i-1} / sigma_i of neighbouring levels, by Technique 2: `coverage` is 1/2.
 
     Raises:
       ValueError: fewer than 5 dimensions, where the equation has no solution.
     """
     from scipy.optimize import brentq
-    from scipy.stats import norm
 
     root = math.sqrt(2 * dim)
-    if root <= 3:
-        raise ValueError(f"level_ratio: no solution in {dim} dimensions, at least 5 are needed")
+    if dim < FEWEST_DIMENSIONS:
+        raise ValueError(
+            f"level_ratio: no solution in {dim} dimensions, at least {FEWEST_DIMENSIONS} are needed"
+        )
 
     def excess(gamma: float) -> float:
-        shift = root * (gamma - 1)
-        return norm.cdf(shift + 3 * gamma) - norm.cdf(shift - 3 * gamma) - 0.5
+        return float(coverage(np.array([gamma, 1.0]), dim)[0]) - 0.5
 
     high = 2 * root / (root - 3)  # twice where the second argument is 0
     return float(brentq(excess, 1.0, high))

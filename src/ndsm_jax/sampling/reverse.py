@@ -72,10 +72,10 @@ class Multistep(NamedTuple):
 class MultistepSDE(Sampler):
     """Exponential integrator of the reverse SDE, multistep, one evaluation a step.
 
-    With the local kernel (m, a, s), lambda = log(a / s), h its increase over the step and the
-    denoised state D = m + (x - m + s^2 score) / a,
+    With the local kernel (m, a, s), lambda = log(a / s), h its increase over the step, the denoised
+    state D = m + (x - m + s^2 score) / a, and q^2 = 1 - e^-2h,
 
-        x <- m + (s' / s) e^-h (x - m) + a' (1 - e^-2h) (D~ - m) + s' sqrt(1 - e^-2h) z,
+        x <- m + (s' / s) e^-h (x - m) + a' q^2 (D~ - m) + s' q z,
         D~ = D + h / (2 h_last) (D - D_last).
 
     For processes with a scalar kernel this is SDE-DPM-Solver++(2M) (2211.01095, App. B); for others
@@ -83,19 +83,28 @@ class MultistepSDE(Sampler):
     that of the clock, saturation decay' = g^2, score and noise are rescaled to it. Of order 1 D~ is
     D, see `ancestral`.
 
+    With eta < 1 only that share of the noise, eta q in place of q: e^-h becomes sqrt(1 - eta^2 q^2)
+    and q^2 becomes 1 - e^-h sqrt(1 - eta^2 q^2) (2010.02502, Eq. 12, see `ddim`). With eta = 0 it
+    solves the probability flow: DDIM, and of order 2 DPM-Solver++(2M).
+
     Attributes:
       order: 2, or 1.
+      eta: from 0 to 1.
     """
 
     order: int = 2
+    eta: float = 1.0
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2):
             raise ValueError(f"MultistepSDE: order={self.order} must be 1 or 2")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"sample.eta={self.eta}: a share of the noise from 0 to 1 is needed")
 
     def check(self, process: Process) -> None:
         """Refuses degenerate noise: its posterior given D is not isotropic."""
-        check_full_noise("multistep_sde" if self.order == 2 else "ancestral", process)
+        first = "ancestral" if self.eta == 1 else "ddim"
+        check_full_noise("multistep_sde" if self.order == 2 else first, process)
 
     def init(self, process: Process, x: Array, t: Array) -> Multistep:
         """See `Sampler`."""
@@ -123,18 +132,22 @@ class MultistepSDE(Sampler):
         new = centre + (difference + ratio * std**2 * score(x, broadcast_time(t, x))) / scale
         weight = extrapolation(h, log - last_log) if self.order == 2 else jnp.zeros_like(h)
         denoised = new + weight * (new - last)
-        gain = -jnp.expm1(-2 * h)
-        x = centre + std_next / std * jnp.exp(-h) * difference
-        x = x + scale_next * gain * (denoised - centre)
-        x = x + self.noise(process, t, t_next) * normals(keys, n, process.dim)
+        # log sqrt(1 - eta^2 q^2), which is -h for all of the noise.
+        less = 0.5 * jnp.log1p(self.eta**2 * jnp.expm1(-2 * h)) if self.eta < 1 else -h
+        x = centre + std_next / std * jnp.exp(less) * difference
+        x = x - scale_next * jnp.expm1(less - h) * (denoised - centre)
+        noise = self.noise(process, t, t_next)
+        x = x if noise is None else x + noise * normals(keys, n, process.dim)
         return Multistep(x, new, log)
 
-    def noise(self, process: Process, t: Array, t_next: Array) -> Array:
-        """s' sqrt(1 - e^-2h), rescaled to g."""
+    def noise(self, process: Process, t: Array, t_next: Array) -> Array | None:
+        """eta s' sqrt(1 - e^-2h), rescaled to g; None where there is none."""
+        if not self.eta:
+            return None
         scale, std = relaxation_scales(process, t)
         scale_next, std_next = relaxation_scales(process, t_next)
         gain = -jnp.expm1(-2 * (jnp.log(scale_next / std_next) - jnp.log(scale / std)))
-        return std_next * jnp.sqrt(diffusion_ratio(process, t) * gain)
+        return self.eta * std_next * jnp.sqrt(diffusion_ratio(process, t) * gain)
 
     def evaluations(self, num_steps: int) -> int:
         """One a step."""
@@ -159,3 +172,16 @@ def ancestral() -> MultistepSDE:
     its Eq. 6 and 7 for kernels (a, s) and (a', s'). That is `MultistepSDE` of order 1.
     """
     return MultistepSDE(order=1)
+
+
+def ddim(*, eta: float = 0.0) -> MultistepSDE:
+    """DDIM (2010.02502, Eq. 12), for any grid: one evaluation a step, and no noise by default.
+
+    With the denoised state D, and sigma = eta s' q, the deviation of `ancestral` times eta,
+
+        x <- a' D + sqrt(s'^2 - sigma^2) (x - a D) / s + sigma z.
+
+    eta = 0 is the first-order solver of the probability flow that is exact for a constant D, eta =
+    1 is `ancestral`. That is `MultistepSDE` of order 1.
+    """
+    return MultistepSDE(order=1, eta=eta)

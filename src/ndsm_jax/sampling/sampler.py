@@ -15,7 +15,7 @@ from ndsm_jax.processes.process import Process, ScoreFn
 from ndsm_jax.references.mixtures import GaussianMixture
 from ndsm_jax.sampling.kernel import denoise
 
-DEGENERATE = ("reverse_sde", "heun_flow", "multistep_flow", "adaptive_flow")
+DEGENERATE = ("reverse_sde", "heun_flow", "multistep_flow", "adaptive_flow", "restart_flow")
 """Samplers that serve degenerate noise: they need E^T grad log p alone, through the reverse drift
 or the probability flow."""
 
@@ -54,6 +54,13 @@ class Sampler(Protocol):
         them are filled in where they are not given, so planning twice changes nothing.
         """
         return self, times
+
+    def levels(self, dim: int, smallest_variance: float) -> int | None:
+        """How many times the grid should have where nobody says; None: it does not matter here.
+
+        For states [B, dim], and a grid whose first positive time has `smallest_variance` v(T).
+        """
+        return None
 
     def start_log_weights(self, mixture: GaussianMixture) -> Array:
         """Of the components of the reference to start in: [K], or one a row [B, K]."""
@@ -131,6 +138,15 @@ _HOOK = 0xFFFFFFFF
 def normals(keys: Array, n: Array, dim: int) -> Array:
     """Standard normals of step n, row by row from its key: [B, dim]."""
     return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, n), (dim,)))(keys)
+
+
+_CORRECTOR = 0xFFFFFFFE
+"""Stream of the keys of `PredictorCorrector`'s own steps."""
+
+
+def corrector_keys(keys: Array) -> Array:
+    """Keys [B] of a stream that neither the predictor nor a hook uses."""
+    return jax.vmap(lambda k: jax.random.fold_in(k, _CORRECTOR))(keys)
 
 
 def hook_keys(keys: Array, n: Array) -> Array:
