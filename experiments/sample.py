@@ -11,6 +11,9 @@ python experiments/sample.py --workdir=runs/told --guidance_scale=2 --autoguide=
 python experiments/sample.py --workdir=runs/digits --given=partial.npy --num=20
 python experiments/sample.py --workdir=runs/digits --given=coarse.npy --pool=2 --guidance=twisted
 
+Samples that are not finite or far from the data are counted; where they are more than a tenth,
+nothing is written.
+
 Sample i is of the i-th of the labels given, taken in turn, or starts from the i-th component, or
 completes the i-th item of --given. A run that was trained with network.condition=label is told the
 label; another one starts in a component of the class, found by a few labels. How:
@@ -18,6 +21,7 @@ docs/conditional.md, docs/conditioning.md, docs/guidance.md.
 """
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,12 +30,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from ndsm_jax import app, conditioning, measurements, plots
+from ndsm_jax import app, conditioning, guards, measurements, plots
 from ndsm_jax.contrast import Score
 from ndsm_jax.datasets import tables
 from ndsm_jax.guidance import GUIDANCES
 from ndsm_jax.launch import (
     Restored,
+    check_room,
     columns_of,
     draw_as_configured,
     labels_of,
@@ -93,7 +98,9 @@ PARTICLES = flags.DEFINE_integer(
 ALLOW_CHANGED_SOURCE = flags.DEFINE_bool(
     "allow_changed_source", False, "Go on although a file named file.py:function has changed."
 )
-OUT = flags.DEFINE_string("out", None, "Output path without suffix; default: WORKDIR/samples.")
+OUT = flags.DEFINE_string(
+    "out", None, "Output path, to which .npy and .png are added; default: WORKDIR/samples."
+)
 
 
 class Asked(NamedTuple):
@@ -228,6 +235,15 @@ def _integers(flag: str, values: Sequence[str]) -> list[int]:
         raise ValueError(f"--{flag}={','.join(values)}: whole numbers are needed") from None
 
 
+def output() -> pathlib.Path:
+    """The path of --out, in a folder that can be written to."""
+    out = pathlib.Path((OUT.value or f"{WORKDIR.value}/samples").removesuffix(".npy"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(out.parent, os.W_OK):
+        raise ValueError(f"{out.parent} cannot be written to; choose another path by --out")
+    return out
+
+
 def main(argv: Sequence[str]) -> None:
     flag_values: dict[str, Any] = {
         "sampler": SAMPLER.value,
@@ -240,6 +256,8 @@ def main(argv: Sequence[str]) -> None:
     }
     changes = {key: value for key, value in flag_values.items() if value is not None}
     run = restore(WORKDIR.value, sample=changes, allow_changed_source=ALLOW_CHANGED_SOURCE.value)
+    check_room(run.experiment, NUM.value)
+    out = output()
     known, items = measured(run, NUM.value)
     components, condition, names = asked(run, NUM.value)
     x = draw_as_configured(
@@ -253,12 +271,12 @@ def main(argv: Sequence[str]) -> None:
         guidance=guidance(),
         weaker=weaker(run),
     )
-    out = pathlib.Path(OUT.value or pathlib.Path(WORKDIR.value) / "samples")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    np.save(out.with_suffix(".npy"), x.reshape(-1, *run.shape))
+    guards.check_samples(x, run.host["data"].get("box"))
+    npy, csv, png = (f"{out}{suffix}" for suffix in (".npy", ".csv", ".png"))
+    np.save(npy, x.reshape(-1, *run.shape))
     of_table = columns_of(run.host["data"])
     if of_table:
-        tables.write(out.with_suffix(".csv"), of_table, x)
+        tables.write(csv, of_table, x)
     limits = run.host["data"]["value_range"]
     grey = plots.grey_limits(x, limits and tuple(limits))
     if of_table:
@@ -278,9 +296,8 @@ def main(argv: Sequence[str]) -> None:
         picture = plots.rows_figure(rows, run.shape, columns=columns, grey=grey)
     else:
         picture = plots.panels({"samples": x[:400]}, run.shape, size=6.0, grey=grey)
-    out.with_suffix(".png").write_bytes(plots.png(picture))
-    files = ", ".join(str(out.with_suffix(s)) for s in (".npy", ".csv")[: 2 if of_table else 1])
-    print(f"{len(x)} samples: {files}, picture: {out.with_suffix('.png')}")
+    pathlib.Path(png).write_bytes(plots.png(picture))
+    print(f"{len(x)} samples: {npy}{f', {csv}' if of_table else ''}, picture: {png}")
 
 
 if __name__ == "__main__":

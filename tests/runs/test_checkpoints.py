@@ -223,7 +223,7 @@ def test_damaged_newest_step_is_skipped(tmp_path, damage: Callable, reason: str)
 def test_skipping_is_logged(tmp_path, caplog):
     save_steps(tmp_path, [1, 2])
     remove_state(tmp_path / "2")
-    with caplog.at_level("WARNING", logger="absl"), Checkpoints(tmp_path) as checkpoints:
+    with caplog.at_level("WARNING", logger="ndsm_jax"), Checkpoints(tmp_path) as checkpoints:
         checkpoints.restore(make_state(0))
     assert any("step 2 skipped: state unreadable" in message for message in caplog.messages)
 
