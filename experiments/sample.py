@@ -45,6 +45,7 @@ from ndsm_jax.launch import (
     weaker_score,
 )
 from ndsm_jax.measurements import Measurement
+from ndsm_jax.runs import replace_file
 from ndsm_jax.sampling import SAMPLERS, Sampler
 from ndsm_jax.training import draw_components
 
@@ -196,7 +197,7 @@ def measured(run: Restored, num: int) -> tuple[Measurement | None, np.ndarray | 
         raise ValueError("give --given, or --component or --label: each chooses the components")
     matrix = measurements.mean_pooling(run.shape, POOL.value) if POOL.value > 1 else None
     width = int(np.prod(run.shape)) if matrix is None else len(matrix)
-    items = np.load(GIVEN.value, allow_pickle=False).astype(np.float64)
+    items = _numbers(pathlib.Path(GIVEN.value))
     if width not in (items.size, int(np.prod(items.shape[1:]))) or np.isnan(items).all():
         what = "" if matrix is None else f", means of blocks of {POOL.value} x {POOL.value} pixels"
         raise ValueError(
@@ -210,6 +211,19 @@ def measured(run: Restored, num: int) -> tuple[Measurement | None, np.ndarray | 
         return measurements.given(rows, noise=NOISE.value), shown
     known = measurements.linear(matrix, rows, noise=NOISE.value)
     return known, shown @ matrix * POOL.value**2
+
+
+def _numbers(path: pathlib.Path) -> np.ndarray:
+    """The array of a .npy file, as float64."""
+    wanted = "a .npy file of numbers is needed, as numpy.save writes it"
+    if not path.is_file():
+        raise FileNotFoundError(f"--given={path}: there is no such file; {wanted}")
+    try:
+        with path.open("rb") as file:
+            np.lib.format.read_magic(file)
+        return np.load(path, mmap_mode="r", allow_pickle=False).astype(np.float64)
+    except (ValueError, OSError, TypeError) as error:
+        raise ValueError(f"--given={path}: {wanted} ({error})") from error
 
 
 def guidance() -> Callable[..., Sampler]:
@@ -296,7 +310,7 @@ def main(argv: Sequence[str]) -> None:
         picture = plots.rows_figure(rows, run.shape, columns=columns, grey=grey)
     else:
         picture = plots.panels({"samples": x[:400]}, run.shape, size=6.0, grey=grey)
-    pathlib.Path(png).write_bytes(plots.png(picture))
+    replace_file(pathlib.Path(png), plots.png(picture))
     print(f"{len(x)} samples: {npy}{f', {csv}' if of_table else ''}, picture: {png}")
 
 

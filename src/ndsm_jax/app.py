@@ -110,8 +110,20 @@ def _guard(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
         if flags.FLAGS.traceback:
             raise
         sys.exit(f"error: {error}")
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if flags.FLAGS.traceback or not _is_of_memory(error):
+            raise
+        sys.exit(
+            "error: there is not enough memory; lower train.batch_size, noising.k or"
+            " noising.ahead_mb in training, sample.chunk or --num in sampling, or the network's"
+            f" width ({str(error).splitlines()[0][:200]})"
+        )
     except Interrupted as stopped:
         sys.exit(128 + stopped.number)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
 
 
 def _quieten() -> None:

@@ -46,6 +46,7 @@ from ndsm_jax.runs import (
     fingerprint,
     has_checkpoints,
     read_host,
+    replace_file,
 )
 from ndsm_jax.runs.checkpoints import check_name, shapes_as_saved
 from ndsm_jax.sampling import Sampler
@@ -237,9 +238,9 @@ def _launch(
         state = init_state(experiment, seed=c.seed, select=held is not None)
         if parts.report is not None:
             logger.info("%s", parts.report)
-            (folder / "mixture.txt").write_text(f"{parts.report}\n")
+            replace_file(folder / "mixture.txt", f"{parts.report}\n".encode())
     if int(state.step) < c.steps:
-        (folder / "config.json").write_text(json.dumps(run.facts, indent=2) + "\n")
+        replace_file(folder / "config.json", f"{json.dumps(run.facts, indent=2)}\n".encode())
     try:
         return train_as_configured(
             config,

@@ -23,7 +23,7 @@ from ndsm_jax.config.effect import has_effect
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.frames import Chained, Frame
-from ndsm_jax.launch import Restored, load_run_data, restore
+from ndsm_jax.launch import Restored, check_room, load_run_data, restore
 from ndsm_jax.reports.likelihood import likelihood
 from ndsm_jax.reports.measure import Drawn, completed, drawn, measure
 from ndsm_jax.runs import json_text, locked, read_metrics, replace_file
@@ -208,6 +208,7 @@ def _evaluated(
     run: Restored, dataset: Dataset, workdir: pathlib.Path, *, num: int | None, progress: bool
 ) -> Evaluation:
     config, experiment = run.config, run.experiment
+    check_room(experiment, num or config.sample.num)
     likely = likelihood(run, dataset)
     dataset = completed(experiment.frame, dataset)
     made = drawn(run, num, progress=progress)

@@ -115,9 +115,20 @@ def _acquire(folder: pathlib.Path, path: pathlib.Path) -> int:
         if not _is_at(number, path):  # its holder removed it in between
             os.close(number)
             continue
+        _clean_after(os.pread(number, 4096, 0), folder)
         os.ftruncate(number, 0)
         os.pwrite(number, _mine(), 0)
         return number
+
+
+def _clean_after(holder: bytes, folder: pathlib.Path) -> None:
+    """Removes what a holder that was killed had not put into its place, see `replace_file`."""
+    try:
+        left = list(folder.rglob(f"*.{int(json.loads(holder)['pid'])}.tmp"))
+    except (ValueError, KeyError, TypeError):
+        return
+    for path in left:
+        path.unlink(missing_ok=True)
 
 
 def _is_at(number: int, path: pathlib.Path) -> bool:
