@@ -92,6 +92,7 @@ def _check_not_empty() -> None:
 
 
 def _guard(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
+    absl.logging.set_verbosity(absl.logging.WARNING)  # orbax tells every file it opens
     if not flags.FLAGS.traceback:
         _quieten()
     logger = logging.getLogger("ndsm_jax")
@@ -129,8 +130,9 @@ def _is_of_memory(error: Exception) -> bool:
 def _quieten() -> None:
     """Messages of libraries stay out: what they say is told in the program's own words, or no
     matter of the user's. Their errors are raised all the same."""
-    absl.logging.set_verbosity(absl.logging.FATAL)
     logging.getLogger().setLevel(logging.CRITICAL)
+    logging.getLogger("absl").propagate = False
+    logging.getLogger("absl").addHandler(logging.NullHandler())
     # Of threads in the background, whose errors are raised where their result is waited for.
     threading.excepthook = lambda _: None
     sys.unraisablehook = lambda _: None

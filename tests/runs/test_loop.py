@@ -198,7 +198,7 @@ def test_a_picture_that_fails_is_no_end(tmp_path, monkeypatch, caplog):
     assert len(read_metrics(tmp_path)) == 6
 
 
-@pytest.mark.parametrize("name", ["x [v1]", "a*", "b?"])
+@pytest.mark.parametrize("name", ["x [v1]", "a*", "b?", "c\\d"])
 def test_a_name_that_checkpoints_do_not_survive_is_refused(name, tmp_path):
     with pytest.raises(ValueError, match=r"checkpoints cannot be kept below a folder with"):
         train(tmp_path / name)

@@ -24,6 +24,7 @@ import json
 import logging
 import os
 import pathlib
+import re
 import zlib
 from collections.abc import Iterator
 from types import TracebackType
@@ -228,8 +229,8 @@ class Checkpoints:
         return self._manager
 
 
-UNFIT = "*?["
-"""Characters that orbax takes for a pattern: checkpoints under a folder of such a name hold nothing
+UNFIT = "*?[\\"
+"""Characters that orbax takes for a pattern: checkpoints below a folder of such a name hold nothing
 (`etils.epath` globs the whole path)."""
 
 
@@ -250,9 +251,11 @@ def _told(directory: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        of_system = re.search(r"([^:]+) \[os_error_code", str(error))
+        why = of_system[1].strip() if of_system else _summary(error)
         raise OSError(
-            f"{directory}: a checkpoint could not be written ({_summary(error)}); the last good one"
-            " is kept. Make room there, or the folder writable, and start the same command again"
+            f"{directory}: a checkpoint could not be written: {why}. The last good one is kept; make"
+            " room there, or the folder writable, and start the same command again"
         ) from error
 
 
