@@ -28,7 +28,7 @@ EARLY, TRAINING, LATE = 12, 28, 10
 TRAIN = [
     "experiments/train.py",
     "--config=configs/gm2d.py:smoke",
-    "--config.train.steps=3000",
+    "--config.train.steps=5000",
     "--config.train.select=held_out",
     "--config.train.held_out_every=150",
     # No multiples of one another: most checkpoints cut a line's window.

@@ -254,8 +254,8 @@ def _told(directory: pathlib.Path) -> Iterator[None]:
         of_system = re.search(r"([^:]+) \[os_error_code", str(error))
         why = of_system[1].strip() if of_system else _summary(error)
         raise OSError(
-            f"{directory}: a checkpoint could not be written: {why}. The last good one is kept; make"
-            " room there, or the folder writable, and start the same command again"
+            f"{directory}: a checkpoint could not be written: {why}. The last good one is kept;"
+            " make room there, or the folder writable, and start the same command again"
         ) from error
 
 

@@ -212,8 +212,8 @@ def _draw(
 class _DeferredInterrupt:
     """Keeps the number of the first SIGINT, SIGTERM or SIGHUP: in the midst of a dispatch the old
     state has been donated and the new one is not there yet, so nothing could be saved. A second one
-    acts at once. A signal that is ignored, as SIGHUP is under nohup, stays ignored. Outside the
-    main thread, where Python allows no handlers, it does nothing.
+    acts at once. A SIGHUP that is ignored, as under nohup, stays ignored. Outside the main thread,
+    where Python allows no handlers, it does nothing.
     """
 
     def __init__(self) -> None:
@@ -223,7 +223,7 @@ class _DeferredInterrupt:
     def __enter__(self) -> _DeferredInterrupt:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                if signal.getsignal(number) is signal.SIG_IGN:
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
                     continue
                 self._previous[number] = signal.signal(number, self._request)
         return self
