@@ -11,6 +11,7 @@ import math
 import pathlib
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -66,13 +67,15 @@ class Evaluation:
 
     `conditioning` is what `evaluation.agreement` returns, for priors of several components;
     `labels` is what `evaluation.label_agreement` does, for networks that are told labels;
-    `likelihood` is what `reports.likelihood` does.
+    `likelihood` is what `reports.likelihood` does. `check()` raises FloatingPointError where too many
+    samples are not finite or far from the data, see `guards.check_samples`.
     """
 
     metrics: Mapping[str, Mapping[str, Any]]
     conditioning: Mapping[str, Any] | None
     labels: Mapping[str, Any] | None
     likelihood: Mapping[str, Any] | None
+    check: Callable[[], None]
     metrics_path: pathlib.Path
     report_path: pathlib.Path
 
@@ -171,7 +174,6 @@ def evaluate_run(
       FileNotFoundError: no checkpoint, or the data are not there.
       ValueError: damaged checkpoints, data that differ from those of the training, or a folder that
         another process writes such results into.
-      FloatingPointError: see `evaluate`.
     """
     run = restore(workdir, sample=sample, evaluate=how, allow_changed_source=allow_changed_source)
     dataset = load_run_data(run.config, run.host, data_dir=data_dir)
@@ -196,9 +198,8 @@ def evaluate(
       progress: whether to show progress bars.
 
     Raises:
-      ValueError: the folder cannot be written to, or another process writes such results there.
-      FloatingPointError: too many samples are not finite or far from the data, see
-        `guards.check_samples`; all is written first.
+      ValueError: samples that do not fit into memory, or another process writes such results there.
+      OSError: the folder cannot be written to.
     """
     with locked(workdir, "evaluate"):
         return _evaluated(run, dataset, workdir, num=num, progress=progress)
@@ -250,13 +251,14 @@ def _evaluated(
     metrics_path, report_path = workdir / "metrics.json", workdir / "report.html"
     replace_file(metrics_path, json_text({"facts": facts, **result}).encode())
     pictures = _pictures(workdir, run, dataset, made, result)
-    replace_file(report_path, _page(workdir, run, facts, result, pictures).encode(errors="surrogateescape"))
-    guards.check_samples(made.samples, run.host["data"].get("box"))
+    page = _page(workdir, run, facts, result, pictures)
+    replace_file(report_path, page.encode(errors="surrogateescape"))
     return Evaluation(
         metrics=result["metrics"],
         conditioning=result.get("conditioning"),
         labels=result.get("labels"),
         likelihood=result.get("likelihood"),
+        check=partial(guards.check_samples, made.samples, run.host["data"].get("box")),
         metrics_path=metrics_path,
         report_path=report_path,
     )
