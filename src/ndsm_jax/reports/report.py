@@ -67,8 +67,8 @@ class Evaluation:
 
     `conditioning` is what `evaluation.agreement` returns, for priors of several components;
     `labels` is what `evaluation.label_agreement` does, for networks that are told labels;
-    `likelihood` is what `reports.likelihood` does. `check()` raises FloatingPointError where too many
-    samples are not finite or far from the data, see `guards.check_samples`.
+    `likelihood` is what `reports.likelihood` does. `check()` raises FloatingPointError where too
+    many samples are not finite or far from the data, see `guards.check_samples`.
     """
 
     metrics: Mapping[str, Mapping[str, Any]]
