@@ -55,6 +55,12 @@ def test_many_features_have_one_range():
     assert guards.astray(np.full((3, 65), 1e4), guards.box(x)) == (0, 3)
 
 
+def test_pixels_have_one_range_as_some_hardly_ever_vary():
+    x = np.array([[0.0, 0.0], [1.0, 1e-3], [0.5, 0.0]])
+    assert guards.astray(np.array([[0.5, 0.4]]), guards.box(x)) == (0, 1)
+    assert guards.astray(np.array([[0.5, 0.4]]), guards.box(x, same_units=True)) == (0, 0)
+
+
 def test_constant_data_say_nothing_of_samples():
     box = guards.box(np.ones((4, 2)))
     assert guards.astray(np.array([[1e9, 0.0], [np.nan, 0.0]]), box) == (1, 0)

@@ -58,10 +58,14 @@ def _size(num: int) -> str:
     return f"{num / 2**30:,.1f} GiB"
 
 
-def box(data: np.ndarray) -> dict[str, list[float]]:
-    """The range of data [n, D] by feature, or of all where there are many; of JSON types."""
+def box(data: np.ndarray, *, same_units: bool = False) -> dict[str, list[float]]:
+    """The range of data [n, D] by feature, of JSON types.
+
+    Of all together where there are more than `WIDTH`, or where they have the same units: of pixels
+    some hardly ever vary.
+    """
     low, high = np.fmin.reduce(data, axis=0), np.fmax.reduce(data, axis=0)  # missing cells are NaN
-    if len(low) > WIDTH:
+    if same_units or len(low) > WIDTH:
         low, high = np.fmin.reduce(low, keepdims=True), np.fmax.reduce(high, keepdims=True)
     return {"low": low.astype(float).tolist(), "high": high.astype(float).tolist()}
 

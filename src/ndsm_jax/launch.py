@@ -453,7 +453,7 @@ def facts(config: Config, dataset: Dataset) -> dict[str, Any]:
         "digest": dataset.digest,
         "num_train": len(dataset.train),
         "source": dataset.source,
-        "box": guards.box(dataset.train),
+        "box": guards.box(dataset.train, same_units=dataset.is_image),
     }
     if dataset.columns:
         data["columns"] = [column.to_json() for column in dataset.columns]

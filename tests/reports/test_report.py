@@ -90,7 +90,7 @@ def test_metrics_are_kept_whatever_a_picture_does(tmp_path, caplog):
     assert "no picture of samples: ZeroDivisionError" in caplog.text
     assert json.loads(result.metrics_path.read_text())["metrics"].keys() == result.metrics.keys()
     page = result.report_path.read_text()
-    assert page.count("data:image/png") == 2  # the curves and eps
+    assert page.count("data:image/png") == 3  # the curves, eps and the components
     assert not (tmp_path / "evaluation" / "samples.png").exists()
     assert not list(tmp_path.rglob("*.tmp"))
     assert not list(tmp_path.glob(".*lock"))
