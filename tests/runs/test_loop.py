@@ -24,6 +24,10 @@ def picture(state: Any) -> np.ndarray:
     return np.full((2, 2, 3), int(state["step"]), np.uint8)
 
 
+def look(state: Any) -> Any:
+    return state, {"looked": float(state["sum"][0])}, False
+
+
 def train(
     folder: pathlib.Path, *, last: int = LAST, at: dict[int, Any] | None = None, **options: Any
 ) -> Any:
@@ -49,6 +53,8 @@ def train(
         last=last,
         remedy="None.",
         picture=picture,
+        look=look,
+        look_every=10,
         progress=False,
     )
 
@@ -76,9 +82,10 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     state = train(folder)
     found = left(folder)
-    assert [row["step"] for row in json.loads(found["rows"])] == [7, 14, 21, 28, 35, 40]
+    rows = json.loads(found["rows"])
+    assert [row["step"] for row in rows] == [0, 7, 10, 14, 20, 21, 28, 30, 35, 40]
     assert list(found["images"]) == [f"{step:08d}.png" for step in (10, 20, 30, 40)]
-    assert len(found["points"]) == 3 * 6 + 4
+    assert len(found["points"]) == sum(len(row) - 1 for row in rows) + 4
     return state, found
 
 
@@ -195,7 +202,7 @@ def test_a_picture_that_fails_is_no_end(tmp_path, monkeypatch, caplog):
     with caplog.at_level("WARNING", logger="ndsm_jax"):
         train(tmp_path)
     assert "no picture of step 10: ZeroDivisionError: no axis" in caplog.text
-    assert len(read_metrics(tmp_path)) == 6
+    assert len(read_metrics(tmp_path)) == 10
 
 
 @pytest.mark.parametrize("name", ["x [v1]", "a*", "b?", "c\\d"])

@@ -148,7 +148,7 @@ def run(
             if step in checkpoints.steps():
                 window = Window(read_host(run.directory, step).get(WINDOW, {}))
             writer = stack.enter_context(run.writer())
-            writer.truncate(step)
+            writer.truncate(step or -1)  # at step 0 there is a look, whose line is written again
         bar = stack.enter_context(
             tqdm(total=last, initial=step, desc=name, unit=" steps", disable=not progress)
         )
