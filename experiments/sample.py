@@ -33,6 +33,7 @@ from absl import flags
 from ndsm_jax import app, conditioning, guards, measurements, plots
 from ndsm_jax.contrast import Score
 from ndsm_jax.datasets import tables
+from ndsm_jax.datasets.files import read_npy
 from ndsm_jax.guidance import GUIDANCES
 from ndsm_jax.launch import (
     Restored,
@@ -215,15 +216,15 @@ def measured(run: Restored, num: int) -> tuple[Measurement | None, np.ndarray | 
 
 def _numbers(path: pathlib.Path) -> np.ndarray:
     """The array of a .npy file, as float64."""
-    wanted = "a .npy file of numbers is needed, as numpy.save writes it"
     if not path.is_file():
-        raise FileNotFoundError(f"--given={path}: there is no such file; {wanted}")
-    try:
-        with path.open("rb") as file:
-            np.lib.format.read_magic(file)
-        return np.load(path, mmap_mode="r", allow_pickle=False).astype(np.float64)
-    except (ValueError, OSError, TypeError) as error:
-        raise ValueError(f"--given={path}: {wanted} ({error})") from error
+        raise FileNotFoundError(
+            f"--given={path}: there is no such file; a .npy file of numbers is needed, as numpy.save"
+            " writes it"
+        )
+    array = read_npy(path)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"--given={path}: numbers are needed, and it holds {array.dtype}")
+    return array.astype(np.float64)
 
 
 def guidance() -> Callable[..., Sampler]:
