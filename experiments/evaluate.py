@@ -14,6 +14,15 @@ from ndsm_jax.reports.report import evaluate_run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.", required=True)
 NUM = flags.DEFINE_integer("num", None, "Number of samples; default: sample.num.", lower_bound=20)
+EVALUATE = {
+    key: flags.DEFINE_integer(key, None, f"{name}; default: the run's config.", lower_bound=low)
+    for key, name, low in (
+        ("max_points", "evaluate.max_points", 20),
+        ("labels_per_class", "evaluate.labels_per_class", 1),
+        ("likelihood_points", "evaluate.likelihood_points", 0),
+        ("evaluate_seed", "evaluate.seed", 0),
+    )
+}
 GUIDANCE_SCALE = flags.DEFINE_float(
     "guidance_scale", None, "sample.guidance_scale; default: the run's config.", lower_bound=0
 )
@@ -36,12 +45,18 @@ def main(argv: Sequence[str]) -> None:
         pathlib.Path(WORKDIR.value),
         num=NUM.value,
         sample={key: value for key, value in guidance.items() if value is not None},
+        how={
+            key.removeprefix("evaluate_"): flag.value
+            for key, flag in EVALUATE.items()
+            if flag.value is not None
+        },
         data_dir=DATA_DIR.value,
         allow_changed_source=ALLOW_CHANGED_SOURCE.value,
     )
     print(result.table())
     print(f"metrics: {result.metrics_path}")
     print(f"report:  {result.report_path}")
+    result.check()
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ python experiments/sample.py --workdir=runs/told --guidance_scale=2 --autoguide=
 python experiments/sample.py --workdir=runs/digits --given=partial.npy --num=20
 python experiments/sample.py --workdir=runs/digits --given=coarse.npy --pool=2 --guidance=twisted
 
+Samples that are not finite or far from the data are counted; where they are more than a tenth,
+nothing is written.
+
 Sample i is of the i-th of the labels given, taken in turn, or starts from the i-th component, or
 completes the i-th item of --given. A run that was trained with network.condition=label is told the
 label; another one starts in a component of the class, found by a few labels. How:
@@ -18,6 +21,7 @@ docs/conditional.md, docs/conditioning.md, docs/guidance.md.
 """
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -26,12 +30,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from ndsm_jax import app, conditioning, measurements, plots
+from ndsm_jax import app, conditioning, guards, measurements, plots
 from ndsm_jax.contrast import Score
 from ndsm_jax.datasets import tables
+from ndsm_jax.datasets.files import read_npy
 from ndsm_jax.guidance import GUIDANCES
 from ndsm_jax.launch import (
     Restored,
+    check_room,
     columns_of,
     draw_as_configured,
     labels_of,
@@ -40,6 +46,7 @@ from ndsm_jax.launch import (
     weaker_score,
 )
 from ndsm_jax.measurements import Measurement
+from ndsm_jax.runs import replace_file
 from ndsm_jax.sampling import SAMPLERS, Sampler
 from ndsm_jax.training import draw_components
 
@@ -93,7 +100,9 @@ PARTICLES = flags.DEFINE_integer(
 ALLOW_CHANGED_SOURCE = flags.DEFINE_bool(
     "allow_changed_source", False, "Go on although a file named file.py:function has changed."
 )
-OUT = flags.DEFINE_string("out", None, "Output path without suffix; default: WORKDIR/samples.")
+OUT = flags.DEFINE_string(
+    "out", None, "Output path, to which .npy and .png are added; default: WORKDIR/samples."
+)
 
 
 class Asked(NamedTuple):
@@ -189,7 +198,7 @@ def measured(run: Restored, num: int) -> tuple[Measurement | None, np.ndarray | 
         raise ValueError("give --given, or --component or --label: each chooses the components")
     matrix = measurements.mean_pooling(run.shape, POOL.value) if POOL.value > 1 else None
     width = int(np.prod(run.shape)) if matrix is None else len(matrix)
-    items = np.load(GIVEN.value, allow_pickle=False).astype(np.float64)
+    items = _numbers(pathlib.Path(GIVEN.value))
     if width not in (items.size, int(np.prod(items.shape[1:]))) or np.isnan(items).all():
         what = "" if matrix is None else f", means of blocks of {POOL.value} x {POOL.value} pixels"
         raise ValueError(
@@ -203,6 +212,19 @@ def measured(run: Restored, num: int) -> tuple[Measurement | None, np.ndarray | 
         return measurements.given(rows, noise=NOISE.value), shown
     known = measurements.linear(matrix, rows, noise=NOISE.value)
     return known, shown @ matrix * POOL.value**2
+
+
+def _numbers(path: pathlib.Path) -> np.ndarray:
+    """The array of a .npy file, as float64."""
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"--given={path}: there is no such file; a .npy file of numbers is needed, as numpy.save"
+            " writes it"
+        )
+    array = read_npy(path)
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"--given={path}: numbers are needed, and it holds {array.dtype}")
+    return array.astype(np.float64)
 
 
 def guidance() -> Callable[..., Sampler]:
@@ -228,6 +250,15 @@ def _integers(flag: str, values: Sequence[str]) -> list[int]:
         raise ValueError(f"--{flag}={','.join(values)}: whole numbers are needed") from None
 
 
+def output() -> pathlib.Path:
+    """The path of --out, in a folder that can be written to."""
+    out = pathlib.Path((OUT.value or f"{WORKDIR.value}/samples").removesuffix(".npy"))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(out.parent, os.W_OK):
+        raise ValueError(f"{out.parent} cannot be written to; choose another path by --out")
+    return out
+
+
 def main(argv: Sequence[str]) -> None:
     flag_values: dict[str, Any] = {
         "sampler": SAMPLER.value,
@@ -240,6 +271,8 @@ def main(argv: Sequence[str]) -> None:
     }
     changes = {key: value for key, value in flag_values.items() if value is not None}
     run = restore(WORKDIR.value, sample=changes, allow_changed_source=ALLOW_CHANGED_SOURCE.value)
+    check_room(run.experiment, NUM.value)
+    out = output()
     known, items = measured(run, NUM.value)
     components, condition, names = asked(run, NUM.value)
     x = draw_as_configured(
@@ -253,12 +286,12 @@ def main(argv: Sequence[str]) -> None:
         guidance=guidance(),
         weaker=weaker(run),
     )
-    out = pathlib.Path(OUT.value or pathlib.Path(WORKDIR.value) / "samples")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    np.save(out.with_suffix(".npy"), x.reshape(-1, *run.shape))
+    guards.check_samples(x, run.host["data"].get("box"))
+    npy, csv, png = (f"{out}{suffix}" for suffix in (".npy", ".csv", ".png"))
+    np.save(npy, x.reshape(-1, *run.shape))
     of_table = columns_of(run.host["data"])
     if of_table:
-        tables.write(out.with_suffix(".csv"), of_table, x)
+        tables.write(csv, of_table, x)
     limits = run.host["data"]["value_range"]
     grey = plots.grey_limits(x, limits and tuple(limits))
     if of_table:
@@ -278,9 +311,8 @@ def main(argv: Sequence[str]) -> None:
         picture = plots.rows_figure(rows, run.shape, columns=columns, grey=grey)
     else:
         picture = plots.panels({"samples": x[:400]}, run.shape, size=6.0, grey=grey)
-    out.with_suffix(".png").write_bytes(plots.png(picture))
-    files = ", ".join(str(out.with_suffix(s)) for s in (".npy", ".csv")[: 2 if of_table else 1])
-    print(f"{len(x)} samples: {files}, picture: {out.with_suffix('.png')}")
+    replace_file(pathlib.Path(png), plots.png(picture))
+    print(f"{len(x)} samples: {npy}{f', {csv}' if of_table else ''}, picture: {png}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,11 @@
       --config.process.name=ornstein_uhlenbeck --config.objective.name=dsm
   python experiments/train.py --config=configs/default.py --workdir=runs/own \\
       --config.process.name=my_process.py:swirl --config.process.options=force=2.0
+
+A run that diverged goes on from its last good checkpoint with another learning rate:
+
+  python experiments/train.py --config=configs/digits.py --workdir=runs/digits \\
+      --config.optimizer.learning_rate=1e-4 --allow_changed=optimizer.learning_rate
 """
 
 from collections.abc import Sequence
@@ -24,6 +29,11 @@ DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print config and first batch's sh
 ALLOW_CHANGED_SOURCE = flags.DEFINE_bool(
     "allow_changed_source", False, "Resume although a file named file.py:function has changed."
 )
+ALLOW_CHANGED = flags.DEFINE_list(
+    "allow_changed",
+    [],
+    "Config keys that may differ from those of the run that is resumed: optimizer.learning_rate",
+)
 flags.mark_flag_as_required("config")
 
 
@@ -36,7 +46,13 @@ def main(argv: Sequence[str]) -> None:
         return
     if WORKDIR.value is None:
         raise ValueError("--workdir is needed, the folder for checkpoints, metrics and pictures")
-    launch(config, dataset, WORKDIR.value, allow_changed_source=ALLOW_CHANGED_SOURCE.value)
+    launch(
+        config,
+        dataset,
+        WORKDIR.value,
+        allow_changed_source=ALLOW_CHANGED_SOURCE.value,
+        allow_changed=ALLOW_CHANGED.value,
+    )
     print(f"trained: {WORKDIR.value}")
 
 

@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
         epochs=EPOCHS.value,
         batch_size=BATCH_SIZE.value,
         shift=SHIFT,
-        folder=out.with_suffix(".training"),
+        folder=out.with_name(f"{out.name.removesuffix('.npz')}.training"),
         progress=True,
     )
     shipped, digest = save(out, trained, dataset)

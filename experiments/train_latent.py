@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> None:
     print(result.table())
     print(f"metrics: {result.metrics_path}")
     print(f"report:  {result.report_path}")
+    result.check()
 
 
 if __name__ == "__main__":

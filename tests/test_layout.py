@@ -79,3 +79,23 @@ def test_nothing_asks_for_the_name_of_a_process():
                 text = ast.unparse(node)
                 assert "process.name ==" not in text or "config" in text, f"{path}: {text}"
                 assert "process.name !=" not in text or "config" in text, f"{path}: {text}"
+
+
+def test_nothing_is_unpickled():
+    """SECURITY.md: every numpy.load refuses pickles, and nothing else could read one."""
+    root = PACKAGE.parents[1]
+    paths = [*PACKAGE.rglob("*.py"), *(root / "experiments").rglob("*.py")]
+    loads = 0
+    for path in paths:
+        forbidden = ("pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal")
+        assert not [m for m in imports(path) if m.split(".")[0] in forbidden], path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name = ast.unparse(node.func)
+            assert name not in ("eval", "exec", "yaml.load"), f"{path}: {name}"
+            if name in ("np.load", "numpy.load"):
+                loads += 1
+                said = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                assert said.get("allow_pickle") == "False", f"{path}: {ast.unparse(node)}"
+    assert loads > 10

@@ -6,7 +6,10 @@ import logging
 import os
 import pathlib
 import re
+import signal
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -17,6 +20,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from ndsm_jax.config import Config, check_effect, check_key
+from ndsm_jax.runs.loop import Interrupted
 
 CACHE = pathlib.Path.home() / ".cache" / "ndsm_jax" / "xla"
 """Compiled programs are kept here between runs, unless JAX_COMPILATION_CACHE_DIR says otherwise."""
@@ -26,7 +30,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     """Parses flags and runs `main(argv)`.
 
     Errors that the user can mend (config, data, files, checkpoints, divergence) end the program
-    with status 1 and their message alone; anything else is a bug and keeps its traceback.
+    with status 1 and their message alone; anything else is a bug and keeps its traceback. After a
+    signal the status is 128 and its number, as a shell has it.
     """
     app.run(partial(_guard, main), flags_parser=_parse_flags)
 
@@ -49,7 +54,10 @@ def configured(flag: Any) -> Config:
 
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     try:
-        return app.parse_flags_with_usage(list(argv))
+        rest = app.parse_flags_with_usage(list(argv))
+        _check_words(rest[1:])
+        _check_not_empty()
+        return rest
     except (AttributeError, KeyError):
         # All that config_flags says of an override is the last part of the key it does not know.
         for override in re.findall(r"--(?:no)?config\.([\w.]+)", " ".join(argv)):
@@ -62,22 +70,80 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
         sys.exit(f"error: {error}")
 
 
+def _check_words(words: Sequence[str]) -> None:
+    """Raises ValueError for words that are no flags: absl leaves them to the program."""
+    if words:
+        flag = re.match(r"-?([\w.]+)(=|$)", words[0])
+        known = flag is not None and (flag[1] in flags.FLAGS or flag[1].startswith("config."))
+        meant = f"--{flag[1]}{words[0].partition(flag[1])[2]}" if flag is not None and known else ""
+        raise ValueError(
+            f"{words[0]!r} is no flag; "
+            + (f"did you mean {meant}?" if meant else "flags are --NAME=VALUE, see --help")
+        )
+
+
+def _check_not_empty() -> None:
+    """Raises ValueError for a flag that was given and is empty, unless that is its default."""
+    for name in flags.FLAGS:
+        flag = flags.FLAGS[name]
+        empty = isinstance(flag.value, str | list) and not flag.value
+        if flag.present and empty and flag.default != "" and "." not in name:
+            raise ValueError(f"--{name}= is empty (a variable that is not set?); leave it out")
+
+
 def _guard(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
     absl.logging.set_verbosity(absl.logging.WARNING)  # orbax tells every file it opens
+    if not flags.FLAGS.traceback:
+        _quieten()
     logger = logging.getLogger("ndsm_jax")
     logger.setLevel(logging.INFO)
     logger.addHandler(logging.StreamHandler(sys.stderr))
     logger.propagate = False
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(CACHE))
+    # Where nothing is to be saved a signal ends the program at once, and so does a second one: no
+    # exception in the midst of somebody's thread.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         main(argv)
     except (ValueError, OSError, FloatingPointError) as error:
         if flags.FLAGS.traceback:
             raise
         sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if flags.FLAGS.traceback or not _is_of_memory(error):
+            raise
+        sys.exit(
+            "error: there is not enough memory; lower train.batch_size, noising.k or"
+            " noising.ahead_mb in training, sample.chunk or --num in sampling, or the network's"
+            f" width ({str(error).splitlines()[0][:200]})"
+        )
+    except Interrupted as stopped:
+        sys.exit(128 + stopped.number)
 
 
-flags.DEFINE_bool("traceback", False, "Show the full traceback of errors.")
+def _is_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
+
+def _quieten() -> None:
+    """Messages of libraries stay out: what they say is told in the program's own words, or no
+    matter of the user's. Their errors are raised all the same."""
+    logging.getLogger().setLevel(logging.CRITICAL)
+    logging.getLogger("absl").propagate = False
+    logging.getLogger("absl").addHandler(logging.NullHandler())
+    # Of threads in the background, whose errors are raised where their result is waited for.
+    threading.excepthook = lambda _: None
+    sys.unraisablehook = lambda _: None
+    warnings.showwarning = _show_warning
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any
+) -> None:
+    if category is UserWarning and "site-packages" not in filename:
+        print(f"warning: {message}", file=sys.stderr)
+
+
+flags.DEFINE_bool("traceback", False, "Show tracebacks of errors, and messages of libraries.")

@@ -9,15 +9,16 @@ import logging
 import os
 import pathlib
 import platform
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from ndsm_jax import __version__, datasets, plots
+from ndsm_jax import __version__, datasets, guards, plots
 from ndsm_jax.columns import Column
-from ndsm_jax.config import Config
+from ndsm_jax.config import Config, check_key
 from ndsm_jax.config.assemble import build, resolvable
 from ndsm_jax.config.own import sources
 from ndsm_jax.config.parts import (
@@ -38,8 +39,16 @@ from ndsm_jax.experiment import Experiment
 from ndsm_jax.frames import Frame
 from ndsm_jax.guidance import Reconstruction
 from ndsm_jax.measurements import Measurement
-from ndsm_jax.runs import Checkpoints, Run, fingerprint, has_checkpoints, read_host
-from ndsm_jax.runs.checkpoints import shapes_as_saved
+from ndsm_jax.runs import (
+    Checkpoints,
+    NonFiniteError,
+    Run,
+    fingerprint,
+    has_checkpoints,
+    read_host,
+    replace_file,
+)
+from ndsm_jax.runs.checkpoints import check_name, shapes_as_saved
 from ndsm_jax.sampling import Sampler
 from ndsm_jax.training import (
     MINIBATCHES,
@@ -63,8 +72,10 @@ EXAMPLES_FILE = "examples.npy"
 FREE = frozenset(
     [
         "versions",
+        "changes",
         "data.source",
         "data.name",
+        "data.box",
         "config.data.dir",
         "config.sample",
         "config.evaluate",
@@ -78,6 +89,9 @@ FREE = frozenset(
     ]
 )
 """Facts that may differ from those of the run that is resumed."""
+
+ALLOWABLE = ("optimizer", "noising", "process", "objective", "control_variate")
+"""Sections whose keys may be allowed to differ: what is fitted and held out stays what it was."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,6 +156,7 @@ def launch(
     *,
     frame: Frame | None = None,
     allow_changed_source: bool = False,
+    allow_changed: Sequence[str] = (),
     progress: bool = True,
 ) -> TrainState:
     """Trains to train.steps, resuming from the newest good checkpoint in folder if there is one.
@@ -150,7 +165,8 @@ def launch(
     the training sees these.
 
     Writes checkpoints/, metrics.jsonl, tensorboard/, images/, config.json and, when a mixture is
-    fitted, mixture.txt. Ctrl-C and SIGTERM save a checkpoint before they take effect.
+    fitted, mixture.txt; the folder is locked meanwhile. Ctrl-C, SIGTERM and SIGHUP save a
+    checkpoint before they take effect.
 
     Args:
       config: the experiment.
@@ -159,46 +175,112 @@ def launch(
       frame: see `config.parts.fit`.
       allow_changed_source: whether a run may go on with another content of a file of the user's
         own (`process.name=path/to/file.py:function` and the like).
+      allow_changed: dotted config keys of the sections `ALLOWABLE` whose values may differ from
+        those of the run that is resumed, as a learning rate after a divergence. Checkpoints record
+        what was changed at which step.
       progress: whether to show progress bars.
 
     Raises:
       loop.NonFiniteError: a loss, a gradient or the state was not finite.
       KeyboardInterrupt: after an interrupt, once the checkpoint is saved.
-      ValueError: the folder belongs to another experiment, or cannot be written to.
+      ValueError: the folder belongs to another experiment, cannot be written to, or is being
+        written by another process.
+      OSError: the disk is full, or the folder was deleted.
     """
-    folder, c = pathlib.Path(folder), config.train
+    folder = pathlib.Path(folder)
     _check_folder(folder)
+    _check_allowable(allow_changed)
     run = make_run(config, dataset, folder, allow_changed_source=allow_changed_source)
+    with run.locked():
+        return _launch(
+            config,
+            dataset,
+            run,
+            frame=frame,
+            allow_changed_source=allow_changed_source,
+            allow_changed=allow_changed,
+            progress=progress,
+        )
+
+
+def _launch(
+    config: Config,
+    dataset: Dataset,
+    run: Run,
+    *,
+    frame: Frame | None,
+    allow_changed_source: bool,
+    allow_changed: Sequence[str],
+    progress: bool,
+) -> TrainState:
+    """`launch` in a folder that is locked."""
+    folder, c = run.folder, config.train
     whole = dataset
     dataset, held = set_aside(config, whole)
     if has_checkpoints(folder):
-        _check_sources(config, folder, read_host(run.directory), allowed=allow_changed_source)
-        run.check()
-        parts, experiment, state, _ = _restore(config, folder, run.facts["data"])
+        host = checked_host(read_host(run.directory), folder)
+        _check_sources(config, folder, host, allowed=allow_changed_source)
+        changes = _allowed_changes(run, host, allow_changed)
+        allowed = [f"config.{change['key']}" for change in changes]
+        dataclasses.replace(run, free=run.free.union(allowed)).check()
+        parts, experiment, state, host = _restore(config, folder, run.facts["data"])
+        changes = [{"step": int(state.step)} | change for change in changes]
+        if changes := [*host.get("changes", ()), *changes]:
+            run = dataclasses.replace(
+                run, facts=run.facts | {"changes": changes}, free=run.free.union(allowed)
+            )
         logger.info("resuming %s from step %d", folder, int(state.step))
     else:
         check_data(config, whole)
         parts, experiment = fitted(config, dataset, frame=frame)
-        folder.mkdir(parents=True, exist_ok=True)
         if (some := examples(config, dataset, frame)) is not None:
             np.save(folder / EXAMPLES_FILE, some)
         state = init_state(experiment, seed=c.seed, select=held is not None)
         if parts.report is not None:
             logger.info("%s", parts.report)
-            (folder / "mixture.txt").write_text(f"{parts.report}\n")
+            replace_file(folder / "mixture.txt", f"{parts.report}\n".encode())
     if int(state.step) < c.steps:
-        (folder / "config.json").write_text(json.dumps(run.facts, indent=2) + "\n")
-    return train_as_configured(
-        config,
-        experiment,
-        dataset,
-        held,
-        state=state,
-        run=run,
-        keep=_arrays(parts),
-        picture=lambda state: _picture(config, experiment, state, whole),
-        progress=progress,
-    )
+        replace_file(folder / "config.json", f"{json.dumps(run.facts, indent=2)}\n".encode())
+    try:
+        return train_as_configured(
+            config,
+            experiment,
+            dataset,
+            held,
+            state=state,
+            run=run,
+            keep=_arrays(parts),
+            picture=lambda state: _picture(config, experiment, state, whole),
+            progress=progress,
+        )
+    except NonFiniteError as error:
+        raise NonFiniteError(
+            f"{error}. In the same folder, from the last good checkpoint:"
+            " --allow_changed=optimizer.learning_rate with the new value"
+        ) from error
+
+
+def _check_allowable(keys: Sequence[str]) -> None:
+    """Raises ValueError for keys that may not be allowed to differ."""
+    for key in keys:
+        check_key(key)
+        if key.split(".")[0] not in ALLOWABLE:
+            raise ValueError(
+                f"--allow_changed={key}: only keys of the sections {', '.join(ALLOWABLE)} can"
+                " change within a run; choose another --workdir (folder)"
+            )
+
+
+def _allowed_changes(
+    run: Run, host: Mapping[str, Any], keys: Sequence[str]
+) -> list[dict[str, Any]]:
+    """{"key", "before", "now"} of those of the keys whose values differ from the checkpoint's."""
+    before = _config_of(host)
+    now = Config.from_dict(run.facts["config"])
+    found = {key: (value_of(before, key), value_of(now, key)) for key in keys}
+    return [
+        {"key": key, "before": old, "now": new} for key, (old, new) in found.items() if old != new
+    ]
 
 
 def train_as_configured(
@@ -308,17 +390,27 @@ def save(
     if examples is not None:
         np.save(folder / EXAMPLES_FILE, examples)
     (folder / "config.json").write_text(json.dumps(facts, indent=2) + "\n")
-    with run.checkpoints() as checkpoints:
+    with run.locked(), run.checkpoints() as checkpoints:
         checkpoints.save(int(state.step), {"train": state, "kept": _arrays(parts)}, facts)
 
 
 def _check_folder(folder: pathlib.Path) -> None:
     """Raises ValueError where a run could not write, before anything is computed."""
     nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    check_name(folder)
     if not nearest.is_dir():
         raise ValueError(f"--workdir={folder}: {nearest} is a file; choose another folder")
     if not os.access(nearest, os.W_OK):
-        raise ValueError(f"--workdir={folder}: {nearest} cannot be written to")
+        raise ValueError(
+            f"--workdir={folder}: {nearest} cannot be written to; choose another folder, or let"
+            f" yourself write there: chmod u+w {shlex.quote(str(nearest))}"
+        )
+    for name in ("checkpoints", "images", "tensorboard"):
+        if (path := folder / name).exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file where a folder is needed; move it away")
+    for name in ("metrics.jsonl", "config.json", "mixture.txt", EXAMPLES_FILE):
+        if (path := folder / name).is_dir():
+            raise ValueError(f"{path} is a folder where a file is needed; move it away")
 
 
 def make_run(
@@ -339,6 +431,7 @@ def make_run(
         folder=folder,
         facts=facts(config, dataset),
         free=frozenset(free),
+        changeable=tuple(f"{section}." for section in ALLOWABLE),
         upgrade=_upgraded,
         log_every=c.log_every,
         checkpoint_every=c.checkpoint_every,
@@ -360,6 +453,7 @@ def facts(config: Config, dataset: Dataset) -> dict[str, Any]:
         "digest": dataset.digest,
         "num_train": len(dataset.train),
         "source": dataset.source,
+        "box": guards.box(dataset.train, same_units=dataset.is_image),
     }
     if dataset.columns:
         data["columns"] = [column.to_json() for column in dataset.columns]
@@ -408,13 +502,59 @@ def _upgraded(host: dict[str, Any]) -> dict[str, Any]:
     data = dict(host["data"])
     if "columns" in data:
         data["columns"] = [column.to_json() for column in columns_of(data)]
-    return host | {"config": Config.from_dict(host["config"]).to_dict(), "data": data}
+    return host | {"config": _config_of(host).to_dict(), "data": data}
+
+
+def checked_host(host: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
+    """The facts recorded with a checkpoint.
+
+    Raises ValueError where there are not those of a run of this package: checkpoints are no more
+    trusted than data are.
+    """
+    for names, kind in (
+        (("config", "sources", "data", "versions", "config.sample", "config.evaluate"), dict),
+        (("data.shape",), list),
+        (("data.name", "data.digest", "data.source", "versions.ndsm_jax"), str),
+        (("data.num_train",), int),
+        (("data.value_range",), list | None),
+    ):
+        for name in names:
+            value: Any = host
+            for part in name.split("."):
+                value = value.get(part, ...) if isinstance(value, Mapping) else ...
+            if not isinstance(value, kind):
+                raise ValueError(
+                    f"{folder}: the checkpoint's facts have no {name}, or one that is no"
+                    f" {getattr(kind, '__name__', kind)}; it is not one of experiments/train.py, or"
+                    " was changed: restore it from a copy"
+                )
+    return dict(host)
+
+
+def _config_of(host: Mapping[str, Any], **sections: Mapping[str, Any] | None) -> Config:
+    """The config of a run's facts, with keys of sections replaced.
+
+    Raises ValueError, which names the version that wrote it where that is another one.
+    """
+    tree = dict(host["config"])
+    tree |= {name: tree[name] | dict(keys or {}) for name, keys in sections.items()}
+    try:
+        return Config.from_dict(tree)
+    except ValueError as error:
+        written = host["versions"]["ndsm_jax"]
+        if written == __version__:
+            raise
+        raise ValueError(
+            f"the run was written by ndsm_jax {written}, and this is ndsm_jax {__version__}:"
+            f" {error}. Install ndsm_jax=={written} to read it"
+        ) from error
 
 
 def restore(
     folder: str | pathlib.Path,
     *,
     sample: Mapping[str, Any] | None = None,
+    evaluate: Mapping[str, Any] | None = None,
     step: int | None = None,
     allow_changed_source: bool = False,
 ) -> Restored:
@@ -422,7 +562,7 @@ def restore(
 
     Args:
       folder: of the run.
-      sample: keys of the config's sample section to replace.
+      sample, evaluate: keys of these sections of the config to replace.
       step: of the checkpoint to read; the newest good one by default.
       allow_changed_source: as for `launch`.
 
@@ -432,9 +572,9 @@ def restore(
       ValueError: every checkpoint is damaged, or a file of the user's own has changed.
     """
     folder = pathlib.Path(folder)
-    host = read_host(folder / "checkpoints", step)
-    tree = host["config"] | {"sample": host["config"]["sample"] | dict(sample or {})}
-    config, shape = Config.from_dict(tree), tuple(host["data"]["shape"])
+    host = checked_host(read_host(folder / "checkpoints", step), folder)
+    config = _config_of(host, sample=sample, evaluate=evaluate)
+    shape = tuple(host["data"]["shape"])
     _check_sources(config, folder, host, allowed=allow_changed_source)
     parts, experiment, state, host = _restore(config, folder, host["data"], step)
     return Restored(
@@ -539,6 +679,7 @@ def draw_as_configured(
     weaker: in place of the score without the label, see `weaker_score`.
     """
     c = config.sample
+    check_room(experiment, num or c.num)
     return draw(
         experiment,
         state,
@@ -555,6 +696,11 @@ def draw_as_configured(
         chunk=c.chunk,
         progress=progress,
     )
+
+
+def check_room(experiment: Experiment, num: int) -> None:
+    """Raises ValueError where `num` samples do not fit into memory; before any is drawn."""
+    guards.check_room(num, experiment.process.dim, experiment.frame.data_dim or 0)
 
 
 def weaker_score(

@@ -95,7 +95,7 @@ def digits(tmp_path_factory):
 def test_sample(digits, tmp_path):
     folder, _ = digits
     workdir, solver = f"--workdir={folder}", ["--sampler=heun_flow", "--steps=8"]
-    few = [workdir, "--num=30", *solver, f"--out={tmp_path / 'few'}"]
+    few = [workdir, "--num=30", *solver, f"--out={tmp_path / 'few_0.25'}"]
     twelve = [workdir, "--num=12", *solver]
     results = commands(
         "sample",
@@ -103,13 +103,28 @@ def test_sample(digits, tmp_path):
         [*twelve, "--component=0,4"],
         [*twelve, "--label=3", "--labels_per_class=5"],
         [*twelve, "--component=50"],
+        [*twelve, "--label="],
+        [*twelve, "config.sample.steps=5"],
+        [workdir, "--num=1000000000"],
+        [*twelve, f"--given={tmp_path}"],
     )
     for result in results[:3]:
         assert "samples: " in succeeded(result)
-    assert np.load(tmp_path / "few.npy").shape == (30, 8, 8, 1)
-    assert (tmp_path / "few.png").stat().st_size > 1000
+    assert np.load(tmp_path / "few_0.25.npy").shape == (30, 8, 8, 1)
+    assert (tmp_path / "few_0.25.png").stat().st_size > 1000
     assert np.load(folder / "samples.npy").shape == (12, 8, 8, 1)
-    assert "error: component 50: the reference has 50 components" in refused(results[3])
+    for result, message in zip(
+        results[3:],
+        [
+            "error: component 50: the reference has 50 components",
+            "error: --label= is empty",
+            "did you mean --config.sample.steps=5?",
+            "error: 1,000,000,000 samples need",
+            "there is no such file; a .npy file of numbers is needed",
+        ],
+        strict=True,
+    ):
+        assert message in refused(result)
 
 
 def test_evaluate(digits):
@@ -136,6 +151,10 @@ REFUSED = [
     (["--config.train.lrr=3"], "error: train.lrr: unknown key"),
     (["--config.train.step=3"], "did you mean 'steps'"),
     (["--config.train.steps=0"], "error: train.steps=0: must be >= 1"),
+    (["config.train.steps=5"], "did you mean --config.train.steps=5?"),
+    (["--workdir="], "error: --workdir= is empty"),
+    (["--workdir=runs/x [v1]"], "checkpoints cannot be kept below a folder with [ in its name"),
+    (["--allow_changed=train.seed"], "only keys of the sections optimizer, noising"),
     (
         ["--config.objective.name=dsm"],
         "error: objective.name='dsm' needs a process with a known kernel",

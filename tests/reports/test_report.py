@@ -76,6 +76,24 @@ def test_a_diverged_model_is_reported_not_hidden(tmp_path):
     assert result.metrics["finite_fraction"]["value"] == 0
     assert result.metrics["sliced_wasserstein"]["value"] is None
     assert result.report_path.exists()
+    with pytest.raises(FloatingPointError, match="of 50 samples 50 are not finite"):
+        result.check()
+
+
+def test_metrics_are_kept_whatever_a_picture_does(tmp_path, caplog):
+    run(tiny(), tmp_path)
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level("WARNING", logger="ndsm_jax"):
+        patch.setattr(plots, "panels", lambda *a, **k: 1 / 0)
+        patch.setattr(plots, "modes_figure", lambda *a, **k: 1 / 0)
+        result = report.evaluate_run(tmp_path, num=20, how={"max_points": 50}, progress=False)
+    result.check()
+    assert "no picture of samples: ZeroDivisionError" in caplog.text
+    assert json.loads(result.metrics_path.read_text())["metrics"].keys() == result.metrics.keys()
+    page = result.report_path.read_text()
+    assert page.count("data:image/png") == 3  # the curves, eps and the components
+    assert not (tmp_path / "evaluation" / "samples.png").exists()
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.glob(".*lock"))
 
 
 def test_what_training_made_worse_is_said_in_a_sentence():
@@ -119,7 +137,10 @@ def variants():
 
 def own_options(config):
     """With functions of one's own, whose options hold quotes and commas."""
-    own = {"name": "my dir/mine.py:f", "options": "force=3.0, word='x y', values=[1, 2]"}
+    own = {
+        "name": "it's; touch P; $(x)/mine.py:f",
+        "options": "force=3.0, word='x y', values=[1, 2]",
+    }
     return Config.from_dict(config.to_dict() | {"data": own, "process": own})
 
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -220,10 +221,93 @@ def test_damaged_newest_step_is_skipped(tmp_path, damage: Callable, reason: str)
             read_host(tmp_path, step=2)
 
 
+def test_one_flipped_byte_in_any_file(tmp_path):
+    """Whatever file it is in: the newest step as it was, or the one before."""
+    save_steps(tmp_path / "good", [1, 2])
+    files = [path for path in (tmp_path / "good" / "2").rglob("*") if path.is_file()]
+    found = []
+    for number, path in enumerate(files):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "good", folder)
+        if path.stat().st_size:
+            flip_bit(folder / path.relative_to(tmp_path / "good"))
+        with Checkpoints(folder) as checkpoints:
+            restored = checkpoints.restore(make_state(0))
+        assert_identical(restored.state, make_state(restored.step))
+        found.append(restored.step)
+    assert len(files) > 5
+    assert set(found) == {1, 2}
+
+
+def change_content(step: pathlib.Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Changes a manifest and gives it the checksum of what it holds then."""
+    path = step / "manifest" / "metadata"
+    manifest = json.loads(path.read_text())
+    del manifest["crc32"]
+    change(manifest)
+    crc32 = zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
+    path.write_text(json.dumps(manifest | {"crc32": crc32}))
+
+
+@pytest.mark.parametrize("field", ["host", "leaves", "keys", "state_crc32"])
+def test_a_manifest_without_a_field_is_damaged(field, tmp_path):
+    save_steps(tmp_path, [1, 2])
+    change_content(tmp_path / "2", lambda manifest: manifest.pop(field))
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(make_state(0))
+    assert restored.skipped == [(2, f"manifest has no {field}")]
+    change_content(tmp_path / "1", lambda manifest: manifest.update({field: "x"}))
+    with pytest.raises(ValueError, match=f"step 1: manifest has no {field}"):
+        read_host(tmp_path)
+
+
+def test_a_later_format_says_so_and_one_without_a_number_is_read(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    change_content(tmp_path / "2", lambda manifest: manifest.pop("format"))
+    assert Checkpoints(tmp_path).restore(make_state(0)).step == 2
+    change_content(tmp_path / "2", lambda manifest: manifest.update(format=7))
+    with pytest.raises(ValueError, match=r"2 has format 7, and this version .* reads format 1"):
+        Checkpoints(tmp_path).restore(make_state(0))
+
+
+def test_the_first_checkpoint_is_read_back(tmp_path, monkeypatch):
+    """Where the files do not come back the training is not to go on as if they did."""
+    original = Checkpoints.wait
+
+    def losing(self: Checkpoints) -> None:
+        original(self)
+        for step in self.steps():
+            remove_state(tmp_path / str(step))
+
+    monkeypatch.setattr(Checkpoints, "wait", losing)
+    with (
+        pytest.raises(OSError, match=r"first checkpoint cannot be read back .*another file system"),
+        Checkpoints(tmp_path) as checkpoints,
+    ):
+        checkpoints.save(0, make_state(0), HOST)
+
+
+@pytest.mark.parametrize("name", ["a#b", "a|b", "100%", "{a}", "a\nb", "é", "a'b", "a b"])
+def test_folders_of_other_names_are_fine(name, tmp_path):
+    save_steps(tmp_path / name, [1])
+    assert_identical(Checkpoints(tmp_path / name).restore(make_state(0)).state, make_state(1))
+
+
+def test_a_folder_that_got_brackets_later_can_be_read(tmp_path):
+    save_steps(tmp_path / "a", [1, 2])
+    (tmp_path / "a").rename(tmp_path / "b [v1]")
+    assert Checkpoints(tmp_path / "b [v1]").restore(make_state(0)).step == 2
+    with (
+        pytest.raises(ValueError, match=r"cannot be kept below a folder with \[ in its name"),
+        Checkpoints(tmp_path / "b [v1]") as checkpoints,
+    ):
+        checkpoints.save(3, make_state(3), HOST)
+
+
 def test_skipping_is_logged(tmp_path, caplog):
     save_steps(tmp_path, [1, 2])
     remove_state(tmp_path / "2")
-    with caplog.at_level("WARNING", logger="absl"), Checkpoints(tmp_path) as checkpoints:
+    with caplog.at_level("WARNING", logger="ndsm_jax"), Checkpoints(tmp_path) as checkpoints:
         checkpoints.restore(make_state(0))
     assert any("step 2 skipped: state unreadable" in message for message in caplog.messages)
 

@@ -5,10 +5,13 @@ import importlib
 import json
 import os
 import pathlib
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import zlib
 
 import chex
 import jax
@@ -17,6 +20,7 @@ import numpy as np
 import pytest
 
 from ndsm_jax import control_variates, training
+from ndsm_jax import launch as launch_module
 from ndsm_jax.config import Config
 from ndsm_jax.control_variates import Products
 from ndsm_jax.datasets import batch_indices
@@ -80,6 +84,7 @@ def test_resume_is_bitwise(variant, tmp_path):
     )
     assert [row["step"] for row in first] == [4, 8]
     assert first[-1] == second[-1]
+    assert [row["step"] for row in second] == [3, 4, 8]
 
 
 def test_results_do_not_depend_on_how_a_run_is_cut_into_dispatches(tmp_path, monkeypatch):
@@ -198,9 +203,84 @@ def test_non_finite_values_stop_the_run_and_keep_the_last_checkpoint(tmp_path):
     chex.assert_trees_all_equal(restore(tmp_path).state, before)
 
 
-def test_divergence_is_caught_for_real(tmp_path):
-    with pytest.raises(loop.NonFiniteError, match="not finite at step"):
-        run(tiny(optimizer={"learning_rate": 1e30}), tmp_path)
+def test_a_divergence_is_caught_and_its_remedy_can_be_followed_in_the_same_folder(tmp_path):
+    diverging = tiny(optimizer={"learning_rate": 1e30})
+    with pytest.raises(loop.NonFiniteError, match=r"not finite at step.*--allow_changed=optim"):
+        run(diverging, tmp_path)
+    lower = tiny(optimizer={"learning_rate": 1e-3})
+    key = "optimizer.learning_rate"
+    with pytest.raises(ValueError, match=rf"(?s)belong to another.*--allow_changed={key}$"):
+        run(lower, tmp_path)
+    with pytest.raises(ValueError, match=r"train\.seed: only keys of the sections"):
+        run(lower, tmp_path, allow_changed=["train.seed"])
+    shorter = dataclasses.replace(lower, train=dataclasses.replace(lower.train, steps=4))
+    run(shorter, tmp_path, allow_changed=[key])
+    state = run(lower, tmp_path)  # the change is part of the run from here on
+    made = restore(tmp_path)
+    changed = {"step": 0, "key": key, "before": 1e30, "now": 1e-3}
+    assert made.host["changes"] == [changed]
+    assert made.config.optimizer.learning_rate == 1e-3
+    # As the first steps diverged at once, the run is that of the lower rate.
+    chex.assert_trees_all_equal(state, run(lower, tmp_path / "fresh"))
+
+
+def change_facts(folder, change):
+    """Changes the facts of the newest checkpoint, with the checksum that they have then."""
+    step = max((folder / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    path = step / "manifest" / "metadata"
+    manifest = json.loads(path.read_text())
+    del manifest["crc32"]
+    change(manifest["host"])
+    crc32 = zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
+    path.write_text(json.dumps(manifest | {"crc32": crc32}))
+
+
+def test_facts_that_are_not_those_of_a_run_are_refused(tmp_path):
+    """Whose checksum is right: of another program, or of somebody who means harm."""
+    config = tiny()
+    run(config, tmp_path / "good")
+    needed = ["config", "sources", "data", "versions", "versions.ndsm_jax", "data.shape"]
+    needed += [f"data.{name}" for name in ("value_range", "name", "digest", "num_train", "source")]
+    for number, name in enumerate(needed):
+        folder = tmp_path / str(number)
+        shutil.copytree(tmp_path / "good", folder)
+        *parents, last = name.split(".")
+
+        def without(facts, parents=parents, last=last):
+            for parent in parents:
+                facts = facts[parent]
+            del facts[last]
+
+        change_facts(folder, without)
+        with pytest.raises(ValueError, match=rf"facts have no {re.escape(name)}"):
+            restore(folder)
+        with pytest.raises(ValueError, match=rf"facts have no {re.escape(name)}"):
+            run(tiny(train=TINY["train"] | {"steps": 9}), folder)
+
+
+def test_a_later_version_says_its_number(tmp_path):
+    run(tiny(), tmp_path)
+
+    def later(host):
+        host["versions"]["ndsm_jax"] = "9.7"
+        host["config"]["process"]["warp"] = 1.0
+
+    change_facts(tmp_path, later)
+    message = r"written by ndsm_jax 9\.7, and this is ndsm_jax .*process\.warp.*ndsm_jax==9\.7"
+    with pytest.raises(ValueError, match=message):
+        restore(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        run(tiny(train=TINY["train"] | {"steps": 9}), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "metrics.jsonl"])
+def test_what_is_in_the_way_is_named_before_anything_is_computed(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch_module, "fitted", None)
+    path = tmp_path / "run" / name
+    path.parent.mkdir()
+    _ = path.mkdir() if "." in name else path.touch()
+    with pytest.raises(ValueError, match=rf"{name} is a (file|folder) where a \w+ is needed"):
+        run(tiny(), tmp_path / "run")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

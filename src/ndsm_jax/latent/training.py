@@ -29,7 +29,7 @@ from ndsm_jax.datasets import Dataset, batch_indices
 from ndsm_jax.latent.objective import joint_terms, normal_divergence, reconstruction_loss
 from ndsm_jax.launch import Restored, launch, restore
 from ndsm_jax.optimisation import averaged, descend
-from ndsm_jax.runs import Run, fingerprint, loop
+from ndsm_jax.runs import Run, fingerprint, loop, replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -238,7 +238,7 @@ def train_autoencoder(
     codec = state["codec"]
     if not (folder / "reconstructions.png").exists():
         figure = reconstruction_figure(codec, dataset)
-        (folder / "reconstructions.png").write_bytes(plots.png(figure))
+        replace_file(folder / "reconstructions.png", plots.png(figure))
     return codec
 
 

@@ -13,7 +13,7 @@ from ndsm_jax import evaluation, frames
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.evaluation import ImageClassifier, Starts
 from ndsm_jax.frames import Frame
-from ndsm_jax.launch import Restored, draw_as_configured
+from ndsm_jax.launch import Restored, check_room, draw_as_configured
 from ndsm_jax.table_frame import LEVEL_DISTANCE, TableFrame
 from ndsm_jax.training import draw_components, draw_labels, draw_prior
 
@@ -41,6 +41,7 @@ def drawn(run: Restored, num: int | None = None, *, progress: bool = True) -> Dr
     """`num` samples of a run, sample.num by default, as its config says, and draws of its prior."""
     experiment, seed = run.experiment, run.config.sample.seed
     num = num or run.config.sample.num
+    check_room(experiment, num)
     mixture, components, labels = experiment.components, None, None
     if experiment.classes is not None:
         labels = draw_labels(experiment, num, seed=seed)

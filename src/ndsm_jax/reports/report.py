@@ -10,23 +10,24 @@ import logging
 import math
 import pathlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ndsm_jax import evaluation, plots
+from ndsm_jax import evaluation, guards, plots
 from ndsm_jax.config import Config
 from ndsm_jax.config.effect import has_effect
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.frames import Chained, Frame
-from ndsm_jax.launch import Restored, load_run_data, restore
+from ndsm_jax.launch import Restored, check_room, load_run_data, restore
 from ndsm_jax.reports.likelihood import likelihood
 from ndsm_jax.reports.measure import Drawn, completed, drawn, measure
-from ndsm_jax.runs import json_text, read_metrics
+from ndsm_jax.runs import json_text, locked, read_metrics, replace_file
 from ndsm_jax.sampling import AnnealedLangevin
 from ndsm_jax.sampling.noise_levels import coverage
 from ndsm_jax.training import TIME_BINS, TrainState, verdict
@@ -36,9 +37,17 @@ logger = logging.getLogger(__name__)
 AGREEMENT_COLUMNS = ("value", "se", "chance", "prior", "data")
 LABEL_COLUMNS = ("value", "se", "chance", "data")
 LIKELIHOOD_COLUMNS = ("value", "se", "gain", "gain_se")
-SOME_PICTURES = ("neighbours", "conditioning", "eps", "levels", "associations", "pairs")
-"""Pictures that some runs have."""
-
+PICTURES = (
+    "samples",
+    "modes",
+    "curves",
+    "neighbours",
+    "conditioning",
+    "eps",
+    "levels",
+    "associations",
+    "pairs",
+)
 STARTED_ROWS = 10
 STARTED_COLUMNS = 12
 TABLE_PAIRS = 6
@@ -58,13 +67,15 @@ class Evaluation:
 
     `conditioning` is what `evaluation.agreement` returns, for priors of several components;
     `labels` is what `evaluation.label_agreement` does, for networks that are told labels;
-    `likelihood` is what `reports.likelihood` does.
+    `likelihood` is what `reports.likelihood` does. `check()` raises FloatingPointError where too
+    many samples are not finite or far from the data, see `guards.check_samples`.
     """
 
     metrics: Mapping[str, Mapping[str, Any]]
     conditioning: Mapping[str, Any] | None
     labels: Mapping[str, Any] | None
     likelihood: Mapping[str, Any] | None
+    check: Callable[[], None]
     metrics_path: pathlib.Path
     report_path: pathlib.Path
 
@@ -141,6 +152,7 @@ def evaluate_run(
     *,
     num: int | None = None,
     sample: Mapping[str, Any] | None = None,
+    how: Mapping[str, Any] | None = None,
     data_dir: str | None = None,
     allow_changed_source: bool = False,
     progress: bool = True,
@@ -153,15 +165,17 @@ def evaluate_run(
       workdir: folder of the run.
       num: number of samples; the config's sample.num by default.
       sample: keys of the config's sample section to replace.
+      how: keys of its evaluate section, likewise.
       data_dir: replaces the config's data.dir.
       allow_changed_source: whether files of the user's own may have changed since.
       progress: whether to show progress bars.
 
     Raises:
       FileNotFoundError: no checkpoint, or the data are not there.
-      ValueError: damaged checkpoints, or data that differ from those of the training.
+      ValueError: damaged checkpoints, data that differ from those of the training, or a folder that
+        another process writes such results into.
     """
-    run = restore(workdir, sample=sample, allow_changed_source=allow_changed_source)
+    run = restore(workdir, sample=sample, evaluate=how, allow_changed_source=allow_changed_source)
     dataset = load_run_data(run.config, run.host, data_dir=data_dir)
     return evaluate(run, dataset, workdir, num=num, progress=progress)
 
@@ -182,8 +196,20 @@ def evaluate(
       workdir: gets the results.
       num: number of samples; sample.num by default.
       progress: whether to show progress bars.
+
+    Raises:
+      ValueError: samples that do not fit into memory, or another process writes such results there.
+      OSError: the folder cannot be written to.
     """
+    with locked(workdir, "evaluate"):
+        return _evaluated(run, dataset, workdir, num=num, progress=progress)
+
+
+def _evaluated(
+    run: Restored, dataset: Dataset, workdir: pathlib.Path, *, num: int | None, progress: bool
+) -> Evaluation:
     config, experiment = run.config, run.experiment
+    check_room(experiment, num or config.sample.num)
     likely = likelihood(run, dataset)
     dataset = completed(experiment.frame, dataset)
     made = drawn(run, num, progress=progress)
@@ -208,7 +234,11 @@ def evaluate(
         "frame": _frame_text(experiment.frame),
         "objective": _objective_text(config, controlled=experiment.objective.controlled),
         "training": f"{int(run.state.step)} steps, seed {config.train.seed}"
-        + ("" if run.state.best is None else f"; {verdict(run.state)}"),
+        + ("" if run.state.best is None else f"; {verdict(run.state)}")
+        + "".join(
+            f"; {c['key']} was {c['before']} until step {c['step']}"
+            for c in run.host.get("changes", ())
+        ),
         "sampling": f"{len(made.samples)} samples, {config.sample.sampler},"
         f" {len(experiment.sample_grid) - 1} steps, seed {config.sample.seed},"
         f"{_guidance_text(config)} {made.seconds:.1f} s",
@@ -218,17 +248,17 @@ def evaluate(
         else f"{classifier.name}, test accuracy {classifier.test_accuracy:.4f}",
         "device": jax.devices()[0].device_kind,
     }
-    pictures = _pictures(workdir, run, dataset, made, result)
     metrics_path, report_path = workdir / "metrics.json", workdir / "report.html"
-    metrics_path.write_text(json_text({"facts": facts, **result}))
-    report_path.write_text(
-        _page(workdir, run, facts, result, pictures), encoding="utf-8", errors="surrogateescape"
-    )
+    replace_file(metrics_path, json_text({"facts": facts, **result}).encode())
+    pictures = _pictures(workdir, run, dataset, made, result)
+    page = _page(workdir, run, facts, result, pictures)
+    replace_file(report_path, page.encode(errors="surrogateescape"))
     return Evaluation(
         metrics=result["metrics"],
         conditioning=result.get("conditioning"),
         labels=result.get("labels"),
         likelihood=result.get("likelihood"),
+        check=partial(guards.check_samples, made.samples, run.host["data"].get("box")),
         metrics_path=metrics_path,
         report_path=report_path,
     )
@@ -269,23 +299,23 @@ def _pictures(
     sets = {"data (held out)": test, "samples": made.samples, "prior": made.prior}
     modes = result["modes"]
     grey = plots.grey_limits(dataset.test, dataset.value_range)
-    figures = {
-        "samples": plots.marginals_figure(dataset.columns, sets)
-        if dataset.columns
-        else plots.panels({k: x[:shown] for k, x in sets.items()}, dataset.shape, grey=grey),
-        "modes": plots.modes_figure(
+    figures: dict[str, Callable[[], Any]] = {
+        "samples": lambda: (
+            plots.marginals_figure(dataset.columns, sets)
+            if dataset.columns
+            else plots.panels({k: x[:shown] for k, x in sets.items()}, dataset.shape, grey=grey)
+        ),
+        "modes": lambda: plots.modes_figure(
             modes["labels"], {k: modes[k] for k in ("data", "samples", "prior")}
         ),
-        "curves": plots.curves_figure(
+        "curves": lambda: plots.curves_figure(
             read_metrics(run.folder),
             CURVES,
             kept=None if run.state.best is None else int(run.state.best.step),
         ),
     }
     if dataset.is_image:
-        first = made.samples[:12]
-        nearest = dataset.train[evaluation.nearest_distances(first, dataset.train)[1]]
-        figures["neighbours"] = plots.neighbours_figure(first, nearest, dataset.shape, grey=grey)
+        figures["neighbours"] = lambda: _neighbours_figure(dataset, made.samples, grey=grey)
     if dataset.columns:
         figures |= _table_figures(dataset, test, made.samples)
     elif made.components is not None and result.get("conditioning") is not None:
@@ -294,34 +324,47 @@ def _pictures(
         weights = np.asarray(mixture.log_weights)
         classes = result["conditioning"]["classes"]
         rows = _started(weights, made.components, made.samples, classes)
-        figures["conditioning"] = plots.rows_figure(
+        figures["conditioning"] = lambda: plots.rows_figure(
             rows, dataset.shape, columns=STARTED_COLUMNS, grey=grey
         )
     if isinstance(run.experiment.sampler, AnnealedLangevin):
-        figures["levels"] = plots.ladder_figure(noise_ladder(run.experiment))
+        figures["levels"] = lambda: plots.ladder_figure(noise_ladder(run.experiment))
     if run.experiment.objective.controlled:
-        figures["eps"] = plots.eps_figure({"eps": eps_curve(run.experiment, run.state)})
-    pictures = {name: plots.png(figure) for name, figure in figures.items()}
-    folder = workdir / "evaluation"
-    folder.mkdir(exist_ok=True)
-    for name, content in pictures.items():
-        (folder / f"{name}.png").write_bytes(content)
+        figures["eps"] = lambda: plots.eps_figure({"eps": eps_curve(run.experiment, run.state)})
+    pictures = {}
+    for name, figure in figures.items():
+        try:
+            pictures[name] = plots.png(figure())
+        except Exception as error:  # of whatever library draws it; the metrics matter more
+            logger.warning("no picture of %s: %s: %s", name, type(error).__name__, error)
+            continue
+        replace_file(workdir / "evaluation" / f"{name}.png", pictures[name])
     return pictures
 
 
-def _table_figures(dataset: Dataset, test: np.ndarray, samples: np.ndarray) -> dict[str, Any]:
+def _neighbours_figure(dataset: Dataset, samples: np.ndarray, *, grey: tuple[float, float]) -> Any:
+    """Samples above the training images nearest to them."""
+    first = samples[np.isfinite(samples).all(axis=1)][:12]
+    nearest = dataset.train[evaluation.nearest_distances(first, dataset.train)[1]]
+    return plots.neighbours_figure(first, nearest, dataset.shape, grey=grey)
+
+
+def _table_figures(
+    dataset: Dataset, test: np.ndarray, samples: np.ndarray
+) -> dict[str, Callable[[], Any]]:
     """How the columns of a table hang together, in held-out rows and in samples."""
     columns, samples = dataset.columns, samples[np.isfinite(samples).all(axis=1)]
     data = evaluation.associations(columns, np.concatenate([dataset.train, test]))
     pairs = evaluation.most_associated(data, TABLE_PAIRS)
-    figures = {}
-    if len(samples) and pairs:
-        found = evaluation.associations(columns, samples)
-        matrices = {"data": data, "samples": found, "samples - data": found - data}
-        figures["associations"] = plots.associations_figure([c.name for c in columns], matrices)
-        rows = {"data": np.concatenate([test, dataset.train])[: len(samples)], "samples": samples}
-        figures["pairs"] = plots.pairs_figure(columns, pairs, rows)
-    return figures
+    if not len(samples) or not pairs:
+        return {}
+    found = evaluation.associations(columns, samples)
+    matrices = {"data": data, "samples": found, "samples - data": found - data}
+    rows = {"data": np.concatenate([test, dataset.train])[: len(samples)], "samples": samples}
+    return {
+        "associations": lambda: plots.associations_figure([c.name for c in columns], matrices),
+        "pairs": lambda: plots.pairs_figure(columns, pairs, rows),
+    }
 
 
 def noise_ladder(experiment: Experiment) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -368,7 +411,7 @@ def _page(
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         source
     )
-    embedded = dict.fromkeys(SOME_PICTURES)
+    embedded = dict.fromkeys(PICTURES)
     embedded |= {
         name: "data:image/png;base64," + base64.b64encode(content).decode()
         for name, content in pictures.items()

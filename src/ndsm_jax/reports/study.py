@@ -25,7 +25,7 @@ from ndsm_jax.datasets import Dataset
 from ndsm_jax.frames import Frame
 from ndsm_jax.launch import launch, restore
 from ndsm_jax.reports.measure import drawn, measure
-from ndsm_jax.runs import json_text, read_metrics, replace_file
+from ndsm_jax.runs import json_text, locked, read_metrics, replace_file
 
 logger = logging.getLogger("ndsm_jax.studies")
 
@@ -135,20 +135,21 @@ class Study:
                 folder=folder, samples=np.load(samples, allow_pickle=False), facts=read["facts"]
             )
         logger.info("run %s", name)
-        launch(config, dataset, folder, frame=frame, progress=self.progress)
-        # A finished training is resumed whatever its sample section was.
-        made = drawn(
-            restore(folder, sample=dataclasses.asdict(config.sample)), progress=self.progress
-        )
-        np.save(samples, made.samples)
-        np.save(folder / "prior.npy", made.prior)
-        numbers = {
-            "steps": config.train.steps,
-            "train_seconds": train_seconds(folder),
-            "sample_seconds": made.seconds,
-        }
-        facts = {"config": config.to_dict(), "digest": dataset.digest, "facts": numbers}
-        _write(done, facts)
+        with locked(folder):
+            launch(config, dataset, folder, frame=frame, progress=self.progress)
+            # A finished training is resumed whatever its sample section was.
+            made = drawn(
+                restore(folder, sample=dataclasses.asdict(config.sample)), progress=self.progress
+            )
+            np.save(samples, made.samples)
+            np.save(folder / "prior.npy", made.prior)
+            numbers = {
+                "steps": config.train.steps,
+                "train_seconds": train_seconds(folder),
+                "sample_seconds": made.seconds,
+            }
+            facts = {"config": config.to_dict(), "digest": dataset.digest, "facts": numbers}
+            _write(done, facts)
         return Run(folder=folder, samples=made.samples, facts=numbers)
 
     def scores(

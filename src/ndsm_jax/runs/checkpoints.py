@@ -4,6 +4,7 @@ Orbax writes a step asynchronously and atomically, but keeps no checksum of the 
 wrong dtype silently and raises many kinds of exception for a damaged step. So every step carries a
 *manifest* beside the state, a JSON item with
 
+    format        of the manifest
     host          the caller's JSON-able facts (config, package versions, data-set facts)
     leaves        {leaf path: "dtype[shape]"} of the state
     keys          {leaf path: generator} of the typed keys, which are stored as their uint32 data
@@ -17,11 +18,15 @@ config) is an error at once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import logging
 import os
 import pathlib
+import re
 import zlib
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
 
@@ -29,8 +34,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
 from orbax.checkpoint import checkpoint_managers
+
+logger = logging.getLogger(__name__)
 
 PyTree = Any
 
@@ -89,10 +95,13 @@ class Checkpoints:
             strings.
 
         Raises:
-          ValueError: if `host` is not JSON, a leaf is not an array, or `step` already holds a good
-            checkpoint of another state.
+          ValueError: if `host` is not JSON, a leaf is not an array, `step` already holds a good
+            checkpoint of another state, or the directory's name has a character of `UNFIT`.
+          OSError: the files could not be written, or those of the directory's first checkpoint not
+            be read back.
         """
         self.wait()
+        first = not self.steps()
         specs = _leaf_specs(state)
         # On a CPU these are views, not copies: orbax copies them once, before its `save` returns.
         arrays = _numbered(jax.tree.map(_to_numpy, jax.device_get(state)))
@@ -105,9 +114,9 @@ class Checkpoints:
         manager = self._open_for_writing()
         if step in self.steps():
             if _holds_same_state(self.directory / str(step), manifest, arrays):
-                logging.info("step %d is already saved in %s", step, self.directory)
+                logger.debug("step %d is already saved in %s", step, self.directory)
                 return
-            logging.warning("replacing the damaged step %d in %s", step, self.directory)
+            logger.warning("replacing the damaged step %d in %s", step, self.directory)
             manager.delete(step)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(arrays),
@@ -115,7 +124,24 @@ class Checkpoints:
         )
         # force: orbax otherwise refuses a step older than its newest one, without an exception.
         # That is the case after resuming from behind a damaged step.
-        manager.save(step, args=items, force=True)
+        with _told(self.directory):
+            manager.save(step, args=items, force=True)
+        if first:
+            self.wait()
+            self._read_back(step, manifest, arrays)
+
+    def _read_back(self, step: int, manifest: dict[str, Any], arrays: PyTree) -> None:
+        """Raises OSError where a step that was just saved cannot be read."""
+        try:
+            if _holds_same_state(self.directory / str(step), manifest, arrays):
+                return
+            why = "it is not what was written"
+        except ValueError as error:
+            why = str(error)
+        raise OSError(
+            f"{self.directory}: the first checkpoint cannot be read back ({why}); choose a folder"
+            " on another file system"
+        )
 
     def restore(self, like: PyTree, step: int | None = None) -> Restored:
         """Reads the newest good checkpoint, or that of `step`, into the structure of `like`.
@@ -144,7 +170,7 @@ class Checkpoints:
                 _check_same_leaves(path, manifest["leaves"], specs)
                 arrays = _read_arrays(path, manifest, template)
             except _DamagedError as error:
-                logging.warning("checkpoint step %d skipped: %s", candidate, error)
+                logger.warning("checkpoint step %d skipped: %s", candidate, error)
                 skipped.append((candidate, str(error)))
                 continue
             placed = [
@@ -164,13 +190,15 @@ class Checkpoints:
     def wait(self) -> None:
         """Blocks until the save in progress is on disk. Raises its error if it failed."""
         if self._manager is not None:
-            self._manager.wait_until_finished()
+            with _told(self.directory):
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for the save in progress and releases orbax's threads."""
-        if self._manager is not None:
-            self._manager.close()
-            self._manager = None
+        manager, self._manager = self._manager, None
+        if manager is not None:
+            with _told(self.directory):
+                manager.close()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -181,18 +209,54 @@ class Checkpoints:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        if kind is None:
+            self.close()
+            return
+        with contextlib.suppress(Exception):  # the error that there is says more
+            self.close()
 
     def _open_for_writing(self) -> ocp.CheckpointManager:
         if self._manager is None:
+            check_name(self.directory)
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.LatestN(n=self._keep),
                 cleanup_tmp_directories=True,
                 # Reading every step's metadata at start would fail on a damaged one.
                 lightweight_initialize=True,
             )
-            self._manager = ocp.CheckpointManager(self.directory, options=options)
+            with _told(self.directory):
+                self._manager = ocp.CheckpointManager(self.directory, options=options)
         return self._manager
+
+
+UNFIT = "*?[\\"
+"""Characters that orbax takes for a pattern: checkpoints below a folder of such a name hold nothing
+(`etils.epath` globs the whole path)."""
+
+
+def check_name(folder: str | os.PathLike[str]) -> None:
+    """Raises ValueError where checkpoints cannot be kept in a folder of this name."""
+    path = str(pathlib.Path(folder).absolute())
+    found = sorted(set(UNFIT) & set(path))
+    if found:
+        raise ValueError(
+            f"{path}: checkpoints cannot be kept below a folder with {' or '.join(found)} in its"
+            " name; choose another --workdir (folder)"
+        )
+
+
+@contextlib.contextmanager
+def _told(directory: pathlib.Path) -> Iterator[None]:
+    """Errors of writing as one OSError: orbax raises many kinds, of many lines."""
+    try:
+        yield
+    except Exception as error:
+        of_system = re.search(r"([^:]+) \[os_error_code", str(error))
+        why = of_system[1].strip() if of_system else _summary(error)
+        raise OSError(
+            f"{directory}: a checkpoint could not be written: {why}. The last good one is kept;"
+            " make room there, or the folder writable, and start the same command again"
+        ) from error
 
 
 def read_host(directory: str | os.PathLike[str], step: int | None = None) -> dict[str, Any]:
@@ -347,6 +411,11 @@ def _crc32(specs: dict[str, str], arrays: PyTree) -> int:
 
 # --- the manifest ---
 
+FORMAT = 1
+"""Of manifests; raised when older versions would not understand. The first ones have no number."""
+
+FIELDS = {"host": dict, "leaves": dict, "keys": dict, "state_crc32": int}
+
 
 def _canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True).encode()
@@ -364,6 +433,7 @@ def _make_manifest(
     except (TypeError, ValueError) as error:
         raise ValueError(f"host must hold only what JSON can: {error}") from error
     manifest = {
+        "format": FORMAT,
         "host": host,
         "leaves": leaves,
         "keys": keys,
@@ -378,10 +448,19 @@ def _read_manifest(path: pathlib.Path) -> dict[str, Any]:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
             manifest = checkpointer.restore(path / "manifest")
         expected = manifest.pop("crc32")
+        written = manifest.get("format", FORMAT)
     except Exception as error:  # orbax and json raise many kinds, bare Exception among them
         raise _DamagedError(f"manifest unreadable ({_summary(error)})") from error
     if zlib.crc32(_canonical_json(manifest)) != expected:
         raise _DamagedError("manifest does not match its CRC32")
+    if written != FORMAT:
+        raise ValueError(
+            f"the checkpoint {path} has format {written}, and this version of ndsm_jax reads format"
+            f" {FORMAT}: read it with the version that wrote it, or a later one"
+        )
+    for name, kind in FIELDS.items():
+        if not isinstance(manifest.get(name), kind):
+            raise _DamagedError(f"manifest has no {name}")
     return manifest
 
 

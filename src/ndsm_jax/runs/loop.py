@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from ndsm_jax.runs.run import Run
+from ndsm_jax.runs.checkpoints import read_host
+from ndsm_jax.runs.run import WINDOW, Run
+from ndsm_jax.runs.writers import MetricWriter
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,18 @@ class NonFiniteError(FloatingPointError):
     """Training produced a NaN or an infinity; the message names the step and the remedy."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the training, whose checkpoint is saved.
+
+    Attributes:
+      number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
 def run(
     state: Any,
     advance: Advance,
@@ -61,7 +75,12 @@ def run(
     """Advances `state` from step `first` to step `last`, and returns it.
 
     Writes checkpoints, metrics.jsonl, tensorboard/ and images/ into the run's folder as the run
-    says; without one it just trains. Ctrl-C and SIGTERM save a checkpoint before they take effect.
+    says, which it locks; without one it just trains. Ctrl-C, SIGTERM and SIGHUP save a checkpoint
+    before they take effect.
+
+    What it leaves does not depend on where it was killed or interrupted and resumed: a checkpoint
+    holds the sums of the metrics since their last line, and TensorBoard and pictures are on disk
+    before it. (steps_per_second is of the steps since the start.)
 
     Args:
       state: a pytree; `advance` may donate it.
@@ -80,12 +99,14 @@ def run(
     Raises:
       NonFiniteError: a loss, a gradient or the state was not finite; the last good checkpoint is
         kept.
-      KeyboardInterrupt: after an interrupt, once the checkpoint is saved.
+      Interrupted: a KeyboardInterrupt after a signal, once the checkpoint is saved.
+      ValueError: another process writes into the run's folder.
+      OSError: the folder cannot be written to, is full, or was deleted.
     """
     if first >= last:
         return state
     step = first
-    window: list[Mapping[str, np.ndarray]] = []
+    window = Window()
     clock = Clock()
     log_every = 0 if run is None else run.log_every
     checkpoint_every = 0 if run is None else run.checkpoint_every
@@ -95,8 +116,7 @@ def run(
     stop = False
 
     def due(every: int) -> bool:
-        ending = step == last or stop or interrupt.requested
-        return every > 0 and (step % every == 0 or ending)
+        return every > 0 and (step % every == 0 or step == last or stop)
 
     def fail(at: int) -> NonFiniteError:
         kept = "" if run is None else "; the last good checkpoint is kept"
@@ -108,20 +128,27 @@ def run(
         if not _is_finite(state):
             raise fail(step)
         if run is not None:
-            checkpoints.save(step, pack(state), run.facts)
+            lock.check()
+            writer.flush()
+            facts = run.facts | ({WINDOW: window.sums} if window.sums else {})
+            checkpoints.save(step, pack(state), facts)
 
     def log() -> None:
-        if run is not None and (window or looked):
-            measured = _means(window) | {"steps_per_second": clock.window_rate()} if window else {}
-            writer.write(step, measured | looked)
+        if run is not None and (window.sums or looked):
+            lock.check()
+            rate = {"steps_per_second": clock.window_rate()} if window.sums else {}
+            writer.write(step, window.means() | rate | looked)
         window.clear()
         looked.clear()
 
     with contextlib.ExitStack() as stack:
         if run is not None:
+            lock = stack.enter_context(run.locked())
             checkpoints = stack.enter_context(run.checkpoints())
+            if step in checkpoints.steps():
+                window = Window(read_host(run.directory, step).get(WINDOW, {}))
             writer = stack.enter_context(run.writer())
-            writer.truncate(step)
+            writer.truncate(step or -1)  # at step 0 there is a look, whose line is written again
         bar = stack.enter_context(
             tqdm(total=last, initial=step, desc=name, unit=" steps", disable=not progress)
         )
@@ -140,7 +167,7 @@ def run(
             state, metrics = advance(step, state, most)
             num = len(metrics["loss"])
             clock.stop(num)
-            window.append(metrics)
+            window.add(metrics)
             if (bad := _first_not_finite(metrics)) is not None:
                 log()
                 raise fail(step + bad + 1)
@@ -155,31 +182,49 @@ def run(
             bar.set_postfix(shown, refresh=False)
             if looked or due(log_every):
                 log()
-            if due(checkpoint_every):
+            if run is not None and picture is not None and due(picture_every):
+                _draw(writer, step, picture, state)
+            if due(checkpoint_every) or interrupt.requested:
                 save()
             if interrupt.requested:
                 if run is not None:
                     checkpoints.wait()
                     logger.warning("interrupted: step %d is saved; the same command resumes", step)
-                raise KeyboardInterrupt
-            if picture is not None and due(picture_every):
-                writer.image(step, "samples", picture(state))
+                raise Interrupted(interrupt.requested)
+        if run is not None:
+            checkpoints.wait()
+            lock.check()
     return state
 
 
+def _draw(
+    writer: MetricWriter, step: int, picture: Callable[[Any], np.ndarray], state: Any
+) -> None:
+    """Writes a picture of the state, which is no reason to end a training."""
+    try:
+        image = picture(state)
+    except Exception as error:  # of whatever library draws it
+        logger.warning("no picture of step %d: %s: %s", step, type(error).__name__, error)
+        return
+    writer.image(step, "samples", image)
+
+
 class _DeferredInterrupt:
-    """Turns the first SIGINT or SIGTERM into a flag: in the midst of a dispatch the old state has
-    been donated and the new one is not there yet, so nothing could be saved. A second one acts at
-    once. Outside the main thread, where Python allows no handlers, it does nothing.
+    """Keeps the number of the first SIGINT, SIGTERM or SIGHUP: in the midst of a dispatch the old
+    state has been donated and the new one is not there yet, so nothing could be saved. A second one
+    acts at once. A SIGHUP that is ignored, as under nohup, stays ignored. Outside the main thread,
+    where Python allows no handlers, it does nothing.
     """
 
     def __init__(self) -> None:
-        self.requested = False
+        self.requested = 0
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> _DeferredInterrupt:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 self._previous[number] = signal.signal(number, self._request)
         return self
 
@@ -189,8 +234,9 @@ class _DeferredInterrupt:
         self._previous = {}
 
     def _request(self, number: int, frame: object) -> None:
-        self.requested = True
-        signal.signal(number, self._previous[number])
+        self.requested = number
+        for caught, handler in self._previous.items():
+            signal.signal(caught, handler)
 
 
 class Clock:
@@ -228,11 +274,33 @@ def _until(step: int, every: int) -> int:
     return every - step % every if every else 2**31 - 1
 
 
-def _means(window: list[Mapping[str, np.ndarray]]) -> dict[str, float]:
-    """Means over the window's steps; a metric that was never measured in it is left out."""
-    joined = {name: np.concatenate([w[name] for w in window]) for name in window[0]}
-    joined = {name: x[~np.isnan(x)] for name, x in joined.items()}
-    return {name: float(x.mean()) for name, x in joined.items() if x.size}
+class Window:
+    """Sums of metrics over the steps since their last line.
+
+    In float64 and in the order of the steps, so that they are the same wherever it was cut.
+
+    Attributes:
+      sums: {name: [sum, number of steps where it was measured]}, JSON types.
+    """
+
+    def __init__(self, sums: Mapping[str, Any] | None = None) -> None:
+        self.sums: dict[str, list[Any]] = {name: list(of) for name, of in (sums or {}).items()}
+
+    def add(self, metrics: Mapping[str, np.ndarray]) -> None:
+        """Adds those of some steps, [num] each; NaN: not measured."""
+        for name, x in metrics.items():
+            total = self.sums.setdefault(name, [0.0, 0])
+            for value in x[~np.isnan(x)].tolist():
+                total[0] += value
+                total[1] += 1
+
+    def means(self) -> dict[str, float]:
+        """Of the metrics that were measured."""
+        return {name: total / count for name, (total, count) in self.sums.items() if count}
+
+    def clear(self) -> None:
+        """After a line."""
+        self.sums.clear()
 
 
 def _first_not_finite(metrics: Mapping[str, np.ndarray]) -> int | None:

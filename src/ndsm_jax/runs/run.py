@@ -13,13 +13,18 @@ import sysconfig
 import types
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import numpy as np
 
 from ndsm_jax.runs.checkpoints import Checkpoints, Restored, read_host
+from ndsm_jax.runs.lock import Lock, locked
 from ndsm_jax.runs.writers import MetricWriter
+
+WINDOW = "metrics_window"
+"""In a checkpoint's facts: sums of the metrics since their last line, see `loop.Window`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,7 @@ class Run:
       facts: what checkpoints record beside arrays; JSON types.
       free: dotted keys of facts that may differ from those of the run that is resumed; a key stands
         for all below it.
+      changeable: how the names of config keys begin that `launch(..., allow_changed=)` lets differ.
       upgrade: brings facts that an older version wrote to today's form.
       log_every: steps averaged into one line of metrics.jsonl.
       checkpoint_every: steps between checkpoints.
@@ -42,6 +48,7 @@ class Run:
     folder: pathlib.Path
     facts: dict[str, Any]
     free: frozenset[str] = frozenset()
+    changeable: tuple[str, ...] = ()
     upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda facts: facts
     log_every: int = 50
     checkpoint_every: int = 500
@@ -53,6 +60,10 @@ class Run:
     def directory(self) -> pathlib.Path:
         """Of the checkpoints."""
         return self.folder / "checkpoints"
+
+    def locked(self) -> AbstractContextManager[Lock]:
+        """For as long as the folder is written to, see `lock.locked`."""
+        return locked(self.folder)
 
     def checkpoints(self) -> Checkpoints:
         """To write: a context manager."""
@@ -76,11 +87,22 @@ class Run:
 
     def check(self) -> None:
         """Raises ValueError, naming the facts that differ, unless the folder's run is this one."""
-        found = differences(self.upgrade(read_host(self.directory)), self.facts, free=self.free)
+        host = read_host(self.directory)
+        try:
+            host = self.upgrade(host)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"the checkpoints in {self.folder} have other facts than a run of this kind"
+                f" ({type(error).__name__}: {error}); choose another --workdir (folder)"
+            ) from error
+        found = differences(host, self.facts, free=self.free | {WINDOW})
         if found:
+            keys = [line.partition(":")[0].removeprefix("config.") for line in found]
+            can = all(key.startswith(self.changeable) for key in keys) if self.changeable else False
+            more = f"\nor go on with the new ones: --allow_changed={','.join(keys)}" if can else ""
             raise ValueError(
                 f"the checkpoints in {self.folder} belong to another experiment; choose another"
-                " --workdir (folder) or restore these settings:\n  " + "\n  ".join(found)
+                " --workdir (folder) or restore these settings:\n  " + "\n  ".join(found) + more
             )
 
 

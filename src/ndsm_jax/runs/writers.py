@@ -9,12 +9,14 @@ JSON has no NaN and no infinity: non-finite values are written as null and read 
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import math
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -41,9 +43,9 @@ class MetricWriter:
         self._directory = pathlib.Path(directory)
         self._directory.mkdir(parents=True, exist_ok=True)
         self._purge_step: int | None = None
-        self._tensorboard: Any = None
+        self._tensorboard: _Events | None = None
         if tensorboard:
-            _import_summary_writer()  # fail now rather than at the first write
+            _import_tensorboard()  # fail now rather than at the first write
         self._use_tensorboard = tensorboard
         self._path = self._directory / _FILE_NAME
         _drop_lines_after(self._path, math.inf)
@@ -77,11 +79,11 @@ class MetricWriter:
         """
         values = {name: _as_number(name, value) for name, value in scalars.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n")
-        self._file.flush()
+        with _named(self._path):
+            self._file.write(json.dumps({"step": int(step), **finite}, allow_nan=False) + "\n")
+            self._file.flush()
         if self._use_tensorboard:
-            for name, value in values.items():
-                self._events().add_scalar(name, value, step)
+            self._events().scalars(step, values)
 
     def image(self, step: int, name: str, array: np.ndarray) -> None:
         """Writes an image as PNG, and to TensorBoard.
@@ -103,14 +105,16 @@ class MetricWriter:
                 f"got {array.dtype}{list(array.shape)}"
             )
         path = self._directory / "images" / name / f"{step:08d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(path)
+        buffer = io.BytesIO()
+        Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(buffer, "PNG")
+        replace_file(path, buffer.getvalue())
         if self._use_tensorboard:
-            self._events().add_image(name, array, step, dataformats="HWC")
+            self._events().image(step, name, array)
 
     def flush(self) -> None:
         """Hands everything written so far to the operating system."""
-        self._file.flush()
+        with _named(self._path):
+            self._file.flush()
         if self._tensorboard is not None:
             self._tensorboard.flush()
 
@@ -129,29 +133,94 @@ class MetricWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        if kind is None:
+            self.close()
+            return
+        with contextlib.suppress(OSError):  # the error that there is says more
+            self.close()
 
-    def _events(self) -> Any:
+    def _events(self) -> _Events:
         # Opened at the first write, because only then is it known whether the run was truncated.
         if self._tensorboard is None:
-            self._tensorboard = _import_summary_writer()(
-                str(self._directory / "tensorboard"),
-                purge_step=self._purge_step,
-                # tensorboardX names files by the second and overwrites one of the same name
-                filename_suffix=f".{time.time_ns()}",
-            )
+            self._tensorboard = _Events(self._directory / "tensorboard", self._purge_step)
         return self._tensorboard
+
+
+class _Events:
+    """An event file of TensorBoard.
+
+    Written in the thread that asks: tensorboardX's own writer leaves it to a thread, whose end on a
+    full disk is a hang, and which may be behind when the process is killed.
+
+    Args:
+      folder: gets the file; made if missing.
+      purge_step: from which on TensorBoard is to forget what earlier files say; None: nothing.
+    """
+
+    def __init__(self, folder: pathlib.Path, purge_step: int | None) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        with _named(folder):
+            # Files are named by the second, and one of the same name is overwritten.
+            self._writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+            if purge_step is not None:
+                self._add(purge_step, session_log={"status": 1})  # START
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds numbers by name."""
+        from tensorboardX import summary
+
+        for name, value in values.items():
+            self._add(step, summary=summary.scalar(name, value))
+
+    def image(self, step: int, name: str, array: np.ndarray) -> None:
+        """Adds an image [height, width, channels] uint8."""
+        from tensorboardX import summary
+
+        self._add(step, summary=summary.image(name, array, dataformats="HWC"))
+
+    def flush(self) -> None:
+        """To the disk."""
+        with _named(self._folder):
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Flushes and closes the file."""
+        with _named(self._folder):
+            self._writer.close()
+
+    def _add(self, step: int, **fields: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        with _named(self._folder):
+            self._writer.write_event(Event(wall_time=time.time(), step=step, **fields))
+
+
+@contextlib.contextmanager
+def _named(path: pathlib.Path) -> Iterator[None]:
+    """Names the file in errors of the system that do not: those of writing."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def replace_file(path: pathlib.Path, content: bytes) -> None:
     """Writes a file, and its folder where missing, so that it is never seen half written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with _named(path), temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def json_text(tree: Any) -> str:
@@ -222,11 +291,10 @@ def _as_number(name: str, value: Any) -> int | float:
     return number
 
 
-def _import_summary_writer() -> Any:
+def _import_tensorboard() -> None:
     try:
-        from tensorboardX import SummaryWriter
+        import tensorboardX  # noqa: F401
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "tensorboardX is not installed: install it, or turn TensorBoard off (tensorboard=False)"
         ) from error
-    return SummaryWriter

@@ -1,0 +1,147 @@
+"""What a user sees of a command that ends otherwise than it should, in processes of their own."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+SCRIPT = """
+import contextlib, io, json, logging, os, pathlib, resource, signal, sys, threading, traceback
+import warnings
+import jax
+from absl import flags
+from absl.testing import flagsaver
+from ndsm_jax import app
+from ndsm_jax.runs.loop import Interrupted
+from tests.runs.test_loop import train
+
+flags.DEFINE_string("workdir", None, "A folder.")
+flags.DEFINE_string("data_dir", "", "Empty: the default.")
+flags.DEFINE_list("label", [], "Words.")
+folder = pathlib.Path(sys.argv[1])
+
+def fail(error):
+    raise error
+
+def noisy(argv):
+    import absl.logging
+    absl.logging.error("of orbax")
+    logging.getLogger("asyncio").error("of asyncio")
+    warnings.warn("of numpy", RuntimeWarning)
+    warnings.warn("of ours", UserWarning)
+    thread = threading.Thread(target=lambda: 1 / 0)
+    thread.start()
+    thread.join()
+
+def interrupted(number):
+    return lambda argv: train(
+        folder / str(number), at={17: lambda: os.kill(os.getpid(), number)}, tensorboard=False
+    )
+
+def full(argv):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
+    train(folder / "full", at={17: limit})
+
+CASES = {
+    "ok": (["--data_dir=", "--label=a,b"], lambda argv: print("fine")),
+    "empty": (["--workdir="], noisy),
+    "empty list": (["--label="], noisy),
+    "word": (["foo"], noisy),
+    "no dashes": (["config.train.steps=5"], noisy),
+    "one dash missing": (["workdir=x"], noisy),
+    "noisy": ([], noisy),
+    "memory": ([], lambda argv: fail(MemoryError("Unable to allocate 14.9 GiB"))),
+    "xla memory": ([], lambda argv: fail(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out"))),
+    "bug": ([], lambda argv: {}["key"]),
+    "SIGINT": ([], interrupted(signal.SIGINT)),
+    "SIGTERM": ([], interrupted(signal.SIGTERM)),
+    "SIGHUP": ([], interrupted(signal.SIGHUP)),
+    "full": ([], full),
+}
+results = {}
+for name, (arguments, main) in CASES.items():
+    sys.argv, text, code = ["script", *arguments], io.StringIO(), None
+    with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text), flagsaver.flagsaver():
+        try:
+            app.run(main)
+        except SystemExit as stopped:
+            code = stopped.code
+        except BaseException:
+            code = traceback.format_exc()
+    logging.getLogger("ndsm_jax").handlers.clear()
+    said = isinstance(code, str)
+    results[name] = [1 if said else code or 0, text.getvalue() + (code if said else "")]
+print("RESULTS" + json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    found = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(tmp_path_factory.mktemp("app"))],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    # What threads wrote past the redirection would be a stray message, too.
+    assert found.stderr == ""
+    return json.loads(found.stdout.partition("RESULTS")[2])
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "output"),
+    [
+        ("ok", 0, "fine\n"),
+        ("empty", 1, "error: --workdir= is empty (a variable that is not set?); leave it out"),
+        ("empty list", 1, "error: --label= is empty (a variable that is not set?); leave it out"),
+        ("word", 1, "error: 'foo' is no flag; flags are --NAME=VALUE, see --help"),
+        (
+            "no dashes",
+            1,
+            "error: 'config.train.steps=5' is no flag; did you mean --config.train.steps=5?",
+        ),
+        ("one dash missing", 1, "error: 'workdir=x' is no flag; did you mean --workdir=x?"),
+        ("noisy", 0, "warning: of ours\n"),
+    ],
+)
+def test_status_and_all_that_is_said(name, status, output, results):
+    assert results[name] == [status, output]
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+def test_signals_have_the_status_that_a_shell_gives_them(name, status, results):
+    assert results[name][0] == status
+    said = r"interrupted: step \d+ is saved; the same command resumes\n"
+    assert re.fullmatch(said, results[name][1])
+
+
+@pytest.mark.parametrize("name", ["memory", "xla memory"])
+def test_too_little_memory_is_one_line(name, results):
+    status, output = results[name]
+    assert status == 1
+    assert output.startswith("error: there is not enough memory; lower train.batch_size")
+    assert "\n" not in output
+
+
+def test_a_full_disk_is_one_line(results):
+    status, output = results["full"]
+    assert status == 1
+    assert output.startswith("error: ")
+    assert "File too large" in output
+    assert "\n" not in output
+
+
+def test_a_bug_keeps_its_traceback(results):
+    assert results["bug"][0] == 1
+    assert "Traceback" in results["bug"][1]
+    assert "KeyError: 'key'" in results["bug"][1]
