@@ -218,8 +218,8 @@ def _numbers(path: pathlib.Path) -> np.ndarray:
     """The array of a .npy file, as float64."""
     if not path.is_file():
         raise FileNotFoundError(
-            f"--given={path}: there is no such file; a .npy file of numbers is needed, as numpy.save"
-            " writes it"
+            f"--given={path}: there is no such file; a .npy file of numbers is needed, as"
+            " numpy.save writes it"
         )
     array = read_npy(path)
     if array.dtype.kind not in "biuf":
