@@ -383,15 +383,10 @@ def _network(
     c = config.network
     own = plugins.is_plugin(c.name)
     given = {
+        **vars(c),
         "shape": shape,
         "outputs": process.noise_dim,
         "zero_output": precondition.starts_at_zero,
-        "width": c.width,
-        "depth": c.depth,
-        "skip": c.skip,
-        "widths": c.widths,
-        "time_features": c.time_features,
-        "time_scale": c.time_scale,
         "dtype": jnp.dtype(c.dtype),
         "classes": 0 if classes is None else len(classes),
     }
@@ -409,20 +404,20 @@ def _network(
             )
         return made
     make = NETWORKS[c.name]
-    if c.name == "unet":
-        smallest = 2 ** (len(c.widths) - 1)
+    fields = {field.name for field in dataclasses.fields(make)} - {"name", "parent"}  # Flax's
+    if "shape" in fields:
         if len(shape) != 3 or process.dim != int(np.prod(shape)):
             raise ValueError(
-                f"network.name='unet' needs images, the data have shape {shape} and the states"
+                f"network.name={c.name!r} needs images, the data have shape {shape} and the states"
                 f" {process.dim} dimensions; use network.name=mlp"
             )
+        smallest = 2 ** (len(c.widths) - 1) if "widths" in fields else 1
         if c.time_features < 2 or min(shape[:2]) < smallest:
             raise ValueError(
-                f"network.name='unet' with {len(c.widths)} network.widths needs images of at least"
-                f" {smallest} pixels a side, got {shape}, and network.time_features >= 2"
+                f"network.name={c.name!r} with {len(c.widths)} network.widths needs images of at"
+                f" least {smallest} pixels a side, got {shape}, and network.time_features >= 2"
             )
-    taken = {field.name for field in dataclasses.fields(make)}
-    return make(**{key: value for key, value in given.items() if key in taken})
+    return make(**{key: value for key, value in given.items() if key in fields})
 
 
 def _control(config: Config, coordinate: Any) -> ControlVariate:

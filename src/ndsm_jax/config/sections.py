@@ -523,11 +523,39 @@ class NetworkConfig(Section):
         high=0.9,
         when=TOLD_LABELS,
     )
-    width: int = option(256, "hidden width of mlp", low=1, when=_network("width"))
-    depth: int = option(5, "hidden layers of mlp", low=1, when=_network("depth"))
+    width: int = option(256, "hidden width of mlp, of a token of dit", low=1, when=_network("width"))
+    depth: int = option(5, "hidden layers of mlp, blocks of dit", low=1, when=_network("depth"))
     skip: bool = option(True, "residual, normalised hidden layers in mlp", when=_network("skip"))
     widths: tuple[int, ...] = option(
-        (32, 64, 128, 256), "channels of each unet level", low=1, when=_network("widths")
+        (32, 64, 128, 256), "channels of each level of unet and adm", low=1, when=_network("widths")
+    )
+    blocks: int = option(2, "residual blocks a level of adm", low=1, when=_network("blocks"))
+    attention: int = option(
+        16,
+        "levels of adm whose sides are at most this long have self-attention; 0: none",
+        low=0,
+        when=_network("attention"),
+    )
+    patch: int = option(
+        2, "side of the patches of dit, a divisor of the image's", low=1, when=_network("patch")
+    )
+    head_width: int = option(
+        64,
+        "channels of a head of self-attention, a divisor of those of the level or the token",
+        low=1,
+        when=_network("head_width"),
+    )
+    dropout: float = option(
+        0.0,
+        "share of the hidden activations that training leaves out",
+        low=0,
+        high=0.9,
+        when=_network("dropout"),
+    )
+    remat: bool = option(
+        False,
+        "the backward pass computes the inside of the blocks again: less memory, more time",
+        when=_network("remat"),
     )
     time_features: int = option(
         64,
