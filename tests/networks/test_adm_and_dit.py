@@ -1,6 +1,7 @@
 """Networks with self-attention: the U-Net of ADM, the transformer of patches."""
 
 import dataclasses
+from functools import partial
 
 import chex
 import jax
@@ -20,35 +21,38 @@ NETWORKS = {
     ),
     "dit": networks.DiT(shape=SHAPE, width=16, depth=2, head_width=8, time_features=8, classes=3),
 }
+SMALLER = {"adm": {"widths": (8,), "attention": 0}, "dit": {"depth": 1}}
 BOTH = pytest.mark.parametrize("name", NETWORKS)
 
 
 def inputs(num=3, seed=0):
+    """States, times, what is told of them, labels."""
     rng = np.random.default_rng(seed)
     y, told = jnp.asarray(rng.normal(size=(2, num, 120)), jnp.float32)
     return y, jnp.linspace(-0.8, 0.9, num), told, jnp.arange(num, dtype=jnp.int32)
 
 
+@partial(jax.jit, static_argnums=0)  # one program for all tests of a network
 def applied(net, params, y, c, told, label, **options):
     return net.apply(params, y, c, told, condition=label, **options)
 
 
-def stirred(params, seed=1):
-    """Every parameter moved, so that no layer is at zero any more."""
-    leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(seed)
-    moved = [leaf + np.float32(0.1) * rng.normal(size=leaf.shape) for leaf in leaves]
-    return jax.tree.unflatten(tree, [jnp.asarray(leaf, jnp.float32) for leaf in moved])
-
-
-def first(net):
+def shapes(net):
     y, c, told, label = inputs(1)
-    return jax.jit(lambda key: net.init(key, y, c, told, condition=label))(jax.random.key(0))
+    return jax.eval_shape(lambda: net.init(jax.random.key(0), y, c, told, condition=label))
+
+
+def stirred(shapes, seed=1):
+    """Parameters of which none is zero, kernels of a layer's usual size."""
+    leaves, tree = jax.tree.flatten(shapes)
+    rng = np.random.default_rng(seed)
+    drawn = [rng.normal(size=x.shape) / np.sqrt(np.prod(x.shape[:-1])) for x in leaves]
+    return jax.tree.unflatten(tree, [jnp.asarray(x, jnp.float32) for x in drawn])
 
 
 @pytest.fixture(scope="module")
 def params():
-    return {name: stirred(first(net)) for name, net in NETWORKS.items()}
+    return {name: stirred(shapes(net)) for name, net in NETWORKS.items()}
 
 
 def size(params) -> int:
@@ -58,7 +62,7 @@ def size(params) -> int:
 def test_attention_is_numpys_softmax(rng):
     net = SelfAttention(head_width=3)
     x = rng.normal(size=(2, 5, 6))
-    params = stirred(net.init(jax.random.key(0), jnp.asarray(x, jnp.float32)))
+    params = stirred(jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.float32(x))))
     layers = jax.tree.map(np.asarray, params["params"])
     q, k, v = np.split(x @ layers["qkv"]["kernel"] + layers["qkv"]["bias"], 3, axis=-1)
     heads = []
@@ -121,25 +125,31 @@ def test_resolutions_go_down_by_means_and_up_by_copies(rng):
 def test_blocks_start_as_the_identity(rng):
     time = jnp.asarray(rng.normal(size=(2, 8)), jnp.float32)
     tokens = jnp.asarray(rng.normal(size=(2, 5, 8)), jnp.float32)
-    out, _ = TransformerBlock(4).init_with_output(jax.random.key(0), tokens, time)
+    out, _ = jax.jit(TransformerBlock(4).init_with_output)(jax.random.key(0), tokens, time)
     np.testing.assert_array_equal(out, tokens)
     images = tokens[:, :4].reshape(2, 2, 2, 8)
     block = ResidualBlock(8, (2, 2), head_width=4)
-    out, _ = block.init_with_output(jax.random.key(0), images, time)
+    out, _ = jax.jit(block.init_with_output)(jax.random.key(0), images, time)
     np.testing.assert_array_equal(out, images)
 
 
 @BOTH
 def test_output_starts_at_zero_where_that_is_asked(name):
-    net = dataclasses.replace(NETWORKS[name], zero_output=True)
-    assert not jnp.any(applied(net, first(net), *inputs()))
-    assert jnp.any(applied(NETWORKS[name], first(NETWORKS[name]), *inputs()))
+    net = dataclasses.replace(NETWORKS[name], zero_output=True, **SMALLER[name])
+    y, c, told, label = inputs(1)
+    run = jax.jit(lambda key: net.init_with_output(key, y, c, told, condition=label))
+    out, params = run(jax.random.key(0))
+    assert not jnp.any(out)
+    assert not jnp.any(params["params"]["last"]["kernel"])
+    usual = NETWORKS[name].init
+    last = jax.eval_shape(lambda: usual(jax.random.key(0), y, c, told, condition=label))
+    assert last["params"]["last"]["kernel"].shape == params["params"]["last"]["kernel"].shape
 
 
 @BOTH
 def test_all_that_a_network_is_given_counts_and_items_do_not_see_each_other(name, params):
     net, (y, c, told, label) = NETWORKS[name], inputs()
-    run = jax.jit(lambda *args: applied(net, params[name], *args))
+    run = partial(applied, net, params[name])
     out = run(y, c, told, label)
     assert out.shape == y.shape
     assert out.dtype == jnp.float32
@@ -149,14 +159,9 @@ def test_all_that_a_network_is_given_counts_and_items_do_not_see_each_other(name
         assert (np.abs(run(*other) - out).max(axis=1) > 1e-3).all()
     turned = run(*(jnp.roll(a, 1, axis=0) for a in (y, c, told, label)))
     np.testing.assert_allclose(turned, jnp.roll(out, 1, axis=0), rtol=1e-4, atol=1e-4)
-
-
-@BOTH
-def test_distant_pixels_see_each_other(name, params):
-    """As by attention: the last pixel counts in the first one's output."""
-    net, (y, c, told, label) = NETWORKS[name], inputs(1)
-    slope = jax.grad(lambda y: applied(net, params[name], y, c, told, label)[0, 0])(y)
-    assert float(jnp.abs(slope[0, -1])) > 1e-7
+    # Distant pixels see each other: the last one counts in the first one's output.
+    moved = run(y.at[:, -1].add(1.0), c, told, label)
+    assert (np.abs(moved - out)[:, 0] > 1e-5).all()
 
 
 def test_number_of_parameters_of_a_transformer():
@@ -165,7 +170,7 @@ def test_number_of_parameters_of_a_transformer():
     dense = lambda i, o: (i + 1) * o  # noqa: E731
     embedding = dense(8, e) + dense(e, e) + 4 * e + dense(2 * p, w)
     block = dense(e, 6 * w) + dense(w, 3 * w) + dense(w, w) + dense(w, 4 * w) + dense(4 * w, w)
-    assert size(first(NETWORKS["dit"])) == embedding + 2 * block + dense(e, 2 * w) + dense(w, p)
+    assert size(shapes(NETWORKS["dit"])) == embedding + 2 * block + dense(e, 2 * w) + dense(w, p)
 
 
 def test_number_of_parameters_of_adm():
@@ -188,37 +193,54 @@ def test_number_of_parameters_of_adm():
     low = block(16 + 16, 16, True) * 2  # with the skips of the block and of the change of levels
     high = block(16, 8) + block(8 + 8, 8) * 2
     last = 2 * 8 + conv(8, 2)
-    assert size(first(NETWORKS["adm"])) == embedding + encoder + middle + low + high + last
+    assert size(shapes(NETWORKS["adm"])) == embedding + encoder + middle + low + high + last
 
 
 @BOTH
-def test_rematerialisation_and_bfloat16_change_no_parameters(name, params):
-    net, batch = NETWORKS[name], inputs()
+def test_rematerialisation_has_the_same_gradient(name):
+    net, batch = dataclasses.replace(NETWORKS[name], **SMALLER[name]), inputs()
+    params = stirred(shapes(net))
 
     def gradient(net):
-        loss = lambda p: jnp.mean(applied(net, p, *batch) ** 2)  # noqa: E731
-        return jax.jit(jax.grad(loss))(params[name])
+        loss = lambda p: jnp.mean(net.apply(p, *batch[:3], condition=batch[3]) ** 2)  # noqa: E731
+        return jax.jit(jax.grad(loss))(params)
 
-    plain = gradient(net)
-    again = gradient(dataclasses.replace(net, remat=True))
+    plain, again = gradient(net), gradient(dataclasses.replace(net, remat=True))
     chex.assert_trees_all_close(plain, again, rtol=1e-4, atol=1e-6)
-    half = gradient(dataclasses.replace(net, dtype=jnp.bfloat16))
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(half)} == {"float32"}
-    norm = lambda tree: np.sqrt(sum(np.sum(np.square(x)) for x in jax.tree.leaves(tree)))  # noqa: E731
-    assert norm(jax.tree.map(jnp.subtract, half, plain)) < 0.05 * norm(plain)
-    assert all(np.any(leaf) for leaf in jax.tree.leaves(plain))
+    assert all(np.isfinite(leaf).all() and np.any(leaf) for leaf in jax.tree.leaves(plain))
+
+
+@BOTH
+def test_bfloat16_networks_are_close_and_keep_float32_ends(name, params):
+    """As those of test_networks.py: a few layers of 2^-9 each, and a first layer that sees inputs
+    apart which are one in bfloat16."""
+    net, (y, *rest) = NETWORKS[name], inputs()
+    half = dataclasses.replace(net, dtype=jnp.bfloat16)
+    actual, expected = (applied(one, params[name], y, *rest) for one in (half, net))
+    assert actual.dtype == jnp.float32
+    assert 1e-4 < jnp.linalg.norm(actual - expected) / jnp.linalg.norm(expected) < 0.03
+    rounded = y.astype(jnp.bfloat16).astype(jnp.float32)
+    assert not jnp.array_equal(applied(half, params[name], rounded, *rest), actual)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(shapes(half))} == {"float32"}
 
 
 @BOTH
 def test_dropout_is_of_training_alone_and_of_its_key(name, params):
     net, batch = dataclasses.replace(NETWORKS[name], dropout=0.5), inputs()
-    run = jax.jit(lambda key: applied(net, params[name], *batch, rngs={"dropout": key}))
+    programs = [
+        jax.make_jaxpr(lambda *args, net=net: net.apply(args[0], *args[1:4], condition=args[4]))(
+            params[name], *batch
+        )
+        for net in (net, NETWORKS[name])
+    ]
+    assert str(programs[0]) == str(programs[1])
+    one, again, two = (
+        applied(net, params[name], *batch, rngs={"dropout": jax.random.key(seed)})
+        for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, again)
     plain = applied(NETWORKS[name], params[name], *batch)
-    np.testing.assert_allclose(applied(net, params[name], *batch), plain, rtol=1e-5, atol=1e-5)
-    one, two = run(jax.random.key(1)), run(jax.random.key(2))
-    np.testing.assert_array_equal(one, run(jax.random.key(1)))
-    assert float(jnp.abs(one - two).max()) > 1e-2
-    assert float(jnp.abs(one - plain).max()) > 1e-2
+    assert min(jnp.abs(one - two).max(), jnp.abs(one - plain).max()) > 1e-2
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import optax
 from ndsm_jax import conditions, frames, noising, plugins
 from ndsm_jax.clock import loss_weight, time_coordinate
 from ndsm_jax.conditions import Classes
+from ndsm_jax.config.effect import has_effect
 from ndsm_jax.config.names import PROCESSES
 from ndsm_jax.config.own import checked, taken
 from ndsm_jax.config.parts import Parts
@@ -47,7 +48,7 @@ from ndsm_jax.networks import (
 )
 from ndsm_jax.noising import NoisingFn
 from ndsm_jax.objectives import OBJECTIVES, check_process
-from ndsm_jax.optimisation import Optimiser, adam
+from ndsm_jax.optimisation import Optimiser, make_optimiser
 from ndsm_jax.processes import Process
 from ndsm_jax.references import GaussianMixture, floored
 from ndsm_jax.sampling import SAMPLERS, Sampler
@@ -448,14 +449,9 @@ def _optimiser(config: Config) -> Optimiser:
             f"optimizer.warmup_steps={c.warmup_steps} is not less than the {updates} optimiser"
             " updates of train.steps; lower it"
         )
-    return adam(
-        c.learning_rate,
-        cosine_steps=config.train.steps if c.schedule == "cosine" else 0,
-        warmup_steps=c.warmup_steps,
-        clip_norm=c.clip_norm,
-        accumulate=c.accumulate,
-        ema_decay=c.ema_decay,
-    )
+    decays = has_effect(config, "optimizer.weight_decay")
+    numbers = {**vars(c), "weight_decay": c.weight_decay if decays else 0.0}
+    return make_optimiser(**numbers, steps=config.train.steps)
 
 
 def _sampler(config: Config) -> Sampler:

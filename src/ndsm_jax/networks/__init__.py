@@ -48,11 +48,11 @@ PRECONDITIONS: dict[str, Callable[..., Precondition]] = {
 DTYPES = ("float32", "bfloat16")
 
 __all__ = [
+    "ADM",
     "DTYPES",
     "NETWORKS",
     "PRECONDITIONS",
     "SYMMETRIES",
-    "ADM",
     "Autoencoder",
     "DenoisingAutoencoder",
     "DiT",

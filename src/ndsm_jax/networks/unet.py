@@ -92,7 +92,9 @@ class UNet(nn.Module):
                 x
             )  # narrow first, while the resolution is low
             x = jax.image.resize(x, skip.shape, "nearest")
-            x = Block(width, 1, self.dropout, dtype=self.dtype)(jnp.concatenate([x, skip], axis=-1), time)
+            x = Block(width, 1, self.dropout, dtype=self.dtype)(
+                jnp.concatenate([x, skip], axis=-1), time
+            )
         zero = nn.initializers.zeros
         kernel_init = zero if self.zero_output else nn.initializers.lecun_normal()
         x = nn.Conv(self.shape[2], (3, 3), kernel_init=kernel_init, dtype=jnp.float32)(x)

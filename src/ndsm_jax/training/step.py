@@ -43,9 +43,7 @@ def train_step(
     eps = control.eps(state.control, batch.t)
     dropout = jax.random.fold_in(key, STREAM_DROPOUT)
 
-    def terms(
-        params: Any, batch: NoisedBatch, dropout: Array | None = None
-    ) -> tuple[Array, Array]:
+    def terms(params: Any, batch: NoisedBatch, dropout: Array | None = None) -> tuple[Array, Array]:
         score = model.bind(params, batch.condition, dropout)
         loss, control = experiment.objective.terms(score, batch)
         return loss, jnp.zeros_like(loss) if control is None else control
