@@ -199,8 +199,9 @@ def make_optimiser(
     transform = optax.chain(clip, rule)
     if accumulate > 1:
         transform = optax.MultiSteps(transform, accumulate).gradient_transformation()
-    numbers = (learning_rate, weight_decay, schedule, steps if schedule == "cosine" else 0)
-    numbers += (warmup_steps, decay_start, clip_norm, accumulate)
+    end = steps if schedule == "cosine" else 0
+    course = (learning_rate, weight_decay, schedule, end, warmup_steps, decay_start)
+    numbers = (*course, clip_norm, accumulate)
     return Optimiser(transform=transform, ema_decay=ema_decay, name=f"{name}{numbers}")
 
 

@@ -197,6 +197,21 @@ def test_number_of_parameters_of_adm():
 
 
 @BOTH
+def test_files_take_any_number_of_items_and_probes_forward_derivatives(name, params):
+    """Both are traced only: an exported model's batch is a symbol, a probe is a jvp."""
+    net = dataclasses.replace(NETWORKS[name], remat=True)
+    (many,) = jax.export.symbolic_shape("n")
+    batch = [jax.ShapeDtypeStruct((many, *x.shape[1:]), x.dtype) for x in inputs()]
+    run = lambda p, *batch: net.apply(p, *batch[:3], condition=batch[3])  # noqa: E731
+    assert jax.eval_shape(partial(run, params[name]), *batch).shape == (many, 120)
+
+    def probed(p, v):
+        return jax.jvp(lambda p: run(p, *inputs()), (p,), (v,))[1]
+
+    assert jax.eval_shape(probed, params[name], params[name]).shape == (3, 120)
+
+
+@BOTH
 def test_rematerialisation_has_the_same_gradient(name):
     net, batch = dataclasses.replace(NETWORKS[name], **SMALLER[name]), inputs()
     params = stirred(shapes(net))

@@ -7,7 +7,7 @@ import pytest
 from ndsm_jax.config import check_effect
 from ndsm_jax.config.assemble import build
 from ndsm_jax.config.parts import stand_in
-from ndsm_jax.launch import load_data, restore
+from ndsm_jax.launch import restore
 from tests.training.tiny_runs import run, tiny
 
 NETWORKS = {
@@ -33,9 +33,10 @@ def configured(name, steps, *, optimizer=None, **network):
     ("name", "optimizer"),
     [
         ("dit", {"name": "muon", "schedule": "inverse_sqrt", "warmup_steps": 1}),
-        pytest.param("adm", {"name": "adamw"}, marks=pytest.mark.slow),
+        ("adm", {"name": "adamw"}),
     ],
 )
+@pytest.mark.slow
 def test_a_run_resumes_bitwise_with_dropout_and_is_read_back(name, optimizer, tmp_path):
     """bfloat16, rematerialised, told labels and the component's mean: 4 steps, and 2 and 2."""
     options = {"dropout": 0.3, "dtype": "bfloat16", "remat": True, "condition": "label"}
@@ -69,9 +70,7 @@ def test_a_run_resumes_bitwise_with_dropout_and_is_read_back(name, optimizer, tm
 )
 def test_sizes_that_do_not_fit_and_keys_without_effect_are_refused(sections, key, message):
     config = tiny(**({"data": {"name": "digits"}} | sections))
+    shape = (8, 8, 1) if config.data.name == "digits" else (2,)
+    parts = stand_in(config, shape)
     with pytest.raises(ValueError, match=message):
-        if key is None:
-            shape = (8, 8, 1) if config.data.name == "digits" else (2,)
-            build(config, shape, stand_in(config, shape))
-        else:
-            check_effect(config, [key])
+        check_effect(config, [key]) if key else build(config, shape, parts)

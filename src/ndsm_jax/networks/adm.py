@@ -76,7 +76,7 @@ class ResidualBlock(nn.Module):
             x = nn.Dense(self.width, dtype=self.dtype)(x)
         x = x + inner
         if self.head_width:
-            tokens = _norm(x, self.dtype).reshape(len(x), -1, self.width)
+            tokens = _norm(x, self.dtype).reshape(x.shape[0], -1, self.width)
             attention = SelfAttention(self.head_width, kernel_init=ZEROS, dtype=self.dtype)
             x = x + attention(tokens).reshape(x.shape)
         return x
@@ -167,4 +167,4 @@ class ADM(nn.Module):
         x = nn.swish(_norm(x.astype(jnp.float32), jnp.float32))
         kernel_init = ZEROS if self.zero_output else nn.initializers.lecun_normal()
         x = nn.Conv(self.shape[2], (3, 3), kernel_init=kernel_init, name="last")(x)
-        return x.reshape(len(y), -1)
+        return x.reshape(y.shape[0], -1)

@@ -25,8 +25,8 @@ def patches(images: Array, size: int) -> Array:
 def assembled(x: Array, size: int, sides: tuple[int, int]) -> Array:
     """Images [n, h, w, c] from their `patches`; sides: (h, w)."""
     h, w = sides
-    x = x.reshape(len(x), h // size, w // size, size, size, -1)
-    return x.swapaxes(2, 3).reshape(len(x), h, w, -1)
+    x = x.reshape(x.shape[0], h // size, w // size, size, size, -1)
+    return x.swapaxes(2, 3).reshape(x.shape[0], h, w, -1)
 
 
 def positions(rows: int, columns: int, width: int) -> np.ndarray:
@@ -136,4 +136,4 @@ class DiT(nn.Module):
         x = _modulated(x.astype(jnp.float32), shift, scale, jnp.float32)
         kernel_init = ZEROS if self.zero_output else nn.initializers.lecun_normal()
         x = nn.Dense(self.patch**2 * channels, kernel_init=kernel_init, name="last")(x)
-        return assembled(x, self.patch, (height, width)).reshape(len(y), -1)
+        return assembled(x, self.patch, (height, width)).reshape(y.shape[0], -1)

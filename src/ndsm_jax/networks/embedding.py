@@ -92,10 +92,10 @@ class TimeEmbedding(nn.Module):
 
 def as_images(shape: tuple[int, int, int], y: Array, told: Array | None) -> Array:
     """States [n, h w c m], and what a network is told of them, as images [n, h, w, channels]."""
-    images = y.reshape(len(y), *shape[:2], -1)
+    images = y.reshape(y.shape[0], *shape[:2], -1)
     if told is None:
         return images
-    return jnp.concatenate([images, told.reshape(len(y), *shape[:2], -1)], axis=-1)
+    return jnp.concatenate([images, told.reshape(y.shape[0], *shape[:2], -1)], axis=-1)
 
 
 Features = Callable[[Array], Array]
