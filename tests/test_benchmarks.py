@@ -61,6 +61,16 @@ def test_a_script_is_run_stopped_in_time_or_its_failure_reported(tmp_path):
 
 
 @pytest.mark.slow
+def test_networks_in_the_quick_form(tmp_path):
+    root, out = pathlib.Path(gpu.__file__).parents[1], tmp_path / "networks.json"
+    command = [sys.executable, root / "benchmarks" / "networks.py", "--quick", f"--out={out}"]
+    subprocess.run(command, check=True, cwd=root)
+    first, again = json.loads(out.read_text())["rows"]
+    assert first["parameters"] == again["parameters"] > 0
+    assert first["milliseconds"] > 0
+
+
+@pytest.mark.slow
 def test_gpu_at_smoke_scale(tmp_path):
     root = pathlib.Path(gpu.__file__).parents[1]
     folder = tmp_path / "results"

@@ -329,7 +329,7 @@ def _experiment(system: System, method: str, settings: Settings) -> Experiment:
             dim=process.dim,
             precondition=Raw(process=process, coordinate=coordinate),
         ),
-        optimiser=adam(5e-3, cosine_steps=settings.steps),
+        optimiser=adam(5e-3, schedule="cosine", steps=settings.steps),
         sample_grid=settings.flow,
     )
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -76,36 +77,133 @@ class Optimiser:
     name: str = "own"
 
 
+def _dimensions(params: Any) -> Any:
+    """Which axes of a kernel are those of a matrix [inputs, outputs]; None: of no matrix."""
+
+    def of(path: Any, leaf: Array) -> optax.contrib.MuonDimensionNumbers | None:
+        if leaf.ndim < 2 or getattr(path[-1], "key", None) != "kernel":
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(leaf.ndim - 1)), leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(of, params)
+
+
+def muon(
+    learning_rate: optax.ScalarOrSchedule, weight_decay: float = 0.0
+) -> optax.GradientTransformation:
+    """Momentum made orthogonal for kernels, as matrices [inputs, outputs] (Jordan et al., 2024).
+
+    NAdamW for the rest. The orthogonal step is scaled to the root mean square of Adam's, 0.2
+    (2502.16982), so that both have one learning rate.
+    """
+    return optax.contrib.muon(
+        learning_rate,
+        weight_decay=weight_decay,
+        adam_weight_decay=weight_decay,
+        muon_weight_dimension_numbers=_dimensions,
+        consistent_rms=0.2,
+    )
+
+
+OPTIMISERS: Mapping[str, Callable[..., optax.GradientTransformation]] = {
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "lion": optax.lion,
+    "muon": muon,
+}
+"""Learning rate, and a weight decay where the signature has one, to an optimiser."""
+
+LEARNING_RATES = ("constant", "cosine", "inverse_sqrt")
+"""The learning rate after the warm-up: its peak; down to 0; EDM2's (2312.02696, Section 2.3)."""
+
+
+def learning_rates(
+    kind: str, peak: float, *, warmup: int = 0, updates: int = 0, start: int = 1000
+) -> optax.Schedule:
+    """The learning rate of update n = 0, 1, ...: it rises linearly over `warmup` of them, and then
+
+    constant: stays at the peak; cosine: peak (1 + cos(pi m / M)) / 2 with m = n - warmup and
+    M = updates - warmup; inverse_sqrt: peak / sqrt(max(n / start, 1)), which needs no end.
+
+    Raises:
+      ValueError: an unknown kind, or a cosine without an end after the warm-up.
+    """
+    if kind not in LEARNING_RATES:
+        raise ValueError(f"optimizer.schedule={kind!r}: choose one of {', '.join(LEARNING_RATES)}")
+    if kind == "cosine" and updates <= warmup:
+        raise ValueError(
+            f"optimizer.schedule='cosine': {updates} updates do not outlast a warm-up of {warmup};"
+            " give more (steps) or lower optimizer.warmup_steps"
+        )
+    if kind == "cosine":
+        after = optax.cosine_decay_schedule(peak, updates - warmup)
+    elif kind == "inverse_sqrt":
+        after = lambda m: peak / jnp.sqrt(jnp.maximum((m + warmup) / start, 1.0))  # noqa: E731
+    else:
+        after = optax.constant_schedule(peak)
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
 @functools.cache  # so that equal optimisers are the same, to compiled code
-def adam(
+def make_optimiser(
+    name: str = "adam",
     learning_rate: float = 1e-3,
     *,
-    cosine_steps: int = 0,
+    weight_decay: float = 0.0,
+    schedule: str = "constant",
+    steps: int = 0,
     warmup_steps: int = 0,
+    decay_start: int = 1000,
     clip_norm: float = 0.0,
     accumulate: int = 1,
     ema_decay: float = 0.999,
 ) -> Optimiser:
-    """Adam with what a score network usually needs.
+    """An optimiser with what a score network usually needs.
 
     Args:
+      name: a key of `OPTIMISERS`.
       learning_rate: at its peak.
-      cosine_steps: training steps over which it decays to 0 along a cosine; 0: it stays.
-      warmup_steps: optimiser updates over which it rises linearly.
+      weight_decay: every update takes this share of the learning rate from all parameters, biases
+        and scales included: towards a network that is zero, and a residual score that is that of
+        the reference.
+      schedule: see `LEARNING_RATES`.
+      steps: training steps in all, after which a cosine ends.
+      warmup_steps: optimiser updates over which the learning rate rises linearly.
+      decay_start: updates after which inverse_sqrt falls.
       clip_norm: largest global norm of the gradient; 0: any.
       accumulate: training steps whose gradients are averaged into one update.
       ema_decay: of the average of the parameters.
+
+    Raises:
+      ValueError: an unknown name, a weight decay that it does not have, or as `learning_rates`.
     """
-    numbers = (learning_rate, cosine_steps, warmup_steps, clip_norm, accumulate)
-    schedule = optax.constant_schedule(learning_rate)
-    if cosine_steps:
-        updates = max(1, cosine_steps // accumulate)
-        schedule = optax.cosine_decay_schedule(learning_rate, max(1, updates - warmup_steps))
-    if warmup_steps:
-        warmup = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-        schedule = optax.join_schedules([warmup, schedule], [warmup_steps])
+    if name not in OPTIMISERS:
+        raise ValueError(f"optimizer.name={name!r}: choose one of {', '.join(OPTIMISERS)}")
+    decays = "weight_decay" in inspect.signature(OPTIMISERS[name]).parameters
+    if weight_decay and not decays:
+        raise ValueError(
+            f"optimizer.weight_decay={weight_decay} has no effect with optimizer.name={name!r};"
+            " choose adamw"
+        )
+    rate = learning_rates(
+        schedule,
+        learning_rate,
+        warmup=warmup_steps,
+        updates=max(1, steps // accumulate),
+        start=decay_start,
+    )
+    rule = OPTIMISERS[name](rate, **({"weight_decay": weight_decay} if decays else {}))
     clip = optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity()
-    transform = optax.chain(clip, optax.adam(schedule))
+    transform = optax.chain(clip, rule)
     if accumulate > 1:
         transform = optax.MultiSteps(transform, accumulate).gradient_transformation()
-    return Optimiser(transform=transform, ema_decay=ema_decay, name=f"adam{numbers}")
+    end = steps if schedule == "cosine" else 0
+    course = (learning_rate, weight_decay, schedule, end, warmup_steps, decay_start)
+    numbers = (*course, clip_norm, accumulate)
+    return Optimiser(transform=transform, ema_decay=ema_decay, name=f"{name}{numbers}")
+
+
+adam = functools.partial(make_optimiser, "adam")
+"""The default."""

@@ -65,7 +65,7 @@ def test_leaves_are_added_up():
 
 
 def test_integers_need_the_number_of_classes():
-    with pytest.raises(ValueError, match="0 classes; give ScoreMLP or UNet classes="):
+    with pytest.raises(ValueError, match="0 classes; give the network classes="):
         ConditionEmbedding(5).init(jax.random.key(0), jnp.zeros(2, jnp.int32))
     with pytest.raises(ValueError, match="a leaf"):
         ConditionEmbedding(5, 3).init(jax.random.key(0), jnp.zeros((2, 2), jnp.int32))

@@ -156,6 +156,19 @@ def test_unknown_parameterisation_is_refused():
         Config.from_dict({"network": {"parameterisation": "cooked"}})
 
 
+def test_dropout_is_one_network_a_key_and_none_without_a_key():
+    """The scores of a loss of two, as NDSM's, are of one network; sampling leaves nothing out."""
+    m, plain = model(dropout=0.5), model()
+    params = m.init(jax.random.key(0))
+    y, t = jnp.linspace(-2, 2, 12).reshape(3, 2, 2), jnp.full((3, 2), 0.2)
+    one, two = (m.bind(params, dropout=jax.random.key(seed)) for seed in (1, 2))
+    np.testing.assert_array_equal(one(y, t), one(y, t))
+    assert not jnp.array_equal(one(y, t), two(y, t))
+    np.testing.assert_array_equal(m.bind(params)(y, t), plain.bind(params)(y, t))
+    ignored = plain.bind(params, dropout=jax.random.key(1))
+    np.testing.assert_array_equal(ignored(y, t), plain.bind(params)(y, t))
+
+
 def test_residual_score_starts_as_the_priors():
     m = model(zero_output=True)
     y = jnp.linspace(-2, 2, 12).reshape(3, 2, 2)

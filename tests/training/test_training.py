@@ -60,6 +60,7 @@ VARIANTS = {
         "objective": {"name": "path_dsm_cv"},
         "noising": {"steps": 24, "k": 2, "window": 0.1, "integrator": "exponential"},
     },
+    "dropout": {"network": {"width": 8, "depth": 2, "time_features": 4, "dropout": 0.5}},
     "one mu, four noises": {"noising": {"steps": 24, "k": 1, "noises": 4}},
     "unet": {
         "data": {"name": "digits", "num_train": 100, "num_test": 20},

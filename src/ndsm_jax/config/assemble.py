@@ -15,6 +15,7 @@ import optax
 from ndsm_jax import conditions, frames, noising, plugins
 from ndsm_jax.clock import loss_weight, time_coordinate
 from ndsm_jax.conditions import Classes
+from ndsm_jax.config.effect import has_effect
 from ndsm_jax.config.names import PROCESSES
 from ndsm_jax.config.own import checked, taken
 from ndsm_jax.config.parts import Parts
@@ -47,7 +48,7 @@ from ndsm_jax.networks import (
 )
 from ndsm_jax.noising import NoisingFn
 from ndsm_jax.objectives import OBJECTIVES, check_process
-from ndsm_jax.optimisation import Optimiser, adam
+from ndsm_jax.optimisation import Optimiser, make_optimiser
 from ndsm_jax.processes import Process
 from ndsm_jax.references import GaussianMixture, floored
 from ndsm_jax.sampling import SAMPLERS, Sampler
@@ -383,15 +384,10 @@ def _network(
     c = config.network
     own = plugins.is_plugin(c.name)
     given = {
+        **vars(c),
         "shape": shape,
         "outputs": process.noise_dim,
         "zero_output": precondition.starts_at_zero,
-        "width": c.width,
-        "depth": c.depth,
-        "skip": c.skip,
-        "widths": c.widths,
-        "time_features": c.time_features,
-        "time_scale": c.time_scale,
         "dtype": jnp.dtype(c.dtype),
         "classes": 0 if classes is None else len(classes),
     }
@@ -409,20 +405,20 @@ def _network(
             )
         return made
     make = NETWORKS[c.name]
-    if c.name == "unet":
-        smallest = 2 ** (len(c.widths) - 1)
+    fields = {field.name for field in dataclasses.fields(make)} - {"name", "parent"}  # Flax's
+    if "shape" in fields:
         if len(shape) != 3 or process.dim != int(np.prod(shape)):
             raise ValueError(
-                f"network.name='unet' needs images, the data have shape {shape} and the states"
+                f"network.name={c.name!r} needs images, the data have shape {shape} and the states"
                 f" {process.dim} dimensions; use network.name=mlp"
             )
+        smallest = 2 ** (len(c.widths) - 1) if "widths" in fields else 1
         if c.time_features < 2 or min(shape[:2]) < smallest:
             raise ValueError(
-                f"network.name='unet' with {len(c.widths)} network.widths needs images of at least"
-                f" {smallest} pixels a side, got {shape}, and network.time_features >= 2"
+                f"network.name={c.name!r} with {len(c.widths)} network.widths needs images of at"
+                f" least {smallest} pixels a side, got {shape}, and network.time_features >= 2"
             )
-    taken = {field.name for field in dataclasses.fields(make)}
-    return make(**{key: value for key, value in given.items() if key in taken})
+    return make(**{key: value for key, value in given.items() if key in fields})
 
 
 def _control(config: Config, coordinate: Any) -> ControlVariate:
@@ -453,14 +449,9 @@ def _optimiser(config: Config) -> Optimiser:
             f"optimizer.warmup_steps={c.warmup_steps} is not less than the {updates} optimiser"
             " updates of train.steps; lower it"
         )
-    return adam(
-        c.learning_rate,
-        cosine_steps=config.train.steps if c.schedule == "cosine" else 0,
-        warmup_steps=c.warmup_steps,
-        clip_norm=c.clip_norm,
-        accumulate=c.accumulate,
-        ema_decay=c.ema_decay,
-    )
+    decays = has_effect(config, "optimizer.weight_decay")
+    numbers = {**vars(c), "weight_decay": c.weight_decay if decays else 0.0}
+    return make_optimiser(**numbers, steps=config.train.steps)
 
 
 def _sampler(config: Config) -> Sampler:

@@ -33,6 +33,7 @@ from ndsm_jax.integrators import GRIDS, INTEGRATORS
 from ndsm_jax.networks import DTYPES, NETWORKS, PRECONDITIONS, SYMMETRIES
 from ndsm_jax.noising import JACOBIANS, PATH_WEIGHTS, SCHEDULES, SIMULATIONS, TIME_LAWS
 from ndsm_jax.objectives import OBJECTIVES
+from ndsm_jax.optimisation import LEARNING_RATES, OPTIMISERS
 from ndsm_jax.references import COVARIANCES, INITS
 from ndsm_jax.sampling import SAMPLERS
 
@@ -523,11 +524,41 @@ class NetworkConfig(Section):
         high=0.9,
         when=TOLD_LABELS,
     )
-    width: int = option(256, "hidden width of mlp", low=1, when=_network("width"))
-    depth: int = option(5, "hidden layers of mlp", low=1, when=_network("depth"))
+    width: int = option(
+        256, "hidden width of mlp, of a token of dit", low=1, when=_network("width")
+    )
+    depth: int = option(5, "hidden layers of mlp, blocks of dit", low=1, when=_network("depth"))
     skip: bool = option(True, "residual, normalised hidden layers in mlp", when=_network("skip"))
     widths: tuple[int, ...] = option(
-        (32, 64, 128, 256), "channels of each unet level", low=1, when=_network("widths")
+        (32, 64, 128, 256), "channels of each level of unet and adm", low=1, when=_network("widths")
+    )
+    blocks: int = option(2, "residual blocks a level of adm", low=1, when=_network("blocks"))
+    attention: int = option(
+        16,
+        "levels of adm whose sides are at most this long have self-attention; 0: none",
+        low=0,
+        when=_network("attention"),
+    )
+    patch: int = option(
+        2, "side of the patches of dit, a divisor of the image's", low=1, when=_network("patch")
+    )
+    head_width: int = option(
+        64,
+        "channels of a head of self-attention, a divisor of those of the level or the token",
+        low=1,
+        when=_network("head_width"),
+    )
+    dropout: float = option(
+        0.0,
+        "share of the hidden activations that training leaves out",
+        low=0,
+        high=0.9,
+        when=_network("dropout"),
+    )
+    remat: bool = option(
+        False,
+        "the backward pass computes the inside of the blocks again: less memory, more time",
+        when=_network("remat"),
     )
     time_features: int = option(
         64,
@@ -548,10 +579,28 @@ class NetworkConfig(Section):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Section):
-    """Adam and the average of the parameters."""
+    """How the parameters move, and their average."""
 
+    name: str = option("adam", "rule, see docs/networks.md", choices=OPTIMISERS)
     learning_rate: float = option(1e-3, "peak learning rate", above=0)
-    schedule: str = option("constant", "after the warm-up", choices=("constant", "cosine"))
+    weight_decay: float = option(
+        0.01,
+        "share of the learning rate by which an update shrinks every parameter, towards the"
+        " reference of a residual score",
+        low=0,
+        when=_takers("optimizer.name", OPTIMISERS, "weight_decay"),
+    )
+    schedule: str = option(
+        "constant",
+        "after the warm-up; inverse_sqrt: the peak over sqrt(update / decay_start)",
+        choices=LEARNING_RATES,
+    )
+    decay_start: int = option(
+        1000,
+        "optimiser updates after which inverse_sqrt falls",
+        low=1,
+        when={"optimizer.schedule": ("inverse_sqrt",)},
+    )
     warmup_steps: int = option(0, "linear warm-up, optimiser updates", low=0)
     clip_norm: float = option(0.0, "largest global gradient norm; 0: off", low=0)
     accumulate: int = option(1, "steps whose gradients are averaged into one update", low=1)

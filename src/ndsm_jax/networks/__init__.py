@@ -5,14 +5,18 @@ a third argument [n, d] is what the frame or the prior tells it beside y, and th
 `condition`, a pytree of [n, ...], is what the user does, see `conditions`. Of angles it gets
 `harmonics` in the place of y, so that any network is periodic.
 Its `dtype` is that of the hidden layers' arithmetic. Parameters, the output, the features of the
-time, and statistics of normalisation are float32 always. So are the first and the last layer: the
-smallest noise of training is below the spacing of bfloat16 numbers near 1, and they cost little.
+time, statistics of normalisation and the softmax of attention are float32 always. So are the first
+and the last layer: the smallest noise of training is below the spacing of bfloat16 numbers near 1,
+and they cost little. Where there is a key of the stream `dropout`, which training alone gives, a
+network leaves out a share `dropout` of its activations.
 """
 
 from collections.abc import Callable
 
+from ndsm_jax.networks.adm import ADM
 from ndsm_jax.networks.autoencoder import Autoencoder
 from ndsm_jax.networks.denoising import DenoisingAutoencoder
+from ndsm_jax.networks.dit import DiT
 from ndsm_jax.networks.embedding import harmonics
 from ndsm_jax.networks.eps import EpsNet
 from ndsm_jax.networks.local import Local, fitting, local, suited
@@ -31,7 +35,7 @@ from ndsm_jax.networks.symmetry import SYMMETRIES, image_group
 from ndsm_jax.networks.tells import described, prior_mean, takes_condition, takes_told
 from ndsm_jax.networks.unet import UNet
 
-NETWORKS = {"mlp": ScoreMLP, "unet": UNet}
+NETWORKS = {"mlp": ScoreMLP, "unet": UNet, "adm": ADM, "dit": DiT}
 PRECONDITIONS: dict[str, Callable[..., Precondition]] = {
     "auto": fitting,
     "local": local,
@@ -44,12 +48,14 @@ PRECONDITIONS: dict[str, Callable[..., Precondition]] = {
 DTYPES = ("float32", "bfloat16")
 
 __all__ = [
+    "ADM",
     "DTYPES",
     "NETWORKS",
     "PRECONDITIONS",
     "SYMMETRIES",
     "Autoencoder",
     "DenoisingAutoencoder",
+    "DiT",
     "Edm",
     "EpsNet",
     "Local",

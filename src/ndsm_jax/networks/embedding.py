@@ -55,8 +55,8 @@ class ConditionEmbedding(nn.Module):
             if not self.classes or leaf.ndim != 1:
                 raise ValueError(
                     f"condition: integers of shape {list(leaf.shape)} for a network of"
-                    f" {self.classes} classes; give ScoreMLP or UNet classes=..., and each kind of"
-                    " label a leaf [N] of its own"
+                    f" {self.classes} classes; give the network classes=..., and each kind of label"
+                    " a leaf [N] of its own"
                 )
             row = jnp.where(leaf < 0, self.classes, leaf)
             return nn.Embed(self.classes + 1, self.size, embedding_init=unit)(row)
@@ -64,6 +64,38 @@ class ConditionEmbedding(nn.Module):
         says = jnp.isfinite(rows).all(axis=-1, keepdims=True)
         nothing = self.param(f"nothing_{rows.shape[-1]}", unit, (1, self.size))
         return jnp.where(says, nn.Dense(self.size)(jnp.where(says, rows, 0.0)), nothing)
+
+
+class TimeEmbedding(nn.Module):
+    """Times [n], and a condition or None, as features [n, 4 size] for every block of a network.
+
+    Gaussian Fourier features, dense, swish, dense; the condition is added, embedded, and then the
+    last swish (2105.05233, 2212.09748). In float32.
+
+    Attributes:
+      size, scale: of the Fourier features.
+      classes: see `ConditionEmbedding`.
+    """
+
+    size: int
+    scale: float
+    classes: int = 0
+
+    @nn.compact
+    def __call__(self, c: Array, condition: Any = None) -> Array:
+        time = nn.Dense(4 * self.size)(GaussianFourierFeatures(self.size, self.scale)(c))
+        time = nn.Dense(4 * self.size)(nn.swish(time))
+        if condition is not None:
+            time = time + ConditionEmbedding(4 * self.size, self.classes)(condition)
+        return nn.swish(time)
+
+
+def as_images(shape: tuple[int, int, int], y: Array, told: Array | None) -> Array:
+    """States [n, h w c m], and what a network is told of them, as images [n, h, w, channels]."""
+    images = y.reshape(y.shape[0], *shape[:2], -1)
+    if told is None:
+        return images
+    return jnp.concatenate([images, told.reshape(y.shape[0], *shape[:2], -1)], axis=-1)
 
 
 Features = Callable[[Array], Array]

@@ -23,6 +23,7 @@ class ScoreMLP(nn.Module):
         features of c are added, through a dense layer, to every hidden layer.
       time_scale: standard deviation of their frequencies.
       skip: hidden layers after the first are residual and normalised, for deep, wide networks.
+      dropout: rate after every hidden layer, where there is a key `dropout`.
       zero_output: whether the last layer starts at zero (right for a residual score).
       dtype: of the hidden layers' arithmetic, see the package.
       outputs: r; 0: that of what the network sees, d.
@@ -34,6 +35,7 @@ class ScoreMLP(nn.Module):
     time_features: int = 0
     time_scale: float = 1.0
     skip: bool = False
+    dropout: float = 0.0
     zero_output: bool = False
     dtype: Any = jnp.float32
     outputs: int = 0
@@ -55,13 +57,14 @@ class ScoreMLP(nn.Module):
         features = nn.gelu(jnp.sum(jnp.stack(parts), axis=0)) if parts else None
         full = jnp.result_type(y)  # float64 where that is enabled
         hidden = full if self.dtype == jnp.float32 else self.dtype
+        drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
         for layer in range(self.depth):
             dtype = hidden if layer else full
             inner = nn.LayerNorm(dtype=dtype)(x) if self.skip and layer else x
             inner = nn.Dense(self.width, dtype=dtype)(inner)
             if features is not None:
                 inner = inner + nn.Dense(self.width, use_bias=False, dtype=dtype)(features)
-            inner = nn.gelu(inner).astype(hidden)
+            inner = drop(nn.gelu(inner).astype(hidden))
             x = x + inner if self.skip and layer else inner
         zero = nn.initializers.zeros
         kernel_init = zero if self.zero_output else nn.initializers.lecun_normal()

@@ -70,22 +70,28 @@ class ScoreModel:
         seen, time = self.precondition.inputs(y, t)
         return seen if self.features is None else self.features(seen), time
 
-    def __call__(self, params: Any, y: Array, t: Array, condition: Any = None) -> Array:
+    def __call__(
+        self, params: Any, y: Array, t: Array, condition: Any = None, dropout: Array | None = None
+    ) -> Array:
         """Score: y [..., d], t [...], condition of [..., ...] -> [..., r].
 
         The condition is that of the frame, or what the network is told where it is told one, or
-        `conditions.Both`. Its leading axes may be 1 where those of y are more.
+        `conditions.Both`. Its leading axes may be 1 where those of y are more. With a key `dropout`
+        the network leaves out activations, in every call with states of this shape the same.
 
         Raises:
           ValueError: a network whose output has another size, or that is told a condition where
             none is given (where it is traced).
         """
         if self.group is None:
-            return self._score(params, y, t, condition)
+            return self._score(params, y, t, condition, dropout)
         of_all = jax.tree.map(lambda c: jnp.asarray(c)[None], condition)
-        return symmetrise(partial(self._score, params, condition=of_all), self.group)(y, t)
+        score = partial(self._score, params, condition=of_all, dropout=dropout)
+        return symmetrise(score, self.group)(y, t)
 
-    def _score(self, params: Any, y: Array, t: Array, condition: Any) -> Array:
+    def _score(
+        self, params: Any, y: Array, t: Array, condition: Any, dropout: Array | None
+    ) -> Array:
         flat, leading = y.reshape(-1, y.shape[-1]), y.ndim - 1
         seen, time = self.sees(flat, t.ravel())
 
@@ -95,6 +101,8 @@ class ScoreModel:
 
         of_frame, own = self._parts(jax.tree.map(row, condition))
         told = self._told(flat, of_frame)
+        if dropout is not None:
+            own["rngs"] = {"dropout": dropout}
         output = self.network.apply(params, seen, time, *told, **own)
         if output.size != len(flat) * self.outputs:  # one too narrow would broadcast
             needed = [len(flat), self.outputs]
@@ -120,14 +128,25 @@ class ScoreModel:
         tells = self.precondition.tells if self.tells is None else self.tells
         return () if tells is None else (tells(y, of_frame),)
 
-    def bind(self, params: Any, condition: Any = None) -> Partial:
+    def bind(self, params: Any, condition: Any = None, dropout: Array | None = None) -> Partial:
         """The score function of given parameters, itself a pytree.
 
         Where there is a condition it is given here or, as the samplers do, as third argument.
+        A key `dropout` is for training, of networks that leave out activations; all others ignore
+        it.
         """
         given = {} if condition is None else {"condition": condition}
+        if getattr(self.network, "dropout", 0.0) and dropout is not None:
+            given["dropout"] = dropout
         return Partial(_apply, self, params, **given)
 
 
-def _apply(model: ScoreModel, params: Any, y: Array, t: Array, condition: Any = None) -> Array:
-    return model(params, y, t, condition)
+def _apply(
+    model: ScoreModel,
+    params: Any,
+    y: Array,
+    t: Array,
+    condition: Any = None,
+    dropout: Array | None = None,
+) -> Array:
+    return model(params, y, t, condition, dropout)

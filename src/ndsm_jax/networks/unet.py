@@ -23,6 +23,7 @@ class Block(nn.Module):
 
     width: int
     strides: int = 1
+    dropout: float = 0.0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -33,7 +34,8 @@ class Block(nn.Module):
         x = nn.GroupNorm(num_groups=groups, dtype=self.dtype)(x)
         time = nn.Dense(2 * self.width, dtype=self.dtype)(time)[:, None, None, :]
         scale, shift = jnp.split(time, 2, axis=-1)
-        return nn.swish(x * (1 + scale) + shift)
+        drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
+        return drop(nn.swish(x * (1 + scale) + shift))
 
 
 class UNet(nn.Module):
@@ -50,6 +52,7 @@ class UNet(nn.Module):
       shape: (height, width, channels) of the image; d is their product.
       widths: channels of each level, from the finest.
       time_features, time_scale: size and frequency scale of the Gaussian Fourier features.
+      dropout: rate at the end of every block, where there is a key `dropout`.
       zero_output: whether the last layer starts at zero (right for a residual score).
       dtype: of the hidden layers' arithmetic, see the package.
       classes: of which a condition tells, see `ConditionEmbedding`.
@@ -59,6 +62,7 @@ class UNet(nn.Module):
     widths: tuple[int, ...] = (32, 64, 128, 256)
     time_features: int = 128
     time_scale: float = 4.0
+    dropout: float = 0.0
     zero_output: bool = False
     dtype: Any = jnp.float32
     classes: int = 0
@@ -79,7 +83,8 @@ class UNet(nn.Module):
             x = jnp.concatenate([x, told.reshape(n, *self.shape)], axis=-1)
         skips = []
         for level, width in enumerate(self.widths):
-            x = Block(width, strides=2 if level else 1, dtype=self.dtype)(x, time)
+            strides = 2 if level else 1
+            x = Block(width, strides, self.dropout, dtype=self.dtype)(x, time)
             skips.append(x)
         skips.pop()
         for width, skip in zip(self.widths[-2::-1], reversed(skips), strict=True):
@@ -87,7 +92,9 @@ class UNet(nn.Module):
                 x
             )  # narrow first, while the resolution is low
             x = jax.image.resize(x, skip.shape, "nearest")
-            x = Block(width, dtype=self.dtype)(jnp.concatenate([x, skip], axis=-1), time)
+            x = Block(width, 1, self.dropout, dtype=self.dtype)(
+                jnp.concatenate([x, skip], axis=-1), time
+            )
         zero = nn.initializers.zeros
         kernel_init = zero if self.zero_output else nn.initializers.lecun_normal()
         x = nn.Conv(self.shape[2], (3, 3), kernel_init=kernel_init, dtype=jnp.float32)(x)

@@ -17,7 +17,7 @@ STREAM_INIT, STREAM_STEPS, STREAM_HELD_OUT = 0, 1, 5
 STREAM_SAMPLES, STREAM_PRIOR, STREAM_PICTURE, STREAM_LIKELIHOOD = 2, 3, 4, 6
 STREAM_LABELS = 7
 # Streams folded into a step's key.
-STREAM_NOISE, STREAM_PROBES = range(2)
+STREAM_NOISE, STREAM_PROBES, STREAM_DROPOUT = range(3)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("params", "loss", "step"), meta_fields=())

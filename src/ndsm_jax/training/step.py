@@ -17,7 +17,13 @@ from ndsm_jax.conditions import dropped, joined
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.noising import NoisedBatch
 from ndsm_jax.optimisation import averaged, descend
-from ndsm_jax.training.state import STREAM_NOISE, STREAM_PROBES, STREAM_STEPS, TrainState
+from ndsm_jax.training.state import (
+    STREAM_DROPOUT,
+    STREAM_NOISE,
+    STREAM_PROBES,
+    STREAM_STEPS,
+    TrainState,
+)
 
 
 def train_step(
@@ -25,20 +31,25 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Array]]:
     """One step of 2405.15625, Algorithm 1, for any objective: (state, metrics) from noised data.
 
+    The key is that of the step. A network that leaves out activations leaves out the same ones in
+    all of the scores of a theta-update, so that their differences are of one network.
+
     The theta-update uses eps(t) of the state. For an objective with a control variate, the products
     of per-sample gradients, at the updated theta as in the paper, update it every
     `Estimator.period` steps, and give an estimate of one sample's gradient variance (NaN
-    otherwise).
+    otherwise); nothing is left out there.
     """
     model, control = experiment.model, experiment.control
     eps = control.eps(state.control, batch.t)
+    dropout = jax.random.fold_in(key, STREAM_DROPOUT)
 
-    def terms(params: Any, batch: NoisedBatch) -> tuple[Array, Array]:
-        loss, control = experiment.objective.terms(model.bind(params, batch.condition), batch)
+    def terms(params: Any, batch: NoisedBatch, dropout: Array | None = None) -> tuple[Array, Array]:
+        score = model.bind(params, batch.condition, dropout)
+        loss, control = experiment.objective.terms(score, batch)
         return loss, jnp.zeros_like(loss) if control is None else control
 
     def mean_loss(params: Any) -> Array:
-        loss, control = terms(params, batch)
+        loss, control = terms(params, batch, dropout)
         return jnp.mean(loss + eps * control)
 
     optimiser = experiment.optimiser
@@ -46,7 +57,8 @@ def train_step(
     ema = averaged(state.ema, done.params, optimiser.ema_decay, state.step)
 
     def update_control(_: None) -> tuple[Any, Array]:
-        products = experiment.estimator.products(key, terms, done.params, batch)
+        probes = jax.random.fold_in(key, STREAM_PROBES)
+        products = experiment.estimator.products(probes, terms, done.params, batch)
         return control.update(state.control, batch.t, products), products.gradient_variance(eps)
 
     control_state, variance = state.control, jnp.float32(jnp.nan)
@@ -170,8 +182,7 @@ def _step(
     root: Array, state: TrainState, experiment: Experiment, ahead: NoisedBatch, index: Array
 ) -> Any:
     batch = jax.tree.map(lambda x: x[index], ahead)
-    key = jax.random.fold_in(jax.random.fold_in(root, state.step), STREAM_PROBES)
-    return train_step(experiment, state, key, batch)
+    return train_step(experiment, state, jax.random.fold_in(root, state.step), batch)
 
 
 @partial(jax.jit, donate_argnums=1)
