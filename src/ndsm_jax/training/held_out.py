@@ -72,8 +72,9 @@ def make_look(
 ) -> Look:
     """Measures the average of a state's parameters on held-out data, and keeps the best.
 
-    The data are noised once, with keys of their own: looks differ in the parameters alone. As many
-    training items, noised with the same keys, give what the gap is measured from.
+    The data are noised once, as they are (not augmented), with keys of their own: looks differ in
+    the parameters alone. As many training items, noised with the same keys, give what the gap is
+    measured from.
 
     Args:
       experiment: its parts.
@@ -88,12 +89,13 @@ def make_look(
     """
     num = min(MINIBATCHES, minibatches_ahead(experiment, unseen, batch_size, MEMORY_MB))
     noise = make_noise(seed, stream=STREAM_HELD_OUT)
+    as_they_are = dataclasses.replace(experiment, augment=None)
 
     def rows(x: np.ndarray) -> np.ndarray:
         return np.resize(np.arange(len(x), dtype=np.int32), (num, batch_size))
 
     def noised(x: np.ndarray, condition: Any) -> NoisedBatch:
-        return noise(experiment, jnp.asarray(x), rows(x), 0, condition)
+        return noise(as_they_are, jnp.asarray(x), rows(x), 0, condition)
 
     batches = [noised(unseen, held.condition), noised(fitted, condition)]
     times = np.asarray(batches[0].t)
