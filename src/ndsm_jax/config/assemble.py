@@ -120,7 +120,7 @@ def build(
 
 
 def _augment(config: Config, shape: tuple[int, ...], frame: Frame) -> Augment | None:
-    if not config.data.flips:
+    if not config.data.flips or config.autoencoder.kind != "none":
         return None
     if len(shape) != 3:
         raise ValueError(

@@ -87,15 +87,15 @@ def make_look(
       held_out_loss_1, ... by parts of the training times, from the earliest; and kept_step, that of
       the best average.
     """
+    experiment = dataclasses.replace(experiment, augment=None)
     num = min(MINIBATCHES, minibatches_ahead(experiment, unseen, batch_size, MEMORY_MB))
     noise = make_noise(seed, stream=STREAM_HELD_OUT)
-    as_they_are = dataclasses.replace(experiment, augment=None)
 
     def rows(x: np.ndarray) -> np.ndarray:
         return np.resize(np.arange(len(x), dtype=np.int32), (num, batch_size))
 
     def noised(x: np.ndarray, condition: Any) -> NoisedBatch:
-        return noise(as_they_are, jnp.asarray(x), rows(x), 0, condition)
+        return noise(experiment, jnp.asarray(x), rows(x), 0, condition)
 
     batches = [noised(unseen, held.condition), noised(fitted, condition)]
     times = np.asarray(batches[0].t)
