@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gzip
 import hashlib
 import tarfile
 import warnings
@@ -14,7 +15,7 @@ import numpy as np
 
 from ndsm_jax.datasets.dataset import Raw, Samples
 from ndsm_jax.datasets.files import check_memory
-from ndsm_jax.datasets.idx import find_idx, parse_idx, read_bytes
+from ndsm_jax.datasets.idx import SURPLUS, find_idx, parse_idx, read_bytes
 
 IDX = {"train": "train", "test": "t10k"}
 """Split -> how the names of its two files begin, as MNIST's and those of Fashion-MNIST do."""
@@ -111,12 +112,6 @@ def read_binary(form: Binary, folder: Path) -> Raw:
     archive = folder / form.archive
     if archive.is_file():
         found, where = _members(archive, limits), archive
-        if _sha256(archive) != form.sha256:
-            warnings.warn(
-                f"{archive}: not the published archive (its SHA-256 differs); its files have the"
-                " right sizes.",
-                stacklevel=2,
-            )
     else:
         paths = {name: _find(folder, name) for name in names}
         found = {n: _content(path, limits[n]) for n, path in paths.items() if path is not None}
@@ -148,6 +143,12 @@ def read_binary(form: Binary, folder: Path) -> Raw:
             )
         images = pixels.reshape(-1, 3, form.side, form.side).transpose(0, 2, 3, 1)
         splits.append(Samples(np.ascontiguousarray(images), labels.astype(np.int64)))
+    if archive.is_file() and _sha256(archive) != form.sha256:
+        warnings.warn(
+            f"{archive}: not the published archive (its SHA-256 differs); its files have the right"
+            " sizes.",
+            stacklevel=4,  # the caller of `prepare`
+        )
     return Raw(train=splits[0], test=splits[1], source=form.source, class_names=classes)
 
 
@@ -168,12 +169,16 @@ def _members(archive: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
     """The wanted files of an archive, by name, each as far as its limit and one byte more."""
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for member in tar:
-                name = member.name.rpartition("/")[2]
-                stream = tar.extractfile(member) if member.isreg() and name in limits else None
-                if stream is not None:
-                    found[name] = stream.read(limits[name] + 1)
+        with gzip.open(archive) as unpacked:
+            with tarfile.open(fileobj=unpacked, mode="r:") as tar:
+                for member in tar:
+                    name = member.name.rpartition("/")[2]
+                    stream = tar.extractfile(member) if member.isreg() and name in limits else None
+                    if stream is not None:
+                        found[name] = stream.read(limits[name] + 1)
+            # At the end of the stream is its checksum, beyond where the archive ends.
+            if len(unpacked.read(SURPLUS)) == SURPLUS:
+                raise ValueError(f"{archive}: {SURPLUS:,} bytes after its end; fetch it again.")
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise ValueError(f"{archive}: damaged archive ({error}); fetch it again.") from error
     return found
