@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
+import socket
 import sys
 import tarfile
 from pathlib import Path
@@ -16,7 +18,8 @@ from ndsm_jax.datasets import Dataset, Samples, load
 from ndsm_jax.datasets.dataset import Raw
 from ndsm_jax.datasets.originals import CIFAR10, CIFAR100, Binary
 from ndsm_jax.datasets.preparing import original, prepare, write
-from tests.datasets.dataset_files import small_mnist, write_mnist
+from tests.datasets.dataset_files import small_mnist, sort_rows, write_mnist
+from tests.datasets.test_damage import mutated
 from tests.training.tiny_runs import run, tiny
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -65,7 +68,17 @@ def levels(x: np.ndarray, data: Dataset) -> np.ndarray:
 # --- CIFAR ---
 
 
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError(f"the network is asked: {args}")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
 @OTHER_ARCHIVE
+@pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("name", "form"), [("cifar10", CIFAR10), ("cifar100", CIFAR100)])
 def test_cifar_is_written_and_read(tmp_path: Path, name: str, form: Binary, packed: bool) -> None:
@@ -227,9 +240,8 @@ def test_a_folder_of_images_is_written_and_read(tmp_path: Path) -> None:
     assert data.shape == (64, 64, 3)
     assert data.train_labels is None
     found = np.concatenate([levels(data.train, data), levels(data.test, data)])
-    expected = np.stack([np.asarray(ImageOps.fit(image, (64, 64))) for image in several])
-    order, wanted = (np.lexsort(x.reshape(24, -1).T) for x in (found, expected))
-    np.testing.assert_array_equal(found[order], expected[wanted])
+    resized = np.stack([np.asarray(ImageOps.fit(image, (64, 64))) for image in several])
+    np.testing.assert_array_equal(*(sort_rows(x.reshape(24, -1)) for x in (found, resized)))
 
 
 def test_what_cannot_be_prepared(tmp_path: Path) -> None:
@@ -292,20 +304,28 @@ def test_versions_and_configurations(tmp_path: Path) -> None:
     assert len(load("tfds", dir=str(tmp_path), tfds="mine/small").train) == 20
 
 
-def test_damaged_sets_are_one_error(tmp_path: Path) -> None:
+def test_damaged_sets_are_one_error(tmp_path: Path, rng: np.random.Generator) -> None:
     folder = write(raw(), "mine", "1.0.0", tmp_path)
     records, info = folder / "mine-train.array_record-00000-of-00001", folder / "dataset_info.json"
     for path, content in (
         (records, records.read_bytes()[:900]),
         (records, b"x" * len(records.read_bytes())),
         (info, b"{"),
+        (info, info.read_bytes().replace(b'"20"', b'"2000000000000"')),
         (info, info.read_bytes().replace(b"array_record", b"tfrecord")),
         (folder / "features.json", b"{}"),
     ):
         whole = path.read_bytes()
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"mine/1\.0\.0.*(damaged|takes TensorFlow to read)"):
+        with pytest.raises(ValueError, match=r"mine/1\.0\.0.*(damaged|takes TensorFlow|memory)"):
             load("tfds", dir=str(tmp_path), tfds="mine")
+        path.write_bytes(whole)
+    for path in sorted(folder.iterdir()):
+        whole = path.read_bytes()
+        for _ in range(40):
+            path.write_bytes(mutated(whole, rng))
+            with contextlib.suppress(ValueError):
+                load("tfds", dir=str(tmp_path), tfds="mine")
         path.write_bytes(whole)
     assert load("tfds", dir=str(tmp_path), tfds="mine").shape == (4, 6, 3)
 
