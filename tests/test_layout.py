@@ -13,6 +13,7 @@ NUMERICS = (
     "integrators.py",
     "currents.py",
     "frames.py",
+    "augmentation.py",
     "columns.py",
     "table_frame.py",
     "derivatives.py",

@@ -13,6 +13,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from ndsm_jax import conditions, frames, noising
+from ndsm_jax.augmentation import Augment
 from ndsm_jax.clock import time_coordinate
 from ndsm_jax.conditions import Classes
 from ndsm_jax.control_variates import Constant, ControlVariate, Estimator, Optimal
@@ -47,7 +48,7 @@ from ndsm_jax.sampling import MultistepSDE, ReverseSDE, Sampler
         "sample_grid",
         "classes",
     ),
-    meta_fields=("objective", "estimator", "optimiser", "dropout"),
+    meta_fields=("objective", "estimator", "optimiser", "dropout", "augment"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
@@ -66,6 +67,8 @@ class Experiment:
       sample_grid: the times on which it does, [n + 1] from 0 to T.
       classes: what is known of the classes that the network is told, or None.
       dropout: share of the items of which training tells the network nothing (static).
+      augment: (key, prepared data [B, m]) -> what a visit in training sees of them, [B, m], such as
+        `augmentation.Mirrored`, or None; hashable (static).
     """
 
     process: Process
@@ -80,6 +83,7 @@ class Experiment:
     sample_grid: np.ndarray
     classes: Classes | None = None
     dropout: float = 0.0
+    augment: Augment | None = None
 
     def checked(self, what: str, condition: Any, num: int) -> Any:
         """What the network is told of `num` items, in its types: see `conditions.check`."""
@@ -129,6 +133,7 @@ def experiment(
     condition: Any = None,
     classes: Classes | None = None,
     dropout: float = 0.0,
+    augment: Augment | None = None,
 ) -> Experiment:
     """Puts an experiment together; everything but the process has a default.
 
@@ -155,6 +160,7 @@ def experiment(
       classes: of its labels, where they are all that it is told; see `conditioning.classes`. With
         them samples need no condition.
       dropout: share of the items of which training tells it nothing, for classifier-free guidance.
+      augment: of the training items at each visit, see `Experiment.augment`; by default none.
 
     Raises:
       ValueError: parts that do not go together: an objective or a sampler that cannot serve the
@@ -226,6 +232,7 @@ def experiment(
         sample_grid=np.asarray(sample_grid, np.float32),
         classes=classes,
         dropout=dropout,
+        augment=augment,
     )
 
 

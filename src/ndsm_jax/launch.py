@@ -121,7 +121,7 @@ class Restored:
 def load_data(config: Config) -> Dataset:
     """The data set of the config, checked (see `datasets.load` for the errors)."""
     options = dataclasses.asdict(config.data)
-    del options["frame"]
+    del options["frame"], options["flips"]
     return datasets.load(**options)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ndsm_jax.datasets import Raw, Samples, half_size, is_original, load, mnist, parse_idx
+from ndsm_jax.datasets import Raw, Samples, half_size, idx, is_original, load, mnist, parse_idx
 from tests.datasets.dataset_files import idx_bytes, small_mnist, sort_rows, write_mnist
 
 NOT_ORIGINAL = pytest.mark.filterwarnings("ignore:Not the original MNIST")
@@ -103,7 +103,7 @@ def test_a_bomb_is_read_no_further_than_its_header(
         path.write_bytes(gzip.compress(content, 1))
         with pytest.raises(ValueError, match=message):
             load("mnist", dir=str(tmp_path))
-    assert max(read) < 2 * mnist.SURPLUS
+    assert max(read) < 2 * idx.SURPLUS
 
 
 def test_rows_digest_is_of_rows_in_any_order() -> None:
@@ -172,19 +172,6 @@ def test_mnist_from_tensorflow_datasets(tmp_path: Path) -> None:
         ours = np.column_stack([np.rint((x + 1) * 127.5), labels])
         # The examples come back in another order, so compare sorted rows.
         np.testing.assert_array_equal(sort_rows(ours), sort_rows(expected))
-
-
-def test_fetch_joins_blocks() -> None:
-    class Source:
-        def __len__(self) -> int:
-            return 25
-
-        def __getitems__(self, keys: range) -> list[dict[str, np.ndarray]]:
-            return [{"image": np.full((2, 2, 1), k), "label": np.array(k % 3)} for k in keys]
-
-    x, labels = mnist._fetch(Source(), block=10)
-    np.testing.assert_array_equal(x[:, 0, 0, 0], np.arange(25))
-    np.testing.assert_array_equal(labels, np.arange(25) % 3)
 
 
 def test_mnist_without_any_source(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ VARIANTS = {
     "dropout": {"network": {"width": 8, "depth": 2, "time_features": 4, "dropout": 0.5}},
     "one mu, four noises": {"noising": {"steps": 24, "k": 1, "noises": 4}},
     "unet": {
-        "data": {"name": "digits", "num_train": 100, "num_test": 20},
+        "data": {"name": "digits", "num_train": 100, "num_test": 20, "flips": True},
         "network": {"name": "unet", "widths": (4, 8), "time_features": 4},
     },
 }

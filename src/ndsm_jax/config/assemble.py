@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from ndsm_jax import conditions, frames, noising, plugins
+from ndsm_jax.augmentation import Augment, Mirrored
 from ndsm_jax.clock import loss_weight, time_coordinate
 from ndsm_jax.conditions import Classes
 from ndsm_jax.config.effect import has_effect
@@ -118,7 +119,27 @@ def build(
         sample_grid=sample_grid,
         classes=parts.classes,
         dropout=0.0 if parts.classes is None else c.label_dropout,
+        augment=_augment(config, shape, frame),
     )
+
+
+def _augment(config: Config, shape: tuple[int, ...], frame: Frame) -> Augment | None:
+    if not config.data.flips or config.autoencoder.kind != "none":
+        return None
+    if len(shape) != 3:
+        raise ValueError(
+            f"data.flips mirrors images, and data.name={config.data.name!r} has items of shape"
+            f" {shape}; set it to false"
+        )
+    outer = frame.outer if isinstance(frame, frames.Chained) else frame
+    scales = outer.scale if isinstance(outer, frames.Standardised) else np.ones(1)
+    shifts = outer.shift if isinstance(outer, frames.Standardised) else np.ones(1)
+    if np.ptp(scales) or np.ptp(shifts) or isinstance(outer, frames.Angles):
+        raise ValueError(
+            f"data.flips: with data.frame={config.data.frame!r} a pixel has a scale of its own, and"
+            " its mirror image another; set data.frame to shared, or data.flips to false"
+        )
+    return Mirrored(shape=shape)
 
 
 def _process_and_frame(config: Config, parts: Parts) -> tuple[Process, Frame]:

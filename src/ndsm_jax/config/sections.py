@@ -68,7 +68,15 @@ def _objectives(*noising: str) -> When:
 
 
 FILES: When = {
-    "data.name": ("array", "folder", "table", "mnist", "approx_c2_mnist", "mnist_orientations")
+    "data.name": (
+        "array",
+        "folder",
+        "table",
+        "tfds",
+        "mnist",
+        "approx_c2_mnist",
+        "mnist_orientations",
+    )
 }
 TABLE: When = {"data.name": ("table",)}
 WITHOUT_KERNEL: When = {"process.name": (*NONLINEAR, PLUGIN)}
@@ -105,7 +113,17 @@ class DataConfig(Section):
     options: str = option(
         "", "of a data set of your own: name=value, with commas between", when=_own("data.name")
     )
-    dir: str = option("", "folder or file of MNIST, array, table and folder data", when=FILES)
+    dir: str = option(
+        "",
+        "folder or file of MNIST, array, table and folder data; of tfds the data folder, by default"
+        " that of tensorflow-datasets",
+        when=FILES,
+    )
+    tfds: str = option(
+        "",
+        "name of a prepared set of images, such as cifar10 (experiments/prepare.py, docs/data.md)",
+        when={"data.name": ("tfds",)},
+    )
     columns: str = option(
         "",
         "of a table: name=word, with commas between; numeric, integer or categorical, standardised"
@@ -134,13 +152,13 @@ class DataConfig(Section):
         "share held out when the data have no test split",
         above=0,
         high=0.9,
-        when={"data.name": ("digits", "array", "folder", "table", PLUGIN)},
+        when={"data.name": ("digits", "array", "folder", "table", "tfds", PLUGIN)},
     )
     image_size: int = option(
         0,
-        "side to which a folder's images are resized; 0: as they are",
+        "side to which the middle of images of folder and tfds is resized; 0: as they are",
         low=0,
-        when={"data.name": ("folder",)},
+        when={"data.name": ("folder", "tfds")},
     )
     channels: int = option(
         1,
@@ -164,6 +182,12 @@ class DataConfig(Section):
         "of arrays of images [N, a, b, c]; auto: as their shape tells, or else an error",
         choices=LAYOUTS,
         when={"data.name": ("array", PLUGIN)},
+    )
+    flips: bool = option(
+        False,
+        "show the training an image mirrored left to right in half of the visits; held-out losses"
+        " and likelihoods see it as it is",
+        when={"autoencoder.kind": ("none",)},
     )
     seed: int = option(0, "of toy data, splits and subsets", low=0)
 

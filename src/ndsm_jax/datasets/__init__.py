@@ -15,8 +15,9 @@ from ndsm_jax.datasets.dataset import (
     stratified_order,
     validate,
 )
+from ndsm_jax.datasets.idx import parse_idx
 from ndsm_jax.datasets.load import DATASETS, load
-from ndsm_jax.datasets.mnist import NUM_DIGITS, half_size, is_original, parse_idx, upside_down
+from ndsm_jax.datasets.mnist import NUM_DIGITS, half_size, is_original, upside_down
 from ndsm_jax.datasets.supports import support_distance
 from ndsm_jax.datasets.toys import TOYS
 

@@ -108,6 +108,7 @@ class Raw(NamedTuple):
     source: str = ""
     value_range: tuple[float, float] | None = None
     columns: tuple[Column, ...] = ()
+    class_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +127,7 @@ class Options:
     background: str = "white"
     all_frames: bool = False
     layout: str = "auto"
+    tfds: str = ""
 
     def __post_init__(self) -> None:
         for option, count in (("num_train", self.num_train), ("num_test", self.num_test)):

@@ -290,11 +290,23 @@ class _Reader:
         return image.convert("L" if self.options.channels == 1 else "RGB")
 
     def _pixels(self, image: Any, path: Path) -> np.ndarray:
-        from PIL import ImageOps
-
-        side = self.options.image_size
-        pixels = np.asarray(ImageOps.fit(image, (side, side)) if side else image)
+        pixels = _resized(image, self.options.image_size)
         return pixels.reshape(*pixels.shape[:2], self.options.channels)
+
+
+def fitted(pixels: np.ndarray, side: int) -> np.ndarray:
+    """The middle of an image uint8 [H, W, C], resized to [side, side, C]."""
+    from PIL import Image
+
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    return _resized(image, side).reshape(side, side, pixels.shape[-1])
+
+
+def _resized(image: Any, side: int) -> np.ndarray:
+    """An image's pixels, of its middle in a square of a side; 0: as they are."""
+    from PIL import ImageOps
+
+    return np.asarray(ImageOps.fit(image, (side, side)) if side else image)
 
 
 class _Refused(ValueError):

@@ -20,6 +20,7 @@ from ndsm_jax.datasets.files import array
 from ndsm_jax.datasets.images import folder
 from ndsm_jax.datasets.mnist import approx_c2_mnist, mnist, mnist_orientations
 from ndsm_jax.datasets.own import own, short_name
+from ndsm_jax.datasets.prepared import tfds as prepared
 from ndsm_jax.datasets.shapes import colour_shapes
 from ndsm_jax.datasets.tables import table
 from ndsm_jax.datasets.toys import TOYS, torsion, torsion_angles, toy
@@ -34,6 +35,7 @@ DATASETS: dict[str, Loader] = {
     "mnist": mnist,
     "approx_c2_mnist": approx_c2_mnist,
     "mnist_orientations": mnist_orientations,
+    "tfds": prepared,
     "array": array,
     "folder": folder,
     "table": table,
@@ -58,6 +60,7 @@ def load(
     background: str = "white",
     all_frames: bool = False,
     layout: str = "auto",
+    tfds: str = "",
 ) -> Dataset:
     """Load a data set by name. The result depends on the arguments and the files alone.
 
@@ -66,7 +69,8 @@ def load(
         returns the data (see `own.own`).
       dir: for `mnist` and the data made of it the folder with the IDX files, or the data folder of
         tensorflow-datasets ("" for its default); for `array` a .npy or .npz file; for `table` a
-        file that `tables.read` takes; for `folder` a folder of images.
+        file that `tables.read` takes; for `folder` a folder of images; for `tfds` the data
+        folder of tensorflow-datasets, too.
       num_train: size of the training set; 0 means all (toys: 10,000). A smaller set is a seeded
         subset, stratified when labelled; with one seed, smaller subsets lie in larger ones.
       num_test: the same for the held-out set.
@@ -74,7 +78,8 @@ def load(
       seed: seeds the toys, the sizes of `approx_c2_mnist`, the split and the subsets; also given to
         a user's function with a parameter of this name.
       channels: 1 (grey) or 3 (RGB), for `folder`.
-      image_size: side in pixels to which `folder` centre-crops and resizes; 0 keeps the size.
+      image_size: side in pixels to which `folder` and `tfds` centre-crop and resize; 0 keeps the
+        size.
       options: keyword arguments of a user's function, such as `force=3.0,steps=10`.
       columns: of a table, such as `target=categorical,id=drop`, see `tables.read`.
       header: of a table, whether its first row has the names.
@@ -82,6 +87,8 @@ def load(
       all_frames: whether `folder` takes all frames of an animation or pages of a file as items.
       layout: of images [N, a, b, c] of `array` and a user's function: channels_last,
         channels_first, or auto, where their shape tells.
+      tfds: of `tfds` the name of a set that tensorflow-datasets or `preparing.prepare` has
+        written as array_record, such as cifar10.
 
     Raises:
       ValueError: unknown name, option out of range, unusable data (see `validate`), damaged file,
@@ -101,6 +108,7 @@ def load(
         background=background,
         all_frames=all_frames,
         layout=layout,
+        tfds=tfds,
     )
     if plugins.is_plugin(name):
         raw = own(name, options, seed)
@@ -122,7 +130,7 @@ def load(
         train = forms.usual(train, layout=layout, what=f"{name} data")
         if test is not None:
             test = forms.usual(test, layout=layout, what=f"{name} test data")
-    class_names: tuple[str, ...] = ()
+    class_names = raw.class_names
     dataset.validate(train, what=f"{name} data", missing=bool(raw.columns))
     if test is not None:
         dataset.validate(test, what=f"{name} test data")

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import math
 import warnings
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ndsm_jax.datasets.dataset import TEST_SIZE, TRAIN_SIZE, Dataset, Options, Raw, Samples
-from ndsm_jax.datasets.files import STATE_BYTES, check_memory
+from ndsm_jax.datasets.idx import find_idx, parse_idx, read_bytes
+from ndsm_jax.datasets.prepared import data_folder, prepared_folder, read
 
 NUM_DIGITS = 10
-
-SURPLUS = 1 << 20
-"""Bytes beyond the end of an IDX file that are still counted."""
 
 _MNIST_SOURCE = "MNIST (LeCun, Bottou, Bengio and Haffner 1998), CC BY-SA 3.0"
 
@@ -53,60 +47,6 @@ def is_original(dataset: Dataset) -> bool:
     return dataset.name == "mnist" and dataset.source.startswith(_MNIST_SOURCE)
 
 
-def parse_idx(content: bytes, *, name: str) -> np.ndarray:
-    """Decode an IDX file of unsigned bytes: 0, 0, 8, rank, big-endian uint32 sizes, values.
-
-    Args:
-      content: the decompressed file.
-      name: how to name the file in messages.
-
-    Returns: uint8 array of the shape in the header (read-only).
-
-    Raises:
-      ValueError: wrong magic number, truncated content, or bytes after the end.
-    """
-    shape = _idx_shape(content)
-    if shape is None:
-        raise ValueError(
-            f"{name}: not an IDX file of unsigned bytes (header {content[:4].hex(' ')})."
-        )
-    start = 4 + 4 * len(shape)
-    missing = start + math.prod(shape) - len(content)
-    if missing:
-        problem = (
-            f"truncated: {missing} bytes missing" if missing > 0 else f"{-missing} bytes too long"
-        )
-        raise ValueError(f"{name}: {problem} for IDX shape {shape}; fetch the file again.")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
-
-
-def _read_bytes(path: Path) -> bytes:
-    """The content of a file, decompressed if it is gzip (by its content: names are often wrong).
-
-    No more of it than an IDX header announces, and `SURPLUS`: a few bytes may inflate to terabytes.
-    """
-    with path.open("rb") as file:
-        zipped = file.read(2) == b"\x1f\x8b"
-    try:
-        with gzip.open(path) if zipped else path.open("rb") as stream:
-            content = stream.read(4)
-            if len(content) == 4:
-                content += stream.read(4 * content[3])
-            wanted = math.prod(_idx_shape(content) or [0]) + SURPLUS
-            check_memory(wanted * (1 + STATE_BYTES), str(path))
-            return content + stream.read(wanted)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: corrupted gzip ({error}); fetch the file again.") from error
-
-
-def _idx_shape(content: bytes) -> list[int] | None:
-    """The shape in an IDX header, or None where there is no such header."""
-    rank = content[3] if len(content) >= 4 else 0
-    if content[:3] != b"\x00\x00\x08" or rank == 0 or len(content) < 4 + 4 * rank:
-        return None
-    return [int(size) for size in np.frombuffer(content, ">u4", count=rank, offset=4)]
-
-
 def mnist(options: Options) -> Raw:
     root = Path(options.dir).expanduser()
     if not options.dir or (root / "mnist").is_dir():
@@ -114,22 +54,11 @@ def mnist(options: Options) -> Raw:
     return _mnist_from_idx(root)
 
 
-def _find_idx(root: Path, stem: str) -> Path:
-    names = [s + suffix for s in (stem, stem.replace("-idx", ".idx")) for suffix in ("", ".gz")]
-    for name in names:
-        if (root / name).is_file():
-            return root / name
-    raise FileNotFoundError(
-        f"data.dir={str(root)!r} has no {' or '.join(names)}; "
-        "set data.dir to a folder with all four MNIST files."
-    )
-
-
 def _mnist_from_idx(root: Path) -> Raw:
     arrays, altered = {}, []
     for stem, sha256 in _MNIST_SHA256.items():
-        path = _find_idx(root, stem)
-        content = _read_bytes(path)
+        path = find_idx(root, stem)
+        content = read_bytes(path)
         arrays[stem] = array = parse_idx(content, name=str(path))
         if array.ndim != (3 if "images" in stem else 1):
             raise ValueError(
@@ -148,21 +77,18 @@ def _mnist_from_idx(root: Path) -> Raw:
 
 def _mnist_from_tfds(data_dir: str) -> Raw:
     """MNIST as prepared by tensorflow-datasets, read without TensorFlow and without a download."""
+    root = data_folder(data_dir)
     try:
-        import tensorflow_datasets as tfds
-
-        train, test = tfds.data_source(
-            "mnist", split=["train", "test"], data_dir=data_dir or None, download=False
-        )
-    # What `data_source` raises for data that are absent, or prepared as TFRecord.
-    except (ImportError, KeyError, AssertionError, NotImplementedError) as error:
+        raw = read(prepared_folder("mnist", root))
+    except FileNotFoundError as error:
         raise FileNotFoundError(
             "MNIST not found. Set data.dir to a folder with its four IDX files (plain or gzip), or "
-            "prepare 'mnist' of tensorflow-datasets with file_format='array_record' and leave "
-            f"data.dir empty or set it to that data folder ({type(error).__name__} in "
-            "tensorflow_datasets)."
+            "prepare 'mnist' of tensorflow-datasets with file_format='array_record', or by "
+            "experiments/prepare.py, and leave data.dir empty or set it to that data folder."
         ) from error
-    splits = {"train": _fetch(train), "test": _fetch(test)}
+    if raw.test is None:
+        raise ValueError(f"{root}/mnist: no test split; prepare MNIST with both.")
+    splits = {"train": raw.train, "test": raw.test}
     altered = [name for name, rows in splits.items() if rows_digest(rows) != _MNIST_ROWS[name]]
     if altered:
         _warn(f"of tensorflow-datasets, the split {' and '.join(altered)}")
@@ -173,17 +99,6 @@ def _mnist_from_tfds(data_dir: str) -> Raw:
 def _warn(altered: str) -> None:
     message = f"Not the original MNIST (SHA-256 of the content differs): {altered}."
     warnings.warn(message, stacklevel=5)  # the caller of `load`
-
-
-def _fetch(source: Any, block: int = 1000) -> Samples:
-    """All of a random-access data source, in blocks: item by item is about four times slower."""
-    records = [
-        record
-        for start in range(0, len(source), block)
-        for record in source.__getitems__(range(start, min(start + block, len(source))))
-    ]
-    images = np.stack([record["image"] for record in records])
-    return Samples(images, np.array([record["label"] for record in records]))
 
 
 def half_size(images: np.ndarray) -> np.ndarray:

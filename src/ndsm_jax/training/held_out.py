@@ -72,8 +72,9 @@ def make_look(
 ) -> Look:
     """Measures the average of a state's parameters on held-out data, and keeps the best.
 
-    The data are noised once, with keys of their own: looks differ in the parameters alone. As many
-    training items, noised with the same keys, give what the gap is measured from.
+    The data are noised once, as they are (not augmented), with keys of their own: looks differ in
+    the parameters alone. As many training items, noised with the same keys, give what the gap is
+    measured from.
 
     Args:
       experiment: its parts.
@@ -86,6 +87,7 @@ def make_look(
       held_out_loss_1, ... by parts of the training times, from the earliest; and kept_step, that of
       the best average.
     """
+    experiment = dataclasses.replace(experiment, augment=None)
     num = min(MINIBATCHES, minibatches_ahead(experiment, unseen, batch_size, MEMORY_MB))
     noise = make_noise(seed, stream=STREAM_HELD_OUT)
 

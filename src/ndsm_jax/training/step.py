@@ -97,9 +97,12 @@ MAX_AHEAD = 64
 def noised(experiment: Experiment, key: Array, x: Array, condition: Any = None) -> NoisedBatch:
     """Prepared data [B, m], entered into their frame and noised: `NoisedBatch`, [B, k] states.
 
-    With the condition [B, ...] that the network is told, of a share `Experiment.dropout` of the
-    items nothing.
+    They are augmented first, if the experiment does. With the condition [B, ...] that the network
+    is told, of a share `Experiment.dropout` of the items nothing.
     """
+    if experiment.augment is not None:
+        key, augment_key = jax.random.split(key)
+        x = experiment.augment(augment_key, x)
     # A frame that draws nothing leaves the key to the noise.
     frame_key, key = jax.random.split(key) if experiment.frame.random else (key, key)
     y, of_frame = experiment.frame.enter(frame_key, x)

@@ -206,6 +206,8 @@ def default_run(
         unseen = None if held_out is None else held_out.condition
         told = [fingerprint(condition), fingerprint(unseen), experiment.dropout]
         facts["condition"] = told
+    if experiment.augment is not None:
+        facts["augment"] = fingerprint(experiment.augment)
     return Run(folder=pathlib.Path(folder), facts=facts)
 
 
