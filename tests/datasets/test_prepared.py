@@ -241,7 +241,8 @@ def test_a_folder_of_images_is_written_and_read(tmp_path: Path) -> None:
     assert data.train_labels is None
     found = np.concatenate([levels(data.train, data), levels(data.test, data)])
     resized = np.stack([np.asarray(ImageOps.fit(image, (64, 64))) for image in several])
-    np.testing.assert_array_equal(*(sort_rows(x.reshape(24, -1)) for x in (found, resized)))
+    found, resized = (sort_rows(x.reshape(24, -1)) for x in (found, resized))
+    np.testing.assert_array_equal(found, resized)
 
 
 def test_what_cannot_be_prepared(tmp_path: Path) -> None:
