@@ -261,6 +261,7 @@ def test_suite_finds_copies_missing_modes_and_divergence(rng):
     result = evaluation.evaluate(samples, dataset.test, dataset, max_points=300)
     metrics, modes = result["metrics"], result["modes"]
     assert metrics["memorised_fraction"]["value"] == 1
+    assert metrics["neighbour_ratio"]["value"] < 1e-3 < metrics["neighbour_ratio"]["floor"]
     assert metrics["memorised_fraction"]["floor"] < 0.5
     assert metrics["nearest_train"]["value"] == 0
     assert metrics["finite_fraction"]["value"] == pytest.approx(len(copies) / len(samples))

@@ -40,7 +40,8 @@ def test_report_of_data_without_labels(tmp_path, rng):
     assert table[1 + len(result.metrics)] == ""
     (at,) = (i for i, line in enumerate(table) if line.split()[:3] == ["agreement:", "0", "labels"])
     assert table[at + 1].split()[0] == "component"
-    assert table[at + 2 :] in ([], ["", report.made_worse(result.metrics)])
+    said = report.made_worse(result.metrics), report.copied(result.metrics, result.compared)
+    assert [line for line in table[at + 2 :] if line] == [sentence for sentence in said if sentence]
     assert "where they started" in result.report_path.read_text()
     _check_likelihood(result, table)
 
@@ -109,6 +110,16 @@ def test_what_training_made_worse_is_said_in_a_sentence():
     assert report.made_worse(digits) == f"{expected} prior 0.752)."
     rings = {"recall": {"value": 0.9888, "floor": 0.991, "prior": 0.9994, "better": "higher"}}
     assert report.made_worse(rings) == ""
+
+
+def test_copies_are_told_in_a_sentence():
+    """By three standard errors of two shares of 400: 0.10 and 0.05 are 2.7 apart, 0.11 and 0.05
+    3.1."""
+    for share, told in ((0.10, False), (0.11, True)):
+        metrics = {"memorised_fraction": {"value": share, "floor": 0.05}}
+        assert ("11% of the samples are nearly copies" in report.copied(metrics, 400)) == told
+        assert bool(report.copied(metrics, 400)) == told
+    assert report.copied({"memorised_fraction": {"value": None, "floor": 0.1}}, 400) == ""
 
 
 def test_missing_run_is_one_clear_error(tmp_path):
@@ -309,11 +320,13 @@ def test_tile_places_images_row_by_row():
     assert (canvas[4:6, 1:3] == 0.5).all()
 
 
-def test_the_page_has_no_picture_that_a_run_may_lack_unnoticed():
-    """What the template asks for is of every run, or of `SOME_PICTURES`, which default to none."""
+def test_the_page_shows_no_picture_that_a_run_may_lack():
+    """Each is asked for before it is shown."""
     page = (pathlib.Path(report.__file__).parent / "report.html").read_text()
-    asked = set(re.findall(r"pictures\.(\w+)", page))
-    assert asked == {"samples", "modes", "curves", *report.SOME_PICTURES}
+    shown = re.findall(r'src="{{ pictures\.(\w+) }}"', page)
+    assert {"samples", "modes", "curves", "levels"} <= set(shown)
+    for name in shown:
+        assert page.index(f"{{% if pictures.{name} %}}") < page.index(f'src="{{{{ pictures.{name}')
 
 
 def test_curves_leave_out_what_was_not_measured():

@@ -69,3 +69,15 @@ def is_memorised(distance: Array, index: Array, train: Array) -> Array:
     # The first neighbour of a training item is itself.
     spacing = NearestNeighbors(n_neighbors=2).fit(train).kneighbors(train[used])[0][:, 1]
     return distance < 0.5 * spacing[inverse]
+
+
+def neighbour_ratios(x: Array, train: Array) -> Array:
+    """Distance to the nearest training item over that to the second nearest, of each x: [n].
+
+    Near 0 for a copy of one item, near 1 where no item stands out (cf. the ratio test of
+    Yoon et al. 2023); 1 where both are 0.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    first, second = NearestNeighbors(n_neighbors=2).fit(train).kneighbors(x)[0].T
+    return np.divide(first, second, out=np.ones_like(first), where=second > 0)

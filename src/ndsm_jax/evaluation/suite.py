@@ -22,6 +22,7 @@ from ndsm_jax.evaluation.features import frechet_distance
 from ndsm_jax.evaluation.neighbours import (
     is_memorised,
     nearest_distances,
+    neighbour_ratios,
     precision_recall_density_coverage,
 )
 from ndsm_jax.evaluation.reference import Summary, summarise
@@ -53,6 +54,10 @@ METRICS: dict[str, tuple[str, str]] = {
     "nearest_train_q50": ("target", "median of that distance"),
     "nearest_train_q90": ("target", "90 % quantile of that distance"),
     "nearest_train_ratio": ("target", "nearest_train over its floor (held-out items)"),
+    "neighbour_ratio": (
+        "target",
+        "distance to the nearest training item over that to the second, mean; 0: copies",
+    ),
     "memorised_fraction": (
         "target",
         "share nearer to a training item than half its distance to the next training item",
@@ -87,8 +92,9 @@ def evaluate(
 
     - value: the samples;
     - floor: real training items in their place, what a perfect model would get. For the distances
-      to the training set (nearest_train, memorised_fraction) it is the held-out items; for mode_tv
-      the expected total variation of as many independent draws from the data's own fractions.
+      to the training set (nearest_train, neighbour_ratio, memorised_fraction) it is the held-out
+      items; for mode_tv the expected total variation of as many independent draws from the data's
+      own fractions.
       The Frechet distance is to the held-out items here, while `fid_report` has the usual one, to
       the training split. Its floor contains that the classifier was fitted to these very items.
     - prior: samples of the prior, what a model that learnt nothing gets.
@@ -276,6 +282,7 @@ def _against_training(x: Array, train: Array) -> dict[str, float]:
         "nearest_train_q10": float(q10),
         "nearest_train_q50": float(q50),
         "nearest_train_q90": float(q90),
+        "neighbour_ratio": float(neighbour_ratios(x, train).mean()),
         "memorised_fraction": float(np.mean(is_memorised(distance, index, train))),
     }
 

@@ -72,6 +72,7 @@ class Evaluation:
     """
 
     metrics: Mapping[str, Mapping[str, Any]]
+    compared: int
     conditioning: Mapping[str, Any] | None
     labels: Mapping[str, Any] | None
     likelihood: Mapping[str, Any] | None
@@ -83,7 +84,8 @@ class Evaluation:
         """The metrics as aligned text, each beside its real-against-real floor and the prior's.
 
         Below them the likelihood of held-out items, and the agreement of samples with where they
-        started, if they were measured; last what training made worse, see `made_worse`.
+        started, if they were measured; last what training made worse, and whether samples are
+        copies, see `made_worse` and `copied`.
         """
         parts = [metrics_table(self.metrics)]
         if likely := _likelihood_rows(self.likelihood):
@@ -100,7 +102,8 @@ class Evaluation:
                 for name, row in self.conditioning["agreement"].items()
             ]
             parts.append(aligned(shares))
-        return "\n\n".join(filter(None, [*parts, made_worse(self.metrics)]))
+        said = made_worse(self.metrics), copied(self.metrics, self.compared)
+        return "\n\n".join(filter(None, [*parts, *said]))
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
@@ -132,6 +135,24 @@ def made_worse(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     if not worse:
         return ""
     return f"Training made it worse: the prior alone is nearer to the data in {', '.join(worse)}."
+
+
+def copied(metrics: Mapping[str, Mapping[str, Any]], compared: int) -> str:
+    """Whether more samples are near copies of training items than held-out items are: a sentence.
+
+    '' unless there are more by three standard errors of the difference, of `compared` points each.
+    """
+    m = metrics["memorised_fraction"]
+    value, floor = m["value"], m["floor"]
+    if value is None or floor is None:
+        return ""
+    both = 0.5 * (value + floor)
+    if value - floor <= 3 * (2 * both * (1 - both) / compared) ** 0.5:
+        return ""
+    return (
+        f"{value:.0%} of the samples are nearly copies of training items, of held-out items"
+        f" {floor:.0%}: fewer steps (train.select=held_out) or more data help."
+    )
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> str:
@@ -255,6 +276,7 @@ def _evaluated(
     replace_file(report_path, page.encode(errors="surrogateescape"))
     return Evaluation(
         metrics=result["metrics"],
+        compared=result["counts"]["compared"],
         conditioning=result.get("conditioning"),
         labels=result.get("labels"),
         likelihood=result.get("likelihood"),
@@ -426,7 +448,10 @@ def _page(
         title=f"{config.data.name}: {config.process.name} + {config.objective.name}",
         facts=facts,
         metrics=rows,
-        made_worse=made_worse(result["metrics"]),
+        said=[
+            made_worse(result["metrics"]),
+            copied(result["metrics"], result["counts"]["compared"]),
+        ],
         conditioning=result.get("conditioning"),
         agreement=[
             {"name": name, "what": row["what"]}
