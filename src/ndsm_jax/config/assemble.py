@@ -470,9 +470,9 @@ def _optimiser(config: Config) -> Optimiser:
             f"optimizer.warmup_steps={c.warmup_steps} is not less than the {updates} optimiser"
             " updates of train.steps; lower it"
         )
-    decays = has_effect(config, "optimizer.weight_decay")
-    numbers = {**vars(c), "weight_decay": c.weight_decay if decays else 0.0}
-    return make_optimiser(**numbers, steps=config.train.steps)
+    read = {key: value for key, value in vars(c).items() if has_effect(config, f"optimizer.{key}")}
+    steps = config.train.steps if c.schedule == "cosine" else 0
+    return make_optimiser(**read, steps=steps)
 
 
 def _sampler(config: Config) -> Sampler:
