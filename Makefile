@@ -12,7 +12,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(HOME)/.cache/ndsm_jax/xla
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo gm2d test test-all lint format constraints clean
+.PHONY: help demo gm2d test test-all fuzz lint format constraints clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: .venv/.stamp ## Run the tests but the slow ones
 
 test-all: .venv/.stamp ## Run all tests
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+
+fuzz: .venv/.stamp ## Try thousands of bad inputs, and count them
+	NDSM_FUZZ=long $(BIN)/python -m pytest tests/fuzz
 
 lint: .venv/.stamp ## Check style (ruff) and types (mypy)
 	$(BIN)/ruff check .

@@ -183,7 +183,7 @@ def test_labelled_subset_is_stratified_seeded_and_nested(per_class):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labels": np.array([0])}, "2 items with 1 labels"),
+        ({"labels": np.array([0])}, "labels=.* n = 2"),
         ({"labels": np.array([0, 5])}, "labels from 0 to 5"),
         ({"prior_count": 0.0}, "prior_count=0.0"),
     ],
@@ -196,5 +196,5 @@ def test_unusable_labels_are_refused(options, message):
 
 @pytest.mark.parametrize("label", [-1, 2])
 def test_unknown_class_is_refused(label):
-    with pytest.raises(ValueError, match=f"class {label}: the data have 2 classes"):
+    with pytest.raises(ValueError, match=f"(class |label=){label}:"):
         conditioning.class_log_weights(PRIOR, np.full((2, 2), 0.5), label)

@@ -338,7 +338,7 @@ def test_what_cannot_be_guided_is_refused():
         draw(sampler=Twisted(sampler=SDE, measurement=HALF), components=np.zeros(4, np.int32))
     with pytest.raises(ValueError, match="3 rows for 4 samples"):
         draw(sampler=both(sampler=SDE, measurement=measurements.given(np.zeros((3, 2)))))
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match="repeats=0"):
         Replacement(sampler=SDE, measurement=HALF, repeats=0)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "src" / "ndsm_jax"
 NUMERICS = (
+    "checks.py",
     "arrays.py",
     "linear_maps.py",
     "clock.py",

@@ -356,8 +356,8 @@ def test_a_density_up_to_a_constant_is_refused_and_the_remedy_works():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"y": np.zeros((3, 5))}, r"finite states \[n, 2\]"),
-        ({"y": np.full((3, 2), np.nan)}, r"finite states"),
+        ({"y": np.zeros((3, 5))}, "y=.* d = 2"),
+        ({"y": np.full((3, 2), np.nan)}, r"y=.* not finite"),
         ({"condition": np.zeros(4)}, r"4 rows for 3 states"),
         ({"chunk": 0}, r"chunk=0"),
     ],

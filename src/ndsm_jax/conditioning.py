@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax.checks import COUNT, POSITIVE, SEEDS, arguments, whole
 from ndsm_jax.conditions import Classes
 from ndsm_jax.datasets import Dataset, stratified_order
 from ndsm_jax.references import GaussianMixture
@@ -33,11 +34,13 @@ def _most_likely(prior: GaussianMixture, x: Array) -> Array:
     return jax.lax.map(prior.most_likely, x, batch_size=CHUNK)
 
 
+@arguments(prior=GaussianMixture, x="finite numbers [n, d]")
 def most_likely_component(prior: GaussianMixture, x: np.ndarray) -> np.ndarray:
     """`GaussianMixture.most_likely` of many items, in chunks: [n, d] -> int [n]."""
     return np.asarray(_most_likely(prior, jnp.asarray(x, jnp.float32)))
 
 
+@arguments(labels="integers [N]", per_class=COUNT, seed=SEEDS)
 def labelled_subset(labels: np.ndarray, *, per_class: int, seed: int) -> np.ndarray:
     """Indices of the few items whose labels are used, `per_class` for each class on average.
 
@@ -49,6 +52,13 @@ def labelled_subset(labels: np.ndarray, *, per_class: int, seed: int) -> np.ndar
     return stratified_order(np.random.default_rng(seed), labels)[:num]
 
 
+@arguments(
+    prior=GaussianMixture,
+    x="finite numbers [n, d]",
+    labels="integers [n]",
+    num_classes=COUNT,
+    prior_count=POSITIVE,
+)
 def class_table(
     prior: GaussianMixture,
     x: np.ndarray,
@@ -78,13 +88,12 @@ def class_table(
             f"class_table: labels from {labels.min()} to {labels.max()}; with num_classes="
             f"{num_classes} they go from 0 to {num_classes - 1}"
         )
-    if prior_count <= 0:
-        raise ValueError(f"class_table: prior_count={prior_count} must be positive")
     r = np.asarray(_responsibilities(prior, jnp.asarray(x, jnp.float32)), np.float64)
     counts = prior_count / num_classes + r.T @ np.eye(num_classes)[labels]
     return counts / counts.sum(axis=1, keepdims=True)
 
 
+@arguments(prior=GaussianMixture, dataset=Dataset, per_class=COUNT, seed=SEEDS)
 def sparse_class_table(
     prior: GaussianMixture, dataset: Dataset, *, per_class: int, seed: int
 ) -> tuple[np.ndarray, int]:
@@ -102,6 +111,7 @@ def sparse_class_table(
     return class_table(prior, x[chosen], labels[chosen], dataset.num_classes), len(chosen)
 
 
+@arguments(prior=GaussianMixture, table="finite numbers [K, C]", label=whole(0))
 def class_log_weights(prior: GaussianMixture, table: np.ndarray, label: int) -> np.ndarray:
     """log P(component | class) of a `class_table` [K, C], by Bayes: float64 [K].
 
@@ -122,6 +132,9 @@ def class_log_weights(prior: GaussianMixture, table: np.ndarray, label: int) -> 
     return joint - np.logaddexp.reduce(joint)
 
 
+@arguments(
+    labels="integers [N]", num_classes=COUNT, prior=GaussianMixture, states="finite numbers [N, d]"
+)
 def classes(
     labels: np.ndarray,
     num_classes: int,

@@ -157,7 +157,11 @@ class Classes:
 
     def start_log_weights(self, labels: Any) -> Array:
         """Log P(component | class) of labels [n], -1 for no class: [n, K]."""
-        assert self.log_weights is not None
+        if self.log_weights is None:
+            raise ValueError(
+                "Classes: log_weights are None, so that no class starts in components of its own;"
+                " give conditioning.classes a prior and states"
+            )
         return self.log_weights[jnp.asarray(labels)]  # -1 is the last row
 
     def of_components(self, components: Any) -> Array:

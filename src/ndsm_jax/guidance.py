@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax.checks import COUNT, fields, number
 from ndsm_jax.clock import Clock
 from ndsm_jax.integrators import broadcast_time
 from ndsm_jax.measurements import Measurement
@@ -92,6 +93,9 @@ class Guidance(Sampler):
     def check(self, process: Process) -> None:
         """Refuses degenerate noise, samplers that choose their own steps, and other dimensions."""
         name = type(self).__name__
+        fields(self, sampler=Sampler, measurement=Measurement)
+        if self.measurement is None:
+            raise ValueError(f"{name}: a measurement is needed, see measurements.given")
         self.sampler.check(process)
         if process.noisy is not None:
             raise ValueError(
@@ -168,8 +172,7 @@ class Replacement(Guidance):
     repeats: int = 10
 
     def __post_init__(self) -> None:
-        if self.repeats < 1:
-            raise ValueError(f"Replacement: repeats={self.repeats} must be at least 1")
+        fields(self, repeats=COUNT)
 
     def check(self, process: Process) -> None:
         """Refuses noisy readings too."""
@@ -242,6 +245,9 @@ class Reconstruction(Guidance):
     """
 
     error: float = SCORE_ERROR
+
+    def __post_init__(self) -> None:
+        fields(self, error=number(low=0))
 
     def step(
         self,
@@ -319,6 +325,9 @@ class Twisted(Guidance):
     particles: int = 16
     threshold: float = 0.5
     error: float = SCORE_ERROR
+
+    def __post_init__(self) -> None:
+        fields(self, particles=COUNT, threshold=number(low=0, high=1), error=number(low=0))
 
     def check(self, process: Process) -> None:
         """Refuses samplers whose steps are not Gaussian too."""

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax.checks import COUNT, KEY, POSITIVE, STEPS, TIMES, arguments, number, one_of
 from ndsm_jax.clock import LADDERS, ladder
 from ndsm_jax.processes.process import Process
 
 Carry = TypeVar("Carry")
 
 
+@arguments(horizon=POSITIVE, num_steps=COUNT)
 def uniform_grid(horizon: float, num_steps: int) -> np.ndarray:
     """0 = t_0 < ... < t_n = horizon with equal steps: [n + 1] float32, time units."""
     return np.linspace(0, horizon, num_steps + 1, dtype=np.float32)
@@ -25,6 +27,7 @@ EDM_RHO = 7.0
 """Exponent of the grid of 2206.00364, Eq. 5."""
 
 
+@arguments(process=Process, num_steps=STEPS, smallest_variance=number(above=0), rho=POSITIVE)
 def clock_grid(
     process: Process, num_steps: int, *, smallest_variance: float, rho: float | None = None
 ) -> np.ndarray:
@@ -95,6 +98,7 @@ def ladder_grid(
 GRIDS = ("clock", "edm", "uniform", *LADDERS)
 
 
+@arguments(process=Process, num_steps=STEPS, kind=one_of(GRIDS), smallest_variance=number(above=0))
 def time_grid(
     process: Process, num_steps: int, *, kind: str = "clock", smallest_variance: float = 1e-3
 ) -> np.ndarray:
@@ -104,8 +108,6 @@ def time_grid(
     Raises:
       ValueError: unknown kind, and as `clock_grid`.
     """
-    if kind not in GRIDS:
-        raise ValueError(f"grid {kind!r}: choose one of {', '.join(GRIDS)}")
     if kind == "uniform":
         return uniform_grid(float(process.horizon), num_steps)
     if kind in LADDERS:
@@ -248,6 +250,7 @@ def scan_grid(
     return jax.lax.scan(lambda c, x: step(c, *x), carry, steps)
 
 
+@arguments(key=KEY, process=Process, y0="[..., d]", grid=TIMES, integrator=one_of(INTEGRATORS))
 def simulate(
     key: Array, process: Process, y0: Array, grid: Array, *, integrator: str = "euler"
 ) -> Array:

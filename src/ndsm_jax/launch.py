@@ -25,6 +25,7 @@ from ndsm_jax.config.parts import (
     Parts,
     check_data,
     check_samples,
+    check_sizes,
     check_structure,
     examples,
     fit,
@@ -57,6 +58,7 @@ from ndsm_jax.training import (
     TrainState,
     draw,
     init_state,
+    memory,
     noised_shapes,
     train,
 )
@@ -329,23 +331,61 @@ def set_aside(config: Config, dataset: Dataset) -> tuple[Dataset, HeldOut | None
     return rest, HeldOut(data=rows.x, condition=told, every=c.held_out_every, patience=c.patience)
 
 
+MEMORY_REMEDIES = {
+    "states": "lower data.num_train",
+    "parameters, averages, optimiser": "lower network.width, network.depth or network.widths",
+    "gradient": "lower network.width, network.depth or network.widths",
+    "activations": "lower train.batch_size, noising.k, control_variate.chunk or network.width",
+    "noise ahead": "lower train.batch_size, noising.k or noising.ahead_mb",
+}
+"""What makes less of what `training.memory` counts."""
+
+
 def fitted(
     config: Config, dataset: Dataset, *, frame: Frame | None = None
 ) -> tuple[Parts, Experiment]:
     """What a config asks to be fitted to training data, and the experiment made of it.
 
     Raises:
-      ValueError: settings that contradict one another, before anything is fitted; or that do not
-        fit the data.
+      ValueError: settings that contradict one another, or that need more memory than there is,
+        before anything is fitted; or that do not fit the data.
     """
-    check_samples(config, dataset)
     some = examples(config, dataset, frame)
-    abstract = _stand_in_of(config, dataset, some)
-    build(config, dataset.shape, abstract, quiet=True)  # contradictions show here
+    abstract, _ = foreseen(config, dataset, some)
     parts = resolvable(config, fit(config, dataset, frame=frame))
     if some is not None:
         check_structure(config, abstract.reference, parts.reference)
     return parts, build(config, dataset.shape, parts)
+
+
+def foreseen(
+    config: Config, dataset: Dataset, some: np.ndarray | None = None
+) -> tuple[Parts, Experiment]:
+    """Stand-ins of what a config asks to be fitted, and the experiment made of them.
+
+    Nothing is fitted or trained, and what can be known before is checked.
+
+    Raises:
+      ValueError: settings that contradict one another, or that need more memory than there is.
+    """
+    check_samples(config, dataset)
+    check_sizes(config, *dataset.train.shape)
+    parts = _stand_in_of(config, dataset, some)
+    experiment = build(config, dataset.shape, parts, quiet=True)
+    memory.check(needs(config, dataset, experiment), memory.available(), MEMORY_REMEDIES)
+    return parts, experiment
+
+
+def needs(config: Config, dataset: Dataset, experiment: Experiment) -> dict[str, float]:
+    """Bytes that a training needs, see `training.memory.needed`."""
+    return memory.needed(
+        experiment,
+        len(dataset.train),
+        experiment.frame.prepare(dataset.train[:1]).shape[1],
+        batch_size=config.train.batch_size,
+        ahead_mb=config.noising.ahead_mb,
+        select=selects(config, len(dataset.train)),
+    )
 
 
 def _stand_in_of(config: Config, dataset: Dataset, some: np.ndarray | None) -> Parts:
@@ -744,9 +784,7 @@ def _prints(experiment: Experiment, name: str) -> int:
 
 def describe(config: Config, dataset: Dataset) -> str:
     """What a dry run prints: data, network, first batch's shapes; nothing is fitted or trained."""
-    some = examples(config, dataset)
-    parts = _stand_in_of(config, dataset, some)
-    experiment = build(config, dataset.shape, parts, quiet=True)
+    parts, experiment = foreseen(config, dataset, examples(config, dataset))
     width = parts.frame.prepare(dataset.train[:1]).shape[1]
     batch = noised_shapes(experiment, width, config.train.batch_size)
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))
@@ -757,6 +795,7 @@ def describe(config: Config, dataset: Dataset) -> str:
             f"data {dataset.name}: {len(dataset.train)} training and {len(dataset.test)} held-out"
             f" items of shape {dataset.shape} ({dataset.source})",
             f"network {config.network.name}: {size:,} parameters",
+            f"memory: about {memory.in_words(sum(needs(config, dataset, experiment).values()))}",
             f"first batch, from x0 {(config.train.batch_size, width)}:",
             *(f"  {name}: {value.dtype}{list(value.shape)}" for name, value in fields.items()),
         ]

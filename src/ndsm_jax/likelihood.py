@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,19 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
+from ndsm_jax import checks
+from ndsm_jax.checks import (
+    COUNT,
+    GRID,
+    KEY,
+    SCORE,
+    STEPS,
+    arguments,
+    function,
+    number,
+    one_of,
+    whole,
+)
 from ndsm_jax.derivatives import divergence
 from ndsm_jax.integrators import (
     broadcast_time,
@@ -73,6 +86,7 @@ Start = Callable[[Array, Any], Array]
 """(y [B, d], condition) -> log density [B] of what sampling starts from, given the condition."""
 
 
+@runtime_checkable
 class Method(Protocol):
     """A way to a log density: a frozen dataclass of options, static in compiled code."""
 
@@ -108,8 +122,9 @@ def _log_start(process: Process, start: Start | None, y: Array, condition: Any) 
     return process.reference.log_prob(y) if start is None else start(y, condition)
 
 
-def _held(score: Callable[..., Array], condition: Any, first: Array) -> ScoreFn:
+def _held(process: Process, score: Callable[..., Array], condition: Any, first: Array) -> ScoreFn:
     """The score, given its condition, at times from `first` on; before, that at `first`."""
+    score = checks.score("likelihood", score, process.noise_dim)
     more = () if condition is None else (condition,)
     return lambda y, t: score(y, jnp.maximum(t, first), *more)
 
@@ -143,12 +158,7 @@ class Flow:
     tolerance: float | None = None
 
     def __post_init__(self) -> None:
-        if self.probes is not None and self.probes < 0:
-            raise ValueError(f"likelihood.Flow: probes={self.probes} must not be negative")
-        if self.law not in PROBES:
-            raise ValueError(f"likelihood.Flow: law={self.law!r}: choose from {', '.join(PROBES)}")
-        if self.tolerance is not None and not self.tolerance > 0:
-            raise ValueError(f"likelihood.Flow: tolerance={self.tolerance} must be positive")
+        checks.fields(self, probes=whole(0), law=one_of(PROBES), tolerance=number(above=0, high=1))
 
     def check(self, process: Process) -> None:
         """See `Method`: a reference whose density is known up to a constant is refused."""
@@ -177,7 +187,7 @@ class Flow:
 
         def run(rows: tuple[Array, Array | None, Any]) -> State:
             y, probes, condition = rows
-            slope = partial(_slope, process, _held(score, condition, grid[1]), probes)
+            slope = partial(_slope, process, _held(process, score, condition, grid[1]), probes)
             first = (y, jnp.zeros((y.shape[0], estimates)))
             if self.tolerance is None:
                 return _fixed_steps(slope, first, jnp.sqrt(grid))
@@ -309,11 +319,7 @@ class Bound:
     importance: int = 1
 
     def __post_init__(self) -> None:
-        if min(self.paths, self.importance) < 1:
-            raise ValueError(
-                f"likelihood.Bound: paths={self.paths} and importance={self.importance} must be at"
-                " least 1"
-            )
+        checks.fields(self, paths=COUNT, importance=COUNT)
 
     def check(self, process: Process) -> None:
         """See `Method`: noise that drives some coordinates only, or starts at 0, is refused, too.
@@ -358,7 +364,7 @@ class Bound:
             lambda a: jnp.broadcast_to(a[None], (size, *a.shape)).reshape(-1, *a.shape[1:]),
             (y, condition),
         )
-        held = _held(score, condition, grid[1])
+        held = _held(process, score, condition, grid[1])
 
         def step(carry: Any, n: Array, t: Array, t_next: Array) -> tuple[Any, None]:
             y, total, lost = carry
@@ -410,6 +416,17 @@ def check_normalised(reference: Reference) -> None:
         )
 
 
+@arguments(
+    key=KEY,
+    score=SCORE,
+    process=Process,
+    y="finite numbers [n, d]",
+    method=Method,
+    grid=(GRID, STEPS),
+    start=function(2),
+    chunk=COUNT,
+    on_chunk=function(1),
+)
 def log_prob(
     key: Array,
     score: Callable[..., Array],
@@ -448,15 +465,11 @@ def log_prob(
     method = method or Flow()
     method.check(process)
     y = np.asarray(y, np.float32)
-    if y.ndim != 2 or not len(y) or y.shape[1] != process.dim or not np.isfinite(y).all():
-        raise ValueError(
-            f"log_prob: y of shape {y.shape}; finite states [n, {process.dim}] are needed"
-        )
+    if not len(y) or not np.isfinite(y).all():  # in float32, too
+        raise ValueError(f"log_prob: y of shape {y.shape}; finite states [n >= 1, d] are needed")
     for leaf in jax.tree.leaves(condition):
         if len(leaf) != len(y):
             raise ValueError(f"log_prob: condition has {len(leaf)} rows for {len(y)} states")
-    if chunk < 1:
-        raise ValueError(f"log_prob: chunk={chunk} must be at least 1")
     if grid is None or np.ndim(grid) == 0:
         grid = method.times(process, None if grid is None else int(grid), SMALLEST_VARIANCE)
     done = [np.zeros((2, 0))]
@@ -472,7 +485,7 @@ def log_prob(
             jnp.asarray(grid, jnp.float32),
             method,
             jax.tree.map(lambda a, rows=rows: jnp.asarray(a)[rows], condition),
-            start,
+            start if start is None or isinstance(start, Partial) else Partial(start),
         )
         done.append(np.asarray(found, np.float64)[:, : len(y) - first])
         if on_chunk is not None:

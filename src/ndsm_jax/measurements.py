@@ -18,6 +18,8 @@ import numpy as np
 from jax import Array
 from numpy.typing import ArrayLike
 
+from ndsm_jax.checks import COUNT, SHAPE, arguments
+
 
 @partial(
     jax.tree_util.register_dataclass,
@@ -133,6 +135,7 @@ class Measurement:
         return _orthonormal(matrix, self.value - offset, self.variance, None)
 
 
+@arguments(x="numbers [...]", noise="finite numbers [...]")
 def given(x: ArrayLike, *, noise: ArrayLike = 0.0) -> Measurement:
     """Coordinates of points x [n, d] (or of one, [d]); NaN where a coordinate is not known.
 
@@ -145,10 +148,16 @@ def given(x: ArrayLike, *, noise: ArrayLike = 0.0) -> Measurement:
     """
     x = np.atleast_2d(np.asarray(x, np.float64))
     read = ~np.isnan(x)
-    variance = np.broadcast_to(_squared(noise), x.shape)
+    variance = _variance(noise, x.shape)
     return Measurement(value=_values(x), variance=np.where(read, variance, np.inf))
 
 
+@arguments(
+    matrix="finite numbers [m, d]",
+    value="numbers [...]",
+    noise="finite numbers [...]",
+    covariance="finite numbers [m, m]",
+)
 def linear(
     matrix: ArrayLike,
     value: ArrayLike,
@@ -178,7 +187,7 @@ def linear(
             f"a measurement needs a matrix [m, d] and values [n, m], got {matrix.shape} and"
             f" {value.shape}"
         )
-    variance = np.broadcast_to(_squared(noise), value.shape)
+    variance = _variance(noise, value.shape)
     if covariance is not None:
         covariance = np.asarray(covariance, np.float64)
         if covariance.shape != (len(matrix), len(matrix)):
@@ -189,6 +198,7 @@ def linear(
     return _orthonormal(matrix, _values(value), np.where(read, variance, np.inf), covariance)
 
 
+@arguments(shape=SHAPE, factor=COUNT)
 def mean_pooling(shape: tuple[int, ...], factor: int) -> np.ndarray:
     """The matrix that averages blocks of factor x factor pixels of images [H, W, C]: [m, H W C].
 
@@ -207,11 +217,17 @@ def _values(x: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(x), 0.0, x)
 
 
-def _squared(noise: ArrayLike) -> np.ndarray:
+def _variance(noise: ArrayLike, shape: tuple[int, ...]) -> np.ndarray:
     noise = np.asarray(noise, np.float64)
     if not (np.isfinite(noise).all() and (noise >= 0).all()):
         raise ValueError("the noise of a measurement is a standard deviation: 0 or more, finite")
-    return noise**2
+    try:
+        return np.broadcast_to(noise**2, shape)
+    except ValueError:
+        raise ValueError(
+            f"measurements: noise of shape {list(noise.shape)} for readings of shape {list(shape)};"
+            " give a number, or one a reading"
+        ) from None
 
 
 def _orthonormal(

@@ -13,6 +13,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from ndsm_jax import launch, measurements, training
+from ndsm_jax.checks import COUNT, FLAG, SEEDS, arguments, number
 from ndsm_jax.columns import Column
 from ndsm_jax.config import Config
 from ndsm_jax.config.parts import Parts
@@ -60,6 +61,7 @@ class Model:
         """Of a table, else empty."""
         return launch.columns_of(self.facts["data"])
 
+    @arguments(num=COUNT, guidance_scale=number(low=0), seed=SEEDS, progress=FLAG)
     def sample(
         self,
         num: int = 1,
@@ -116,6 +118,7 @@ class Model:
             progress=progress,
         )
 
+    @arguments(y="finite numbers [n, d]", t=(number(), "finite numbers [n]"))
     def score(self, y: Any, t: Any = None, condition: Any = None) -> np.ndarray:
         """E^T grad log p_t at states y [n, d] (in the frame's coordinates) and times t.
 
@@ -127,6 +130,7 @@ class Model:
         params = self.state.chosen if self.config.sample.ema else self.state.params
         return np.asarray(_score(self.experiment.model.bind(params, condition), y, times))
 
+    @arguments(seed=SEEDS, progress=FLAG)
     def log_prob(
         self, x: Any, *, label: Any = None, seed: int = 0, progress: bool = False
     ) -> np.ndarray:

@@ -12,12 +12,14 @@ from collections.abc import Callable
 import jax.numpy as jnp
 from jax import Array
 
-from ndsm_jax import derivatives
+from ndsm_jax import checks, derivatives
+from ndsm_jax.checks import arguments, function, one_of
 from ndsm_jax.linear_maps import embed
 from ndsm_jax.noising import NoisedBatch
 from ndsm_jax.processes.process import Process, ScoreFn, noisy_from_the_start
 
 
+@arguments(score_fn=function(2), batch=NoisedBatch)
 def dsm(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
     """Denoising score matching, weight/2 |s(y, t) - target|^2: [B, k].
 
@@ -25,12 +27,13 @@ def dsm(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
     Vincent (2011); any target with E[target | y] = grad log p_t(y) has the same minimiser, that of
     a path (docs/path_space.md) too.
     """
-    residual = score_fn(batch.y, batch.t) - batch.score_target
+    residual = _scored(score_fn, batch)(batch.y, batch.t) - batch.score_target
     if batch.root is not None:
         residual = batch.root.mv_t(embed(residual, batch.noisy, batch.y.shape[-1]))
     return 0.5 * batch.weight * jnp.sum(residual**2, axis=-1)
 
 
+@arguments(score_fn=function(2), batch=NoisedBatch)
 def divergence(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, Array]:
     """The score s(y, t) [B, k, r] and its divergence tr(E^T J_s(y, t)^T) [B, k], or an estimate.
 
@@ -38,11 +41,13 @@ def divergence(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, Array]:
     Otherwise exactly, by r of them.
     """
 
+    score_fn = _scored(score_fn, batch)
     return derivatives.divergence(
         lambda y: score_fn(y, batch.t), batch.y, probe=batch.probe, noisy=batch.noisy
     )
 
 
+@arguments(score_fn=function(2), batch=NoisedBatch)
 def ism(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
     """Implicit score matching, weight (1/2 |s(y, t)|^2 + div s(y, t)): [B, k].
 
@@ -55,6 +60,7 @@ def ism(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
     return batch.weight * (0.5 * jnp.sum(score**2, axis=-1) + trace)
 
 
+@arguments(score_fn=function(2), batch=NoisedBatch)
 def ssm(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
     """Sliced score matching, weight (1/2 (v . s)^2 + v . J_s v) for a probe v: [B, k].
 
@@ -74,6 +80,7 @@ FD_STEP = 1e-3
 """Of `fd_ssm`, units of the state: small beside the least noise, large beside float32 rounding."""
 
 
+@arguments(score_fn=function(2), batch=NoisedBatch)
 def fd_ssm(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
     """Finite-difference sliced score matching for a probe v: [B, k].
 
@@ -90,6 +97,7 @@ def fd_ssm(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
     _check_scalar_weight(batch)
     probe = _probe("fd_ssm", batch)
     step = FD_STEP * embed(probe, batch.noisy, batch.y.shape[-1])
+    score_fn = _scored(score_fn, batch)
     ahead, behind = (score_fn(batch.y + sign * step, batch.t) for sign in (1, -1))
     trace = jnp.sum(probe * (ahead - behind), axis=-1) / (2 * FD_STEP)
     return batch.weight * (jnp.sum((ahead + behind) ** 2, axis=-1) / 8 + trace)
@@ -104,6 +112,11 @@ def _probe(name: str, batch: NoisedBatch) -> Array:
     return batch.probe
 
 
+def _scored(score_fn: ScoreFn, batch: NoisedBatch) -> ScoreFn:
+    """A score that is held to the shape of the target, against which another would broadcast."""
+    return checks.score("objectives", score_fn, batch.score_target.shape[-1])
+
+
 def _check_scalar_weight(batch: NoisedBatch) -> None:
     if batch.root is not None:
         raise ValueError(
@@ -113,6 +126,7 @@ def _check_scalar_weight(batch: NoisedBatch) -> None:
         )
 
 
+@arguments(score_fn=function(2), batch=NoisedBatch)
 def ndsm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, Array]:
     """The NDSM loss L and its control variate W, both weighted and [B, k].
 
@@ -121,10 +135,15 @@ def ndsm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, Array]:
     E[W] = 0, as E[T | mu] = 0; so T and mu may as well be those of a path's window. Both scores are
     one call of the network on all states; states that share one mu share its evaluation.
     """
-    assert batch.mu is not None
+    if batch.mu is None:
+        raise ValueError(
+            "objectives: the losses of ndsm, ndsm_cv and path_dsm_cv need mu beside y, which this"
+            " batch does not have; make it with companion=True of noising.path_windows, or with"
+            " noising.local_steps or noising.exact_kernel"
+        )
     _check_scalar_weight(batch)
     k, n = batch.t.shape[1], batch.noises
-    score = score_fn(
+    score = _scored(score_fn, batch)(
         jnp.concatenate([batch.y, batch.mu[:, ::n]], axis=1),
         jnp.concatenate([batch.t, batch.t[:, ::n]], axis=1),
     )
@@ -134,11 +153,13 @@ def ndsm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, Array]:
     return batch.weight * loss, -batch.weight * jnp.sum(target * score_mu, axis=-1)
 
 
+@arguments(score_fn=function(2), batch=NoisedBatch)
 def ndsm(score_fn: ScoreFn, batch: NoisedBatch) -> Array:
     """Nonlinear denoising score matching (2405.15625, Theorem 3.1, Eq. 9): [B, k]."""
     return ndsm_terms(score_fn, batch)[0]
 
 
+@arguments(score_fn=function(2), batch=NoisedBatch, eps="[...]")
 def ndsm_cv(score_fn: ScoreFn, batch: NoisedBatch, eps: Array) -> Array:
     """NDSM with a control variate, L + eps(t) W (2405.15625, Theorem 3.2, Eq. 19): [B, k].
 
@@ -203,6 +224,7 @@ OBJECTIVES = {
 }
 
 
+@arguments(name=one_of(OBJECTIVES), process=Process)
 def check_process(name: str, process: Process) -> None:
     """Raises ValueError when an objective needs what the process cannot give.
 

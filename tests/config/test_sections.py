@@ -59,12 +59,15 @@ def test_every_baseline_can_be_built(name, shape, variant):
         ({"train": {"steps": 0}}, r"train\.steps=0: must be >= 1"),
         ({"train": {"steps": 1.5}}, r"train\.steps=1\.5: expected int"),
         ({"train": {"steps": True}}, r"train\.steps=True: expected int"),
-        ({"optimizer": {"learning_rate": -1.0}}, r"optimizer\.learning_rate=-1\.0: must be > 0"),
+        (
+            {"optimizer": {"learning_rate": -1.0}},
+            r"optimizer\.learning_rate=-1\.0: must be >= 1e-12",
+        ),
         ({"optimizer": {"learning_rate": float("nan")}}, "finite"),
         ({"control_variate": {"kind": "lerned"}}, r"control_variate\.kind='lerned'.*'learned'"),
         ({"network": {"widths": (8, 0)}}, r"network\.widths=0"),
         ({"network": {"widths": (8, "a")}}, r"network\.widths='a'"),
-        ({"network": {"widths": ()}}, r"network\.widths=\(\)"),
+        ({"network": {"widths": ()}}, "network.widths: 1 to 64 values"),
         ({"data": {"name": "digit"}}, r"data\.name='digit'.*'digits'"),
     ],
 )
@@ -90,3 +93,13 @@ def test_sections_are_frozen_and_every_key_is_described():
 def test_reference_page_is_up_to_date():
     page = pathlib.Path("docs/configuration.md").read_text()
     assert page == config.reference(), "run: python -m ndsm_jax.config > docs/configuration.md"
+
+
+def test_every_number_has_a_bound_on_either_side():
+    for name, kind in config.sections.sections().items():
+        for field in dataclasses.fields(kind):
+            example = field.default[0] if isinstance(field.default, tuple) else field.default
+            if type(example) in (int, float):
+                meta = field.metadata
+                bounds = (max(meta["low"], meta["above"]), meta["high"])
+                assert all(map(math.isfinite, bounds)), f"{name}.{field.name}: {bounds}"

@@ -98,7 +98,7 @@ def test_mmd_of_gaussians(rng):
 
 
 def test_shapes_are_checked():
-    with pytest.raises(ValueError, match=r"\(5, 2\) and \(5, 3\)"):
+    with pytest.raises(ValueError, match=r"y=.* e = 2"):
         evaluation.energy_distance(np.zeros((5, 2)), np.zeros((5, 3)))
     with pytest.raises(ValueError, match="bandwidth"):
         evaluation.mmd(np.zeros((5, 2)), np.zeros((5, 2)))
@@ -144,7 +144,7 @@ def test_frechet_distance_allows_singular_covariances(rng):
     assert evaluation.frechet_distance(x, x + 2) == pytest.approx(8 * 4, abs=1e-5)
     with pytest.raises(ValueError, match=r"\[n >= 2, f\]"):
         evaluation.frechet_distance(x[:1], x)
-    with pytest.raises(ValueError, match="one width"):
+    with pytest.raises(ValueError, match=r"y=.* f = 7"):
         evaluation.frechet_distance(x[:, 1:], x)
 
 

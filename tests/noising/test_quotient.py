@@ -184,5 +184,5 @@ def test_simulations_are_chosen_by_size_and_refused_where_there_is_no_quotient()
     assert isinstance(noising.make_chain(diag, grid), noising.FullSpace)
     with pytest.raises(ValueError, match=r"noising\.simulation='quotient'"):
         noising.make_chain(diag, grid, kind="quotient")
-    with pytest.raises(ValueError, match=r"noising\.simulation='fast'"):
+    with pytest.raises(ValueError, match="make_chain: kind="):
         noising.make_chain(big, grid, kind="fast")

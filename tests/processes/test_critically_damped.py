@@ -173,9 +173,9 @@ def test_draws_of_the_kernel_have_the_covariance_of_the_path():
 
 def test_what_is_no_process_is_refused():
     for options in ({"mass": 0.0}, {"rate": -1.0}, {"mass": float("nan")}):
-        with pytest.raises(ValueError, match=r"critically_damped: mass=.* must be positive"):
+        with pytest.raises(ValueError, match=r"critically_damped: .*=.* > 0 "):
             processes.critically_damped(1, **options)
-    with pytest.raises(ValueError, match=r"process\.horizon"):
+    with pytest.raises(ValueError, match="horizon="):
         processes.critically_damped(1, horizon=-1.0)
     process = processes.critically_damped(1, horizon=3.0)
     assert float(process.horizon) == 3

@@ -283,13 +283,22 @@ def test_a_simulated_reference_is_fitted_to_the_law_at_the_horizon(rng):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: processes.active_swimmer(gamma=-1.0), "active_swimmer: gamma=-1.0 must be"),
-        (lambda: processes.underdamped(WELLS, friction=0.0), "underdamped: friction=0.0 must be"),
-        (lambda: processes.double_well(barrier=-2.0), "double_well: barrier=-2.0 must be"),
-        (lambda: processes.duffing(damping=0.0), "duffing: damping=0.0 must be"),
-        (lambda: processes.lorenz63(unit=0.0), "lorenz63: unit=0.0 must be"),
-        (lambda: processes.lorenz63(noise=-1.0), "diffusion=-1.0 must be"),
-        (lambda: processes.duffing(horizon=0.0), r"process\.horizon=0\.0"),
+        (
+            lambda: processes.active_swimmer(gamma=-1.0),
+            "active_swimmer: gamma=-1.0: a number > 0",
+        ),
+        (
+            lambda: processes.underdamped(WELLS, friction=0.0),
+            "underdamped: friction=0.0: a number > 0",
+        ),
+        (
+            lambda: processes.double_well(barrier=-2.0),
+            "double_well: barrier=-2.0: a number > 0",
+        ),
+        (lambda: processes.duffing(damping=0.0), "duffing: damping=0.0: a number > 0"),
+        (lambda: processes.lorenz63(unit=0.0), "lorenz63: unit=0.0: a number > 0"),
+        (lambda: processes.lorenz63(noise=-1.0), "lorenz63: noise=-1.0"),
+        (lambda: processes.duffing(horizon=0.0), "duffing: horizon=0.0"),
     ],
 )
 def test_what_is_no_process_is_refused(make, words):

@@ -180,7 +180,7 @@ def test_the_law_at_the_horizon_is_uniform_to_the_stated_precision():
 
 
 def test_errors_name_the_remedy():
-    with pytest.raises(ValueError, match=r"reference\.period=-1"):
+    with pytest.raises(ValueError, match="wrapped: period=-1"):
         processes.wrapped(2, period=-1.0)
     with pytest.raises(ValueError, match=r"process\.sigma_max=1\.0 must be larger than .*=2\.0"):
         processes.wrapped(2, sigma_min=2.0, sigma_max=1.0)

@@ -184,7 +184,7 @@ def test_rejection_needs_a_finite_energy():
         (jnp.sum, np.ones(3), r"\[M, d\]"),
         (jnp.sum, np.full((3, 2), np.nan), "finite samples"),
         (jnp.sum, np.ones((3, 2)), "all the same"),
-        (jnp.sum, np.ones((3, 4)), "2 dimensions"),
+        (jnp.sum, np.ones((3, 4)), "d = 2"),
         (lambda y: y, np.ones((3, 2)), "sum over"),
         (lambda y: jnp.sum(jnp.log(y)), -np.ones((3, 2)), "not finite at one"),
     ],
@@ -235,8 +235,8 @@ def test_nuts_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
     ("start", "options", "message"),
     [
-        (np.zeros(2), {"num": 0}, "at least 1"),
-        (np.full(2, np.nan), {"num": 1}, "finite starts"),
+        (np.zeros(2), {"num": 0}, "num=0: .* >= 1"),
+        (np.full(2, np.nan), {"num": 1}, "not finite"),
         (np.zeros((1, 1, 2)), {"num": 1}, "finite starts"),
     ],
 )

@@ -186,17 +186,17 @@ def test_a_shared_scale_is_of_all_coordinates_and_a_constant_one_may_be_among_th
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: references.student_t(2, degrees=0.0), r"^student_t: degrees=0"),
+        (lambda: references.student_t(2, degrees=0.0), "student_t: degrees=0"),
         (lambda: references.student_t(2, degrees=3.0, scale=[1.0, 0.0]), r"^scale must"),
-        (lambda: references.logistic(2, location=[1.0, 2.0, 3.0]), r"^location must be.*\[2\]"),
+        (lambda: references.logistic(2, location=[1.0, 2.0, 3.0]), "location=.* d = 2"),
         (lambda: references.logistic(2, location=np.nan), "finite"),
         (lambda: references.logistic(0), "dim=0"),
         (lambda: references.uniform_torus(0), "dim=0"),
-        (lambda: references.uniform_torus(2, period=-1.0), r"reference\.period"),
+        (lambda: references.uniform_torus(2, period=-1.0), "period=-1"),
         (lambda: references.fit_student_t(np.ones((5, 2))), "coordinate 0"),
-        (lambda: references.fit_student_t(np.eye(3), degrees=-1.0), r"reference\.degrees"),
+        (lambda: references.fit_student_t(np.eye(3), degrees=-1.0), "degrees=-1"),
         (lambda: references.fit_logistic(np.full((5, 2), np.nan)), "finite"),
-        (lambda: references.fit_logistic(np.ones(5)), "finite data"),
+        (lambda: references.fit_logistic(np.ones(5)), r"\[N, d\]"),
     ],
 )
 def test_bad_arguments_are_refused(build, message):

@@ -242,7 +242,7 @@ def test_metastable_states_of_angles_know_the_period(rng):
         ),
         (
             lambda: references.fit_tilt(BASE, np.zeros((5, 3)), BASE, key=jax.random.key(0)),
-            r"\[N, 2\]",
+            "d = 2",
         ),
         (lambda: references.centres(np.zeros(3), 1.0), r"\[K, d\]"),
         (lambda: references.centres(np.zeros((1, 2)), 0.0), "bandwidth"),

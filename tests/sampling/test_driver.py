@@ -144,7 +144,7 @@ def test_a_number_of_steps_is_the_default_grid():
 
 @pytest.mark.parametrize("options", [{"num": 0}, {"chunk": 0}])
 def test_nothing_to_do_is_refused(options):
-    with pytest.raises(ValueError, match="at least 1"):
+    with pytest.raises(ValueError, match=">= 1 is needed"):
         sample(**options)
 
 
@@ -165,8 +165,8 @@ def test_components_set_the_start():
 @pytest.mark.parametrize(
     ("components", "problem"),
     [
-        (np.zeros(4, int), "one integer"),
-        (np.zeros(6), "one integer"),
+        (np.zeros(4, int), "integer"),
+        (np.zeros(6), "integer"),
         (np.array([0, 0, 1, 0, 0, 0]), "component 1: the reference has 1"),
     ],
 )
@@ -266,11 +266,11 @@ def test_options_reach_the_samplers_that_have_them():
 @pytest.mark.parametrize(
     ("make", "key"),
     [
-        (lambda: sampling.HeunFlow(churn=1.5), r"sample\.churn"),
-        (lambda: sampling.MultistepFlow(churn=-0.5), r"sample\.churn"),
-        (lambda: sampling.AdaptiveFlow(rtol=0.0), r"sample\.rtol"),
-        (lambda: sampling.AnnealedLangevin(langevin_steps=0), r"sample\.langevin_steps"),
-        (lambda: sampling.AnnealedLangevin(langevin_length=-0.1), r"sample\.langevin_length"),
+        (lambda: sampling.HeunFlow(churn=1.5), "churn="),
+        (lambda: sampling.MultistepFlow(churn=-0.5), "churn="),
+        (lambda: sampling.AdaptiveFlow(rtol=0.0), "rtol="),
+        (lambda: sampling.AnnealedLangevin(langevin_steps=0), "langevin_steps="),
+        (lambda: sampling.AnnealedLangevin(langevin_length=-0.1), "langevin_length="),
         (lambda: sampling.MultistepSDE(order=3), "order"),
         (lambda: sampling.ddim(eta=1.5), r"sample\.eta"),
         (lambda: sampling.PredictorCorrector(snr=0.0), r"sample\.snr"),

@@ -234,7 +234,7 @@ COMPONENTS = frames.OfComponent(mixture=mixture())
         (STANDARDISED, np.tile(points(), 2), {}, r"4 coordinates"),
         (STANDARDISED, points()[:, :1], {}, r"1 coordinates"),  # they would broadcast
         (COMPONENTS, np.tile(points(), 2), {}, r"4 coordinates"),
-        (None, points().ravel(), {}, r"shape \(200,\); \[N, D\] is needed"),
+        (None, points().ravel(), {}, r"data=float64\[200\]: numbers \[N, D\]"),
         (None, points()[:0], {}, r"shape \(0, 2\)"),
     ],
 )

@@ -205,7 +205,7 @@ def test_non_finite_values_stop_the_run_and_keep_the_last_checkpoint(tmp_path):
 
 
 def test_a_divergence_is_caught_and_its_remedy_can_be_followed_in_the_same_folder(tmp_path):
-    diverging = tiny(optimizer={"learning_rate": 1e30})
+    diverging = tiny(optimizer={"learning_rate": 1e6})
     with pytest.raises(loop.NonFiniteError, match=r"not finite at step.*--allow_changed=optim"):
         run(diverging, tmp_path)
     lower = tiny(optimizer={"learning_rate": 1e-3})
@@ -218,7 +218,7 @@ def test_a_divergence_is_caught_and_its_remedy_can_be_followed_in_the_same_folde
     run(shorter, tmp_path, allow_changed=[key])
     state = run(lower, tmp_path)  # the change is part of the run from here on
     made = restore(tmp_path)
-    changed = {"step": 0, "key": key, "before": 1e30, "now": 1e-3}
+    changed = {"step": 0, "key": key, "before": 1e6, "now": 1e-3}
     assert made.host["changes"] == [changed]
     assert made.config.optimizer.learning_rate == 1e-3
     # As the first steps diverged at once, the run is that of the lower rate.

@@ -151,7 +151,7 @@ def test_the_average_that_was_chosen_is_taken():
         ("langevin", None, np.zeros((3, 2)), r"x has 2 coordinates in its frame.*has 1"),
         ("langevin", SCALED, np.zeros((3, 2)), r"x of shape \(3, 2\); finite items \[n, 1\]"),
         ("langevin", None, np.full((3, 1), np.nan), r"finite items"),
-        ("langevin", None, np.zeros(3), r"x of shape \(3,\)"),
+        ("langevin", None, np.zeros(3), r"x=float64\[3\]"),
         ("damped", frames.Augmented(std=jnp.float32(0.1)), np.zeros((3, 1)), "velocities"),
     ],
 )

@@ -6,9 +6,11 @@ import dataclasses
 import difflib
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ndsm_jax.checks import shown
 from ndsm_jax.plugins import is_plugin
 
 PLUGIN = "file.py:function"
@@ -16,6 +18,9 @@ PLUGIN = "file.py:function"
 
 POSITIVE = "> 0"
 """Stands for any positive number in a condition."""
+
+LONGEST_TEXT, LONGEST_TUPLE = 4096, 64
+"""Characters of a word, values of a tuple."""
 
 When = Mapping[str, tuple[Any, ...]]
 """Dotted key -> the values of it with which an option has an effect; all of them must hold."""
@@ -37,7 +42,8 @@ def option(
     Args:
       default: and thereby the type.
       doc: what it is.
-      low, above, high: low <= x <= high, x > above.
+      low, above, high: low <= x <= high, x > above; every number has a bound on either side, far
+        from what anybody needs, so that a slip is told and not computed.
       choices: names allowed.
       plugin: whether `path/to/file.py:function` is allowed beside them.
       when: the settings with which something reads it: one `When`, or several of which one must
@@ -77,19 +83,24 @@ class Section:
 def _coerce(key: str, value: Any, default: Any) -> Any:
     """The value in the default's type: 1 for a float, a list for a tuple, nothing else."""
     if isinstance(default, tuple) and isinstance(value, tuple | list):
-        if not value:
-            raise ValueError(f"{key}=(): at least one value is needed")
+        if not 1 <= len(value) <= LONGEST_TUPLE:
+            raise ValueError(f"{key}: 1 to {LONGEST_TUPLE} values are needed, got {len(value)}")
         return tuple(_coerce(key, item, default[0]) for item in value)
-    if isinstance(default, float) and type(value) is int:
+    if isinstance(default, float) and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     if type(value) is not type(default):
         wanted, got = type(default).__name__, type(value).__name__
-        raise ValueError(f"{key}={value!r}: expected {wanted}, got {got}")
+        raise ValueError(f"{key}={shown(value)}: expected {wanted}, got {got}")
     return value
 
 
 def _check_value(key: str, value: Any, allowed: Mapping[str, Any]) -> None:
     choices = allowed["choices"]
+    if isinstance(value, str) and (len(value) > LONGEST_TEXT or not value.isprintable()):
+        raise ValueError(
+            f"{key}={shown(value)}: at most {LONGEST_TEXT} characters, all of them printable, are"
+            " allowed"
+        )
     if allowed["plugin"] and is_plugin(str(value)):
         return
     if choices and value not in choices:
@@ -99,25 +110,29 @@ def _check_value(key: str, value: Any, allowed: Mapping[str, Any]) -> None:
             + hint(str(value), choices)
         )
     if isinstance(value, int | float) and not isinstance(value, bool):
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{key}={value!r}: a finite number is needed")
         if value < allowed["low"] or value > allowed["high"] or value <= allowed["above"]:
-            raise ValueError(f"{key}={value!r}: must be {range_text(allowed)}")
+            raise ValueError(f"{key}={shown(value)}: must be {range_text(allowed)}")
 
 
 def range_text(allowed: Mapping[str, Any]) -> str:
     """The range of an option in words."""
     parts = []
     if allowed["low"] > -math.inf:
-        parts.append(f">= {allowed['low']:g}")
+        parts.append(f">= {_number(allowed['low'])}")
     if allowed["above"] > -math.inf:
-        parts.append(f"> {allowed['above']:g}")
+        parts.append(f"> {_number(allowed['above'])}")
     if allowed["high"] < math.inf:
-        parts.append(f"<= {allowed['high']:g}")
+        parts.append(f"<= {_number(allowed['high'])}")
     return " and ".join(parts)
+
+
+def _number(bound: float) -> str:
+    return f"{bound:,}" if isinstance(bound, int) else f"{bound:g}"
 
 
 def hint(word: str, known: Iterable[str]) -> str:
     """The nearest of the known words, as a question."""
-    close = difflib.get_close_matches(word, list(known), n=1)
+    close = difflib.get_close_matches(word[:100], list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -22,9 +22,11 @@ from ndsm_jax.datasets import Dataset
 from ndsm_jax.frames import Frame
 from ndsm_jax.networks import Autoencoder
 from ndsm_jax.references import GaussianMixture, Reference
+from ndsm_jax.references.choosing import LADDER
 from ndsm_jax.runs import fingerprint
 from ndsm_jax.sampling.noise_levels import largest_distance
 from ndsm_jax.table_frame import frame_like, table_frame
+from ndsm_jax.training import memory
 
 TILT_ITEMS = 4096
 """Draws of a reference among which its metastable states are looked for."""
@@ -189,6 +191,42 @@ def fit_reference(
         sigma_max = config.process.sigma_max or largest_distance(states)
         return references.standard_normal(states.shape[1], sigma_max**2), None
     return references.standard_normal(states.shape[1]), None
+
+
+def check_sizes(config: Config, num: int, dim: int) -> None:
+    """Raises ValueError where num items of dim dimensions cannot be noised or fitted.
+
+    For their number, or for the memory it takes, by arithmetic alone: to look at shapes would take
+    a part of that memory.
+    """
+    c, latent = config.noising, config.autoencoder
+    dim = dim if latent.kind == "none" else latent.latent_dim
+    states = config.train.batch_size * c.k * c.noises * dim
+    memory.check(
+        {"a minibatch": BYTES_A_STATE * float(states)},
+        memory.host_memory(),
+        {"a minibatch": "lower train.batch_size, noising.k or noising.noises"},
+    )
+    if takes_mixture(config):
+        _check_fit(config, num, dim)
+
+
+BYTES_A_STATE = 32
+"""Of a noised coordinate: itself, its target, what is drawn and what is told of it, at least."""
+
+
+def _check_fit(config: Config, num: int, dim: int) -> None:
+    c = config.mixture
+    used = min(c.subset or num, num)
+    components = c.num_components or max(k for k in LADDER if k <= max(1, used // 10))
+    memory.check(
+        {"the mixture's fit": references.fit_bytes(num, dim, components, c.covariance, c.rank)},
+        memory.host_memory(),
+        {
+            "the mixture's fit": "lower mixture.num_components, mixture.rank or data.num_train, or"
+            " choose mixture.covariance=spherical"
+        },
+    )
 
 
 def open_to_any(config: Config) -> bool:

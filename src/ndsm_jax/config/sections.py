@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from ndsm_jax.checks import SEED, shown
 from ndsm_jax.clock import LADDERS, TIME_COORDINATES, WEIGHTS
 from ndsm_jax.config.names import (
     DATA_FRAMES,
@@ -102,6 +103,21 @@ CONTROLLED: When = {"objective.name": tuple(n for n, o in OBJECTIVES.items() if 
 
 PERCEPTUAL = "perceptual"
 
+# --- bounds: far from what is used, near enough that a slip is told before it is computed ---
+
+ITEMS = 10**9
+"""Of data, samples, steps."""
+BATCH = 10**7
+"""Items a step."""
+GRID = 100_000
+"""Steps of a grid; each is a step of every path."""
+WIDTH, DEPTH = 65_536, 256
+"""Of networks."""
+SMALL, LARGE = 1e-12, 1e12
+"""Of variances, rates and times: their squares and inverses are numbers in float32."""
+RATE = 1e6
+"""Of a learning rate."""
+
 # --- the sections ---
 
 
@@ -145,8 +161,10 @@ class DataConfig(Section):
         choices=DATA_FRAMES,
         when={"autoencoder.kind": ("none",)},
     )
-    num_train: int = option(0, "training samples used, a seeded stratified subset; 0: all", low=0)
-    num_test: int = option(0, "held-out samples used; 0: all", low=0)
+    num_train: int = option(
+        0, "training samples used, a seeded stratified subset; 0: all", low=0, high=ITEMS
+    )
+    num_test: int = option(0, "held-out samples used; 0: all", low=0, high=ITEMS)
     test_fraction: float = option(
         0.2,
         "share held out when the data have no test split",
@@ -158,6 +176,7 @@ class DataConfig(Section):
         0,
         "side to which the middle of images of folder and tfds is resized; 0: as they are",
         low=0,
+        high=4096,
         when={"data.name": ("folder", "tfds")},
     )
     channels: int = option(
@@ -189,7 +208,7 @@ class DataConfig(Section):
         " and likelihoods see it as it is",
         when={"autoencoder.kind": ("none",)},
     )
-    seed: int = option(0, "of toy data, splits and subsets", low=0)
+    seed: int = option(0, "of toy data, splits and subsets", low=0, high=SEED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -212,6 +231,7 @@ class ReferenceConfig(Section):
         0.0,
         "of freedom of student_t; 0: fitted",
         low=0,
+        high=1e6,
         when=_takers("reference.name", FITS, "degrees"),
     )
     shared: bool = option(
@@ -224,6 +244,7 @@ class ReferenceConfig(Section):
         "metastable states of the reference whose weights are fitted to the data's shares; 0: its"
         " own weights",
         low=0,
+        high=100,
         when={"reference.name": (*FITS, PLUGIN)},
     )
 
@@ -233,19 +254,26 @@ class MixtureConfig(Section):
     """The Gaussian mixture fitted to the data."""
 
     num_components: int = option(
-        10, "K; 0: that of the least Bayesian information criterion", low=0, when=MIXTURE
+        10,
+        "K; 0: that of the least Bayesian information criterion",
+        low=0,
+        high=100_000,
+        when=MIXTURE,
     )
     covariance: str = option("spherical", "kind of covariance", choices=COVARIANCES, when=MIXTURE)
     rank: int = option(
         8,
         "directions of a low_rank component, fewer than the data's",
         low=1,
+        high=10_000,
         when=tuple({**one, "mixture.covariance": ("low_rank",)} for one in MIXTURE),
     )
     subset: int = option(
-        0, "samples used for the fit; 0: all training samples", low=0, when=MIXTURE
+        0, "samples used for the fit; 0: all training samples", low=0, high=ITEMS, when=MIXTURE
     )
-    num_inits: int = option(4, "starts of the fit; the best likelihood wins", low=1, when=MIXTURE)
+    num_inits: int = option(
+        4, "starts of the fit; the best likelihood wins", low=1, high=1000, when=MIXTURE
+    )
     init: str = option(
         "kmeans", "what expectation-maximisation starts from", choices=INITS, when=MIXTURE
     )
@@ -257,10 +285,12 @@ class MixtureConfig(Section):
         when=MIXTURE,
     )
     min_covariance: float = option(
-        1e-4, "added to variances, squared units of the frame", above=0, when=MIXTURE
+        1e-4, "added to variances, squared units of the frame", low=SMALL, high=LARGE, when=MIXTURE
     )
-    max_iterations: int = option(200, "of expectation-maximisation, per start", low=1, when=MIXTURE)
-    seed: int = option(0, "of subset and starts", low=0, when=MIXTURE)
+    max_iterations: int = option(
+        200, "of expectation-maximisation, per start", low=1, high=100_000, when=MIXTURE
+    )
+    seed: int = option(0, "of subset and starts", low=0, high=SEED, when=MIXTURE)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -277,29 +307,34 @@ class ProcessConfig(Section):
         " and wrapped, 0.999 for straight_line and component_flow, 8 relaxation times for"
         " critically_damped, its own for a process of yours",
         low=0,
+        high=1e6,
     )
     variance: float = option(
         1.0,
         "stationary variance of ornstein_uhlenbeck",
-        above=0,
+        low=SMALL,
+        high=LARGE,
         when=_process("variance"),
     )
     beta_min: float = option(
         0.1,
         "beta(0) of variance_preserving and sub-VP",
-        above=0,
+        low=1e-6,
+        high=1e6,
         when=_process("beta_min"),
     )
     beta_max: float = option(
         20.0,
         "beta(T) of variance_preserving and sub-VP",
-        above=0,
+        low=1e-6,
+        high=1e6,
         when=_process("beta_max"),
     )
     sigma_min: float = option(
         0.01,
         "sigma(0) of variance_exploding and wrapped, units of the frame",
-        above=0,
+        low=1e-6,
+        high=1e6,
         when=_process("sigma_min"),
     )
     sigma_max: float = option(
@@ -307,10 +342,13 @@ class ProcessConfig(Section):
         "sigma(T) of variance_exploding and wrapped; 0: the largest distance between two training"
         " items, and 0.8 of the period",
         low=0,
+        high=1e6,
         when=_takers("process.name", PROCESSES, "sigma_max", "variance_exploding"),
     )
-    mass: float = option(0.25, "M of critically_damped", above=0, when=_process("mass"))
-    rate: float = option(4.0, "beta of critically_damped, 1 / time", above=0, when=_process("rate"))
+    mass: float = option(0.25, "M of critically_damped", low=1e-6, high=1e6, when=_process("mass"))
+    rate: float = option(
+        4.0, "beta of critically_damped, 1 / time", low=1e-6, high=1e6, when=_process("rate")
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -322,6 +360,7 @@ class NoisingConfig(Section):
         "grid steps from 0 to T; 0: 150, or as many more as the stiffness of the drift needs, up to"
         " 500 (a fitted mixture's smallest variances are raised where that is not enough)",
         low=0,
+        high=GRID,
         when=GRIDDED,
     )
     grid: str = option(
@@ -333,7 +372,7 @@ class NoisingConfig(Section):
     smallest_variance: float = option(
         1e-3,
         "first grid time, as v(t_1) / v(T)",
-        above=0,
+        low=1e-9,
         high=0.5,
         when={"noising.grid": ("clock", "edm", *LADDERS)},
     )
@@ -344,7 +383,7 @@ class NoisingConfig(Section):
         choices=TIME_LAWS,
     )
     stratified: bool = option(True, "low-discrepancy times over a batch instead of independent")
-    k: int = option(4, "random times a path", low=1)
+    k: int = option(4, "random times a path", low=1, high=4096)
     weight: str = option(
         "auto",
         "loss weight: v(t), v(t) / a(t)^2, 1, the matrix of local_dsm's local covariance, or that"
@@ -362,12 +401,13 @@ class NoisingConfig(Section):
         "sinh", "weights c of a path's target", choices=PATH_WEIGHTS, when=PATH
     )
     window: float = option(
-        0.0, "of a path's target, time units; 0: the whole path", low=0, when=PATH
+        0.0, "of a path's target, time units; 0: the whole path", low=0, high=1e6, when=PATH
     )
     curvature: float = option(
         0.0,
         "rate of sinh weights, 1 / time; 0: of the component at the window's start",
         low=0,
+        high=1e9,
         when={**PATH, "noising.path_weights": ("sinh",)},
     )
     schedule: str = option(
@@ -379,13 +419,15 @@ class NoisingConfig(Section):
     tolerance: float = option(
         0.02,
         "error of the local mean, in units of sqrt(v(t))",
-        above=0,
+        low=1e-6,
+        high=10,
         when={**LINEARISED, "noising.schedule": ("controlled",)},
     )
     gap: float = option(
         0.05,
         "length of a window, time units",
-        above=0,
+        low=1e-9,
+        high=1e6,
         when={**LINEARISED, "noising.schedule": ("gap",)},
     )
     jacobian: str = option(
@@ -400,16 +442,18 @@ class NoisingConfig(Section):
         "targets averaged over the minibatch, with less variance and some bias",
         when=_objectives("kernel"),
     )
-    noises: int = option(1, "normals that share one mu", low=1, when=STEPPED)
+    noises: int = option(1, "normals that share one mu", low=1, high=4096, when=STEPPED)
     ahead_mb: float = option(
         4.0,
         "memory for minibatches noised ahead, MB, at least one; a few suit a CPU's cache",
         above=0,
+        high=1e6,
     )
     loss_step: float = option(
         0.0,
         "fixed length of the loss step, time units; 0: off; a kernel's smallest time",
         low=0,
+        high=1e6,
         when=_objectives("local", "state"),
     )
     loss_fraction: float = option(
@@ -446,11 +490,14 @@ class ControlVariateConfig(Section):
         0.0,
         "of the constant; 0 is NDSM, 1 undoes the cancellation",
         when={**CONTROLLED, "control_variate.kind": ("constant",)},
+        low=-1e6,
+        high=1e6,
     )
     num_bins: int = option(
         20,
         "time bins of optimal; 1: the best constant",
         low=1,
+        high=GRID,
         when={**CONTROLLED, "control_variate.kind": ("optimal",)},
     )
     decay: float = option(
@@ -464,19 +511,29 @@ class ControlVariateConfig(Section):
         10,
         "hidden width of eps_phi",
         low=1,
+        high=WIDTH,
         when={**CONTROLLED, "control_variate.kind": ("learned",)},
     )
     depth: int = option(
         3,
         "hidden layers of eps_phi",
         low=1,
+        high=DEPTH,
         when={**CONTROLLED, "control_variate.kind": ("learned",)},
     )
     learning_rate: float = option(
-        1e-3, "of phi (Adam)", above=0, when={**CONTROLLED, "control_variate.kind": ("learned",)}
+        1e-3,
+        "of phi (Adam)",
+        low=SMALL,
+        high=RATE,
+        when={**CONTROLLED, "control_variate.kind": ("learned",)},
     )
     period: int = option(
-        20, "N_CV, steps between updates of eps and variance estimates", low=1, when=CONTROLLED
+        20,
+        "N_CV, steps between updates of eps and variance estimates",
+        low=1,
+        high=ITEMS,
+        when=CONTROLLED,
     )
     estimator: str = option(
         "probes", "per-sample gradient products", choices=ESTIMATORS, when=CONTROLLED
@@ -485,12 +542,14 @@ class ControlVariateConfig(Section):
         1,
         "random directions an update, for probes",
         low=1,
+        high=4096,
         when={**CONTROLLED, "control_variate.estimator": ("probes",)},
     )
     chunk: int = option(
         16,
         "per-sample gradients in memory at a time, for exact",
         low=1,
+        high=ITEMS,
         when={**CONTROLLED, "control_variate.estimator": ("exact",)},
     )
 
@@ -522,6 +581,7 @@ class NetworkConfig(Section):
         "the network sees the sines and cosines of 1, ..., H times each angle in its place, and is"
         " periodic",
         low=1,
+        high=1000,
         when={"data.frame": ("angles",)},
     )
     prior_mean: bool = option(
@@ -549,27 +609,41 @@ class NetworkConfig(Section):
         when=TOLD_LABELS,
     )
     width: int = option(
-        256, "hidden width of mlp, of a token of dit", low=1, when=_network("width")
+        256, "hidden width of mlp, of a token of dit", low=1, high=WIDTH, when=_network("width")
     )
-    depth: int = option(5, "hidden layers of mlp, blocks of dit", low=1, when=_network("depth"))
+    depth: int = option(
+        5, "hidden layers of mlp, blocks of dit", low=1, high=DEPTH, when=_network("depth")
+    )
     skip: bool = option(True, "residual, normalised hidden layers in mlp", when=_network("skip"))
     widths: tuple[int, ...] = option(
-        (32, 64, 128, 256), "channels of each level of unet and adm", low=1, when=_network("widths")
+        (32, 64, 128, 256),
+        "channels of each level of unet and adm",
+        low=1,
+        high=WIDTH,
+        when=_network("widths"),
     )
-    blocks: int = option(2, "residual blocks a level of adm", low=1, when=_network("blocks"))
+    blocks: int = option(
+        2, "residual blocks a level of adm", low=1, high=DEPTH, when=_network("blocks")
+    )
     attention: int = option(
         16,
         "levels of adm whose sides are at most this long have self-attention; 0: none",
         low=0,
+        high=4096,
         when=_network("attention"),
     )
     patch: int = option(
-        2, "side of the patches of dit, a divisor of the image's", low=1, when=_network("patch")
+        2,
+        "side of the patches of dit, a divisor of the image's",
+        low=1,
+        high=4096,
+        when=_network("patch"),
     )
     head_width: int = option(
         64,
         "channels of a head of self-attention, a divisor of those of the level or the token",
         low=1,
+        high=WIDTH,
         when=_network("head_width"),
     )
     dropout: float = option(
@@ -588,10 +662,15 @@ class NetworkConfig(Section):
         64,
         "Gaussian Fourier features; 0 (mlp only): append the time",
         low=0,
+        high=WIDTH,
         when=_network("time_features"),
     )
     time_scale: float = option(
-        1.0, "standard deviation of their frequencies", above=0, when=_network("time_scale")
+        1.0,
+        "standard deviation of their frequencies",
+        low=1e-6,
+        high=1e6,
+        when=_network("time_scale"),
     )
     dtype: str = option(
         "float32",
@@ -606,12 +685,13 @@ class OptimizerConfig(Section):
     """How the parameters move, and their average."""
 
     name: str = option("adam", "rule, see docs/networks.md", choices=OPTIMISERS)
-    learning_rate: float = option(1e-3, "peak learning rate", above=0)
+    learning_rate: float = option(1e-3, "peak learning rate", low=SMALL, high=RATE)
     weight_decay: float = option(
         0.01,
         "share of the learning rate by which an update shrinks every parameter, towards the"
         " reference of a residual score",
         low=0,
+        high=1000,
         when=_takers("optimizer.name", OPTIMISERS, "weight_decay"),
     )
     schedule: str = option(
@@ -623,11 +703,14 @@ class OptimizerConfig(Section):
         1000,
         "optimiser updates after which inverse_sqrt falls",
         low=1,
+        high=ITEMS,
         when={"optimizer.schedule": ("inverse_sqrt",)},
     )
-    warmup_steps: int = option(0, "linear warm-up, optimiser updates", low=0)
-    clip_norm: float = option(0.0, "largest global gradient norm; 0: off", low=0)
-    accumulate: int = option(1, "steps whose gradients are averaged into one update", low=1)
+    warmup_steps: int = option(0, "linear warm-up, optimiser updates", low=0, high=ITEMS)
+    clip_norm: float = option(0.0, "largest global gradient norm; 0: off", low=0, high=LARGE)
+    accumulate: int = option(
+        1, "steps whose gradients are averaged into one update", low=1, high=ITEMS
+    )
     ema_decay: float = option(0.999, "of the parameter average, per step", low=0, high=0.999999)
 
 
@@ -638,11 +721,11 @@ HELD_OUT: When = {"train.select": ("auto", "held_out")}
 class TrainConfig(Section):
     """The loop."""
 
-    steps: int = option(3000, "training steps", low=1)
+    steps: int = option(3000, "training steps", low=1, high=ITEMS)
     batch_size: int = option(
-        64, "data points (paths) a step; each is noised at noising.k times", low=1
+        64, "data points (paths) a step; each is noised at noising.k times", low=1, high=BATCH
     )
-    seed: int = option(0, "of initialisation, batches and noise", low=0)
+    seed: int = option(0, "of initialisation, batches and noise", low=0, high=SEED)
     select: str = option(
         "auto",
         "the average of the parameters to sample with: the last, or the best one on held-out"
@@ -653,23 +736,24 @@ class TrainConfig(Section):
         0.1,
         "share of the training items that is held out of fit and training; at least 20 items, at"
         " most a third of all, and eight batches",
-        above=0,
+        low=1e-6,
         high=0.5,
         when=HELD_OUT,
     )
     held_out_every: int = option(
-        100, "steps between looks at the held-out items", low=1, when=HELD_OUT
+        100, "steps between looks at the held-out items", low=1, high=ITEMS, when=HELD_OUT
     )
     patience: int = option(
         0,
         "steps without a better average after which training stops; 0: never",
         low=0,
+        high=ITEMS,
         when=HELD_OUT,
     )
-    log_every: int = option(50, "steps averaged into one line of metrics.jsonl", low=1)
-    checkpoint_every: int = option(500, "steps between checkpoints", low=1)
-    keep: int = option(3, "checkpoints kept", low=1)
-    picture_every: int = option(1000, "steps between sample pictures; 0: none", low=0)
+    log_every: int = option(50, "steps averaged into one line of metrics.jsonl", low=1, high=ITEMS)
+    checkpoint_every: int = option(500, "steps between checkpoints", low=1, high=ITEMS)
+    keep: int = option(3, "checkpoints kept", low=1, high=100_000)
+    picture_every: int = option(1000, "steps between sample pictures; 0: none", low=0, high=ITEMS)
     tensorboard: bool = option(True, "write TensorBoard events beside metrics.jsonl")
 
 
@@ -677,19 +761,20 @@ class TrainConfig(Section):
 class SampleConfig(Section):
     """The reverse process."""
 
-    num: int = option(5000, "samples drawn for evaluation", low=1)
+    num: int = option(5000, "samples drawn for evaluation", low=1, high=ITEMS)
     sampler: str = option("multistep_sde", "sampler, see docs/samplers.md", choices=SAMPLERS)
     steps: int = option(
         0,
         "grid steps; 0: 40, or as many more as the drift's stiffness needs, up to 500; for"
         " annealed_langevin as many levels as overlap by half",
         low=0,
+        high=GRID,
     )
     grid: str = option("clock", "time grid, as noising.grid", choices=GRIDS)
     smallest_variance: float = option(
         1e-3,
         "last time before the denoising step, as v(t_1) / v(T)",
-        above=0,
+        low=1e-9,
         high=0.99,
         when={"sample.grid": ("clock", "edm", *LADDERS)},
     )
@@ -712,17 +797,22 @@ class SampleConfig(Section):
         1,
         "Langevin steps after each step of predictor_corrector",
         low=1,
+        high=GRID,
         when=_sampler("corrector_steps"),
     )
     snr: float = option(
         0.16,
         "ratio of their drift to their noise",
-        above=0,
+        low=1e-6,
         high=0.9,
         when=_sampler("snr"),
     )
     restarts: int = option(
-        1, "times that restart_flow goes up and down its stretch", low=1, when=_sampler("restarts")
+        1,
+        "times that restart_flow goes up and down its stretch",
+        low=1,
+        high=GRID,
+        when=_sampler("restarts"),
     )
     restart_low: float = option(
         0.2,
@@ -737,18 +827,23 @@ class SampleConfig(Section):
     rtol: float = option(
         1e-3,
         "relative tolerance of adaptive_flow",
-        above=0,
+        low=1e-9,
         high=0.1,
         when=_sampler("rtol"),
     )
     atol: float = option(
         1e-3,
         "absolute tolerance of adaptive_flow, units of the frame",
-        above=0,
+        low=1e-9,
+        high=1e6,
         when=_sampler("atol"),
     )
     langevin_steps: int = option(
-        5, "of annealed_langevin, at each noise level", low=1, when=_sampler("langevin_steps")
+        5,
+        "of annealed_langevin, at each noise level",
+        low=1,
+        high=GRID,
+        when=_sampler("langevin_steps"),
     )
     langevin_length: float = option(
         0.0,
@@ -761,6 +856,7 @@ class SampleConfig(Section):
         1.0,
         "w of s_u + w (s_c - s_u), scores without and with the label; 1: off",
         low=0,
+        high=1000,
         when=TOLD_LABELS,
     )
     guidance_low: float = option(
@@ -777,23 +873,25 @@ class SampleConfig(Section):
         high=1,
         when=TOLD_LABELS,
     )
-    chunk: int = option(500, "samples in memory at a time", low=1)
+    chunk: int = option(500, "samples in memory at a time", low=1, high=ITEMS)
     ema: bool = option(True, "use the average of the parameters")
-    seed: int = option(0, "of the samples", low=0)
+    seed: int = option(0, "of the samples", low=0, high=SEED)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Section):
     """Metrics."""
 
-    max_points: int = option(5000, "largest number of points in a pairwise metric", low=20)
+    max_points: int = option(
+        5000, "largest number of points in a pairwise metric", low=20, high=100_000
+    )
     labels_per_class: int = option(
-        10, "labels, per class on average, that name the mixture's components", low=1
+        10, "labels, per class on average, that name the mixture's components", low=1, high=ITEMS
     )
     likelihood_points: int = option(
-        200, "held-out items whose log p is computed, at most; 0: none", low=0
+        200, "held-out items whose log p is computed, at most; 0: none", low=0, high=ITEMS
     )
-    seed: int = option(0, "of projections, subsets and classifiers", low=0)
+    seed: int = option(0, "of projections, subsets and classifiers", low=0, high=SEED)
 
 
 AUTOENCODERS = ("none", "ae", "vae")
@@ -807,38 +905,51 @@ class AutoencoderConfig(Section):
         "none", "no latent space, plain or variational autoencoder", choices=AUTOENCODERS
     )
     latent_dim: int = option(
-        20, "dimensions of the latent space", low=1, when={"autoencoder.kind": ("ae", "vae")}
+        20,
+        "dimensions of the latent space",
+        low=1,
+        high=WIDTH,
+        when={"autoencoder.kind": ("ae", "vae")},
     )
     widths: tuple[int, ...] = option(
         (512, 256),
         "of the encoder; the decoder mirrors it",
         low=1,
+        high=WIDTH,
         when={"autoencoder.kind": ("ae", "vae")},
     )
     beta: float = option(
         0.5,
         "weight of the divergence or cross-entropy term (vae)",
-        above=0,
+        low=SMALL,
+        high=1e6,
         when={"autoencoder.kind": ("vae",)},
     )
     anneal_steps: int = option(
         2000,
         "over which beta rises from 0, in pretraining",
         low=0,
+        high=ITEMS,
         when={"autoencoder.kind": ("vae",)},
     )
-    steps: int = option(8000, "training steps", low=1, when={"autoencoder.kind": ("ae", "vae")})
-    batch_size: int = option(256, "items a step", low=1, when={"autoencoder.kind": ("ae", "vae")})
+    steps: int = option(
+        8000, "training steps", low=1, high=ITEMS, when={"autoencoder.kind": ("ae", "vae")}
+    )
+    batch_size: int = option(
+        256, "items a step", low=1, high=BATCH, when={"autoencoder.kind": ("ae", "vae")}
+    )
     learning_rate: float = option(
         1e-3,
         "peak learning rate (Adam, cosine decay)",
-        above=0,
+        low=SMALL,
+        high=RATE,
         when={"autoencoder.kind": ("ae", "vae")},
     )
     seed: int = option(
         0,
         "of initialisation, batches and posterior draws",
         low=0,
+        high=SEED,
         when={"autoencoder.kind": ("ae", "vae")},
     )
 
@@ -851,20 +962,28 @@ class JointConfig(Section):
         0,
         "training steps; 0: the autoencoder stays frozen",
         low=0,
+        high=ITEMS,
         when={"autoencoder.kind": ("vae",)},
     )
-    batch_size: int = option(128, "items a step", low=1, when={"joint.steps": (POSITIVE,)})
-    k: int = option(4, "random times a path", low=1, when={"joint.steps": (POSITIVE,)})
+    batch_size: int = option(
+        128, "items a step", low=1, high=BATCH, when={"joint.steps": (POSITIVE,)}
+    )
+    k: int = option(4, "random times a path", low=1, high=4096, when={"joint.steps": (POSITIVE,)})
     learning_rate: float = option(
-        2e-4, "of all parameters (Adam)", above=0, when={"joint.steps": (POSITIVE,)}
+        2e-4, "of all parameters (Adam)", low=SMALL, high=RATE, when={"joint.steps": (POSITIVE,)}
     )
     clip_norm: float = option(
-        100.0, "largest global gradient norm", above=0, when={"joint.steps": (POSITIVE,)}
+        100.0,
+        "largest global gradient norm",
+        low=SMALL,
+        high=LARGE,
+        when={"joint.steps": (POSITIVE,)},
     )
     refit_every: int = option(
         1000,
         "steps between fits of the mixture to current latents",
         low=1,
+        high=ITEMS,
         when={"joint.steps": (POSITIVE,)},
     )
 
@@ -896,12 +1015,20 @@ class Config:
           ValueError: naming the dotted key that is unknown, of a wrong type or out of range.
         """
         tree = tree.to_dict() if isinstance(tree, ConfigDict) else tree
+        if not isinstance(tree, Mapping):
+            raise ValueError(f"a config is a dict of sections, got {shown(tree)}")
         built: dict[str, Any] = {}
         for section, values in tree.items():
-            check_key(section)
+            _check_section(section)
+            kind = sections()[section]
+            if not isinstance(values, Mapping):
+                raise ValueError(
+                    f"{section}={shown(values)}: a section is a dict of its keys; set one of them,"
+                    f" such as {section}.{dataclasses.fields(kind)[0].name}"
+                )
             for key in values:
-                check_key(f"{section}.{key}")
-            built[section] = sections()[section](**values)
+                _check_name(section, key)
+            built[section] = kind(**values)
         return cls(**built)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
@@ -927,14 +1054,31 @@ def value_of(config: Config, dotted: str) -> Any:
 def check_key(dotted: str) -> None:
     """Raises ValueError, with the nearest known name, unless `section` or `section.key` exists."""
     section, _, key = dotted.partition(".")
-    kinds = sections()
-    if section not in kinds:
+    _check_section(section)
+    if key:
+        _check_name(section, key)
+
+
+def _check_section(section: Any) -> None:
+    if section not in sections():
         raise ValueError(
-            f"{section}: unknown section{hint(section, kinds)}; one of {', '.join(kinds)}"
+            f"{_word(section)}: unknown section{hint(_word(section), sections())}; one of"
+            f" {', '.join(sections())}"
         )
-    known = [field.name for field in dataclasses.fields(kinds[section])]
-    if key and key not in known:
-        raise ValueError(f"{dotted}: unknown key{hint(key, known)}; one of {', '.join(known)}")
+
+
+def _check_name(section: str, key: Any) -> None:
+    known = [field.name for field in dataclasses.fields(sections()[section])]
+    if key not in known:
+        word = _word(key)
+        raise ValueError(
+            f"{section}.{word}: unknown key{hint(word, known)}; one of {', '.join(known)}"
+        )
+
+
+def _word(key: Any) -> str:
+    plain = isinstance(key, str) and key.isprintable() and len(key) < 100
+    return key if plain and key else shown(key)
 
 
 def default() -> ConfigDict:

@@ -12,9 +12,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ndsm_jax.checks import COUNT, POSITIVE, SEEDS, arguments, whole
+
 Array = np.ndarray
 
 
+@arguments(x="finite numbers [n, e]", y="finite numbers [m, e]", num_projections=COUNT, seed=SEEDS)
 def sliced_wasserstein(x: Array, y: Array, *, num_projections: int = 512, seed: int = 0) -> float:
     """Sliced 2-Wasserstein distance (Bonneel et al. 2015), by Monte Carlo over directions.
 
@@ -34,6 +37,7 @@ def sliced_wasserstein(x: Array, y: Array, *, num_projections: int = 512, seed: 
     return math.sqrt(np.mean(mass @ (px - py) ** 2))
 
 
+@arguments(x="finite numbers [n, e]", y="finite numbers [m, e]")
 def energy_distance(x: Array, y: Array) -> float:
     """Energy distance 2 E|X - Y| - E|X - X'| - E|Y - Y'| (Szekely & Rizzo 2013).
 
@@ -48,6 +52,7 @@ def energy_distance(x: Array, y: Array) -> float:
     return 2 * mean(x, y) - mean(x, x) - mean(y, y)
 
 
+@arguments(x="finite numbers [n, e]", max_points=whole(2), seed=SEEDS)
 def median_distance(x: Array, *, max_points: int = 2000, seed: int = 0) -> float:
     """Median distance between distinct points of x (of a random subset): the usual bandwidth."""
     from scipy.spatial.distance import pdist
@@ -57,6 +62,7 @@ def median_distance(x: Array, *, max_points: int = 2000, seed: int = 0) -> float
     return float(np.median(pdist(x)))
 
 
+@arguments(x="finite numbers [n, e]", y="finite numbers [m, e]", bandwidth=POSITIVE)
 def mmd(x: Array, y: Array, *, bandwidth: float | None = None) -> float:
     """Unbiased squared maximum mean discrepancy (Gretton et al. 2012, Eq. 3); may be negative.
 
@@ -84,6 +90,7 @@ class Accuracy(NamedTuple):
     standard_error: float
 
 
+@arguments(x="finite numbers [n, e]", y="finite numbers [m, e]", seed=SEEDS, max_points=whole(3))
 def two_sample_accuracy(x: Array, y: Array, *, seed: int = 0, max_points: int = 1500) -> Accuracy:
     """Three-fold accuracy of a classifier told to separate x from y (Lopez-Paz & Oquab 2017).
 
@@ -140,6 +147,7 @@ def _pair_sum(x: Array, y: Array, function: Callable[[Array], Array]) -> float:
     return float(sum(chunk.sum() for chunk in chunks))
 
 
+@arguments(p="finite numbers [...]", q="finite numbers [...]")
 def total_variation(p: Array, q: Array) -> float:
     """Half the sum of |p - q| for two laws on the same classes."""
     return 0.5 * float(np.abs(np.asarray(p) - np.asarray(q)).sum())

@@ -9,6 +9,8 @@ import dataclasses
 
 import numpy as np
 
+from ndsm_jax.checks import arguments
+
 Array = np.ndarray
 
 
@@ -27,6 +29,7 @@ class Moments:
     count: int
 
 
+@arguments(features="finite numbers [n, f]")
 def moments(features: Array) -> Moments:
     """Moments of features [n, f]. Raises ValueError for fewer than two rows or no matrix."""
     x = np.asarray(features, np.float64)
@@ -36,6 +39,7 @@ def moments(features: Array) -> Moments:
     return Moments(mean=x.mean(0), covariance=covariance, count=len(x))
 
 
+@arguments(x=(Moments, "finite numbers [n, f]"), y=(Moments, "finite numbers [m, f]"))
 def frechet_distance(x: Array | Moments, y: Array | Moments) -> float:
     """Squared Frechet distance between Gaussian fits of two feature clouds (Heusel et al. 2017).
 
@@ -59,6 +63,7 @@ def frechet_distance(x: Array | Moments, y: Array | Moments) -> float:
     return float(shift + trace)
 
 
+@arguments(probabilities="finite numbers [n, C]")
 def inception_score(probabilities: Array) -> float:
     """exp(E KL(p(c|x) || p(c))) for class probabilities [n, C] (Salimans et al. 2016).
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from ndsm_jax.checks import COUNT, arguments
+
 Array = np.ndarray
 
 
+@arguments(x="finite numbers [n, e]", y="finite numbers [m, e]")
 def nearest_distances(x: Array, y: Array) -> tuple[Array, Array]:
     """Distance from each x [n, d] to its nearest y [m, d], and that item's index: ([n], [n])."""
     from sklearn.metrics import pairwise_distances_argmin_min
@@ -15,6 +18,7 @@ def nearest_distances(x: Array, y: Array) -> tuple[Array, Array]:
     return distance, index
 
 
+@arguments(real="finite numbers [n, e]", fake="finite numbers [m, e]", k=COUNT)
 def precision_recall_density_coverage(real: Array, fake: Array, k: int = 5) -> dict[str, float]:
     """Four scores from balls B(x) that reach to the k-th neighbour within the point's own set.
 
@@ -56,6 +60,7 @@ def precision_recall_density_coverage(real: Array, fake: Array, k: int = 5) -> d
     }
 
 
+@arguments(distance="finite numbers [n]", index="integers [n]", train="finite numbers [m, e]")
 def is_memorised(distance: Array, index: Array, train: Array) -> Array:
     """Whether points are closer to a training item than half that item's own nearest neighbour.
 

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from ndsm_jax.checks import arguments
 from ndsm_jax.networks.attention import SelfAttention, check_heads
 from ndsm_jax.networks.embedding import TimeEmbedding, as_images
 
@@ -135,6 +136,7 @@ class ADM(nn.Module):
         return max(self._sides(level)) <= self.attention
 
     @nn.compact
+    @arguments(y="[n, e]", c="[n]", told="[n, f]")
     def __call__(
         self, y: Array, c: Array, told: Array | None = None, *, condition: Any = None
     ) -> Array:

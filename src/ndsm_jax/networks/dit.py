@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax.checks import arguments
 from ndsm_jax.networks.attention import SelfAttention, check_heads
 from ndsm_jax.networks.embedding import TimeEmbedding, as_images
 
@@ -118,6 +119,7 @@ class DiT(nn.Module):
         super().__post_init__()
 
     @nn.compact
+    @arguments(y="[n, e]", c="[n]", told="[n, f]")
     def __call__(
         self, y: Array, c: Array, told: Array | None = None, *, condition: Any = None
     ) -> Array:

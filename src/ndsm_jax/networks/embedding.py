@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
+from ndsm_jax.checks import COUNT, POSITIVE, arguments
+
 
 class GaussianFourierFeatures(nn.Module):
     """[n] -> [n, size]: cos and sin of 2 pi w c, fixed w ~ N(0, scale^2) (2006.10739, Section 5).
@@ -24,6 +26,11 @@ class GaussianFourierFeatures(nn.Module):
 
     @nn.compact
     def __call__(self, c: Array) -> Array:
+        if self.size < 2:
+            raise ValueError(
+                f"network.time_features={self.size}: at least 2 are needed, a cosine and a sine (or"
+                " 0 for mlp, which appends the time)"
+            )
         frequencies = self.scale * jax.random.normal(jax.random.key(self.seed), (1, self.size // 2))
         phase = 2 * jnp.pi * c[:, None] * frequencies
         return jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1)
@@ -109,6 +116,7 @@ def _harmonics(period: Array, orders: Array, y: Array) -> Array:
     return jnp.concatenate([jnp.cos(phase), jnp.sin(phase)], axis=-1).reshape(len(y), -1)
 
 
+@arguments(period=POSITIVE, number=COUNT)
 def harmonics(period: float, number: int = 1) -> Features:
     """cos and sin of 2 pi m y / period for m = 1, ..., H: [n, d] -> [n, 2 H d].
 
@@ -122,10 +130,5 @@ def harmonics(period: float, number: int = 1) -> Features:
     Raises:
       ValueError: a period that is not positive, or no harmonic.
     """
-    if not (period > 0 and number >= 1):
-        raise ValueError(
-            f"harmonics: period={period} must be positive, and network.harmonics={number} at least"
-            " 1: a network of angles has to be periodic"
-        )
     orders = jnp.arange(1, number + 1, dtype=jnp.float32)
     return Partial(_harmonics, jnp.float32(period), orders)

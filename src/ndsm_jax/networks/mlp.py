@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import Array
 
+from ndsm_jax.checks import arguments
 from ndsm_jax.networks.embedding import ConditionEmbedding, GaussianFourierFeatures
 
 
@@ -42,6 +43,7 @@ class ScoreMLP(nn.Module):
     classes: int = 0
 
     @nn.compact
+    @arguments(y="[n, e]", c="[n]", told="[n, f]")
     def __call__(
         self, y: Array, c: Array, told: Array | None = None, *, condition: Any = None
     ) -> Array:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
+from ndsm_jax.checks import KEY, arguments
 from ndsm_jax.conditions import Both
 from ndsm_jax.networks.embedding import Features
 from ndsm_jax.networks.precondition import Precondition
@@ -58,6 +59,7 @@ class ScoreModel:
         process = getattr(self.precondition, "process", None)
         return self.dim if process is None else process.noise_dim
 
+    @arguments(key=KEY)
     def init(self, key: Array) -> Any:
         """Parameters theta."""
         y, of_frame = jnp.zeros((1, self.dim)), jnp.zeros(1, jnp.int32)
@@ -70,6 +72,7 @@ class ScoreModel:
         seen, time = self.precondition.inputs(y, t)
         return seen if self.features is None else self.features(seen), time
 
+    @arguments(y="[..., d]", t="[...]")
     def __call__(
         self, params: Any, y: Array, t: Array, condition: Any = None, dropout: Array | None = None
     ) -> Array:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ndsm_jax.checks import arguments
 from ndsm_jax.networks.embedding import ConditionEmbedding, GaussianFourierFeatures
 
 
@@ -69,6 +70,7 @@ class UNet(nn.Module):
     convolutional: ClassVar[bool] = True
 
     @nn.compact
+    @arguments(y="[n, e]", c="[n]", told="[n, f]")
     def __call__(
         self, y: Array, c: Array, told: Array | None = None, *, condition: Any = None
     ) -> Array:

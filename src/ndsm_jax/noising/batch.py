@@ -16,6 +16,7 @@ import numpy as np
 from jax import Array
 from scipy.special import logit, ndtr
 
+from ndsm_jax.checks import FLAG, GRID, KEY, arguments, one_of
 from ndsm_jax.clock import Clock
 
 
@@ -148,6 +149,7 @@ class Probed:
         """The law of the training times."""
         return self.noising.times
 
+    @arguments(key=KEY, x0="[B, d]")
     def __call__(self, key: Array, x0: Array) -> NoisedBatch:
         """x0 [B, d] -> NoisedBatch."""
         key_noise, key_probe = jax.random.split(key)
@@ -156,6 +158,7 @@ class Probed:
         return dataclasses.replace(batch, probe=probe)
 
 
+@arguments(clock=Clock, grid=GRID, kind=one_of(TIME_LAWS), stratified=FLAG)
 def time_law(
     clock: Clock, grid: np.ndarray, *, kind: str = "clock", stratified: bool = True
 ) -> TimeLaw:
@@ -177,14 +180,12 @@ def time_law(
     elif kind == "logit_normal":
         share = np.asarray(grid, np.float64) / float(grid[-1])
         mass = np.diff(ndtr(logit(share)))
-    elif kind == "clock":
+    else:
         t = jnp.asarray(grid[1:], jnp.float32)
         log_v = np.log(np.asarray(clock.variance(t), np.float64))
         time = np.asarray(clock.time(t), np.float64)
         parts = [np.diff(a, prepend=2 * a[0] - a[1]) for a in (log_v, time)]
         mass = parts[0] / parts[0].sum() + parts[1] / parts[1].sum()
-    else:
-        raise ValueError(f"noising.times={kind!r}: choose one of {', '.join(TIME_LAWS)}")
     cdf = np.concatenate([[0.0], np.cumsum(mass) / np.sum(mass)])
     return TimeLaw(
         grid=jnp.asarray(grid, jnp.float32),

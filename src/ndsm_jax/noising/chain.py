@@ -11,7 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ndsm_jax.integrators import broadcast_time, forward_step, scan_grid, step_sizes, time_grid
+from ndsm_jax.checks import COUNT, TIMES, arguments, one_of
+from ndsm_jax.integrators import (
+    INTEGRATORS,
+    broadcast_time,
+    forward_step,
+    scan_grid,
+    step_sizes,
+    time_grid,
+)
 from ndsm_jax.noising.modes import Modes, mode_at, modes_of
 from ndsm_jax.noising.quotient import Quotient, TiedQuotient, quotient
 from ndsm_jax.processes.process import Process, pull_back
@@ -25,7 +33,7 @@ Grid = np.ndarray | int
 
 def as_grid(process: Process, grid: Grid) -> np.ndarray:
     """The times of a `Grid`: [n + 1] float32."""
-    return time_grid(process, grid) if isinstance(grid, int) else np.asarray(grid, np.float32)
+    return time_grid(process, int(grid)) if np.ndim(grid) == 0 else np.asarray(grid, np.float32)
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("process", "modes"), meta_fields=())
@@ -218,6 +226,13 @@ def walk(
 SIMULATIONS = ("auto", "full", "quotient")
 
 
+@arguments(
+    process=Process,
+    grid=TIMES,
+    kind=one_of(SIMULATIONS),
+    integrator=one_of(INTEGRATORS),
+    paths=COUNT,
+)
 def make_chain(
     process: Process,
     grid: np.ndarray,
@@ -238,8 +253,6 @@ def make_chain(
     Raises:
       ValueError: unknown kind, or a process that has no quotient.
     """
-    if kind not in SIMULATIONS:
-        raise ValueError(f"noising.simulation={kind!r}: choose one of {', '.join(SIMULATIONS)}")
     has_quotient = process.known.quotient is not None and process.noisy is None
     if kind == "full" or (kind == "auto" and not has_quotient):
         return full_space(process)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ndsm_jax.checks import COUNT, GRID, KEY, POSITIVE, STEPS, arguments, function
 from ndsm_jax.clock import loss_weight
 from ndsm_jax.linear_maps import Gaussian, Scalar
 from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, time_law
@@ -41,9 +42,13 @@ class ExactKernel:
     k: int = 1
     stable: bool = False
 
+    @arguments(key=KEY, x0="[B, d]")
     def __call__(self, key: Array, x0: Array) -> NoisedBatch:
         """x0 [B, d] -> NoisedBatch with [B, k] states."""
-        assert self.process.kernel is not None
+        if self.process.kernel is None:
+            raise ValueError(
+                f"ExactKernel: process {self.process.name!r} has no kernel; see exact_kernel"
+            )
         key_time, key_noise = jax.random.split(key)
         batch, dim = x0.shape
         t = self.times.time(self.times.quantiles(key_time, batch, self.k))
@@ -95,6 +100,9 @@ def stable_target(x: Array, z: Array, scale: Array, std: Array) -> Array:
     return -(z + ratio * (centred[:, None] - mean)) / std[..., None]
 
 
+@arguments(
+    process=Process, grid=(GRID, STEPS), k=COUNT, times=TimeLaw, first=POSITIVE, weight=function(2)
+)
 def exact_kernel(
     process: Process,
     grid: Grid = 150,

@@ -16,11 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax.checks import (
+    COUNT,
+    FLAG,
+    FUNCTION,
+    GRID,
+    KEY,
+    POSITIVE,
+    STEPS,
+    arguments,
+    function,
+    one_of,
+)
 from ndsm_jax.clock import loss_weight
-from ndsm_jax.integrators import broadcast_time, simulate
+from ndsm_jax.integrators import INTEGRATORS, broadcast_time, simulate
 from ndsm_jax.linear_maps import Diagonal
 from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, law_on
-from ndsm_jax.noising.chain import Chain, Grid, as_grid, make_chain, walk
+from ndsm_jax.noising.chain import SIMULATIONS, Chain, Grid, as_grid, make_chain, walk
 from ndsm_jax.noising.quotient import _restrict, subspace
 from ndsm_jax.noising.windows import window_starts
 from ndsm_jax.processes.process import DriftFn, Process
@@ -366,6 +378,7 @@ def _low_rank(mixture: GaussianMixture) -> LowRankJacobian | None:
     )
 
 
+@arguments(process=Process, jacobian=one_of(JACOBIANS))
 def linearise(process: Process, *, jacobian: str = "auto") -> Linearisation:
     """The linearised process: (process, y_s [..., d], s [...], h [...]) to the law at s + h.
 
@@ -386,8 +399,6 @@ def linearise(process: Process, *, jacobian: str = "auto") -> Linearisation:
       ValueError: unknown kind, one that the process does not have, or too many dimensions for
         dense matrices.
     """
-    if jacobian not in JACOBIANS:
-        raise ValueError(f"noising.jacobian={jacobian!r}: choose one of {', '.join(JACOBIANS)}")
     all_noisy, mixture = process.noisy is None, process.known.quotient
     if jacobian == "diagonal" or (jacobian == "auto" and process.known.elementwise and all_noisy):
         if not (process.known.elementwise and all_noisy):
@@ -472,6 +483,14 @@ def _measured_paths(process: Process, x0: Array | None, grid: Array, integrator:
     return simulate(key_path, process, x0, grid, integrator=integrator)[:-1]
 
 
+@arguments(
+    process=Process,
+    grid=GRID,
+    linearised=FUNCTION,
+    tolerance=POSITIVE,
+    integrator=one_of(INTEGRATORS),
+    x0="finite numbers [n, d]",
+)
 def controlled_starts(
     process: Process,
     grid: np.ndarray,
@@ -495,8 +514,6 @@ def controlled_starts(
     Raises:
       ValueError: a tolerance that is not positive.
     """
-    if not tolerance > 0:
-        raise ValueError(f"noising.tolerance={tolerance} must be positive")
     n = len(grid) - 1
     paths = _measured_paths(process, x0, jnp.asarray(grid), integrator)
     steps = np.round(2 ** np.append(np.arange(0, np.log2(n), 0.5), np.log2(n))).astype(int)
@@ -562,6 +579,7 @@ class LinearisedWindows:
     integrator: str = "euler"
     perceptual: bool = False
 
+    @arguments(key=KEY, x0="[B, d]")
     def __call__(self, key: Array, x0: Array) -> NoisedBatch:
         """x0 [B, d] -> NoisedBatch with [B, k] states."""
         key_time, key_path, key_step = jax.random.split(key, 3)
@@ -585,6 +603,21 @@ class LinearisedWindows:
         )
 
 
+@arguments(
+    process=Process,
+    grid=(GRID, STEPS),
+    k=COUNT,
+    schedule=one_of(SCHEDULES),
+    gap=POSITIVE,
+    tolerance=POSITIVE,
+    jacobian=one_of(JACOBIANS),
+    simulation=one_of(SIMULATIONS),
+    integrator=one_of(INTEGRATORS),
+    x0="finite numbers [n, d]",
+    times=TimeLaw,
+    weight=function(2),
+    perceptual=FLAG,
+)
 def linearised_windows(
     process: Process,
     grid: Grid = 150,
@@ -632,14 +665,10 @@ def linearised_windows(
         starts = controlled_starts(
             process, grid, linearised, tolerance=tolerance, integrator=integrator, x0=x0
         )
-    elif schedule == "gap":
-        if not gap > 0:
-            raise ValueError(f"noising.gap={gap} must be positive")
+    else:
         found = window_starts(grid, gap)
         assert found is not None  # only 0 has no starts
         starts = found
-    else:
-        raise ValueError(f"noising.schedule={schedule!r}: choose one of {', '.join(SCHEDULES)}")
     return LinearisedWindows(
         chain=make_chain(process, grid, kind=simulation, integrator=integrator),
         process=process,

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax.checks import COUNT, GRID, KEY, STEPS, arguments, function, number, one_of
 from ndsm_jax.clock import Clock, loss_weight
-from ndsm_jax.integrators import local_kernel
+from ndsm_jax.integrators import INTEGRATORS, local_kernel
 from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, law_on
-from ndsm_jax.noising.chain import Chain, Grid, as_grid, make_chain, walk
+from ndsm_jax.noising.chain import SIMULATIONS, Chain, Grid, as_grid, make_chain, walk
 from ndsm_jax.processes.process import Process
 
 
@@ -50,6 +51,7 @@ class LocalSteps:
     noises: int = 1
     integrator: str = "euler"
 
+    @arguments(key=KEY, x0="[B, d]")
     def __call__(self, key: Array, x0: Array) -> NoisedBatch:
         """x0 [B, d] -> NoisedBatch with [B, k noises] states."""
         key_time, key_path, key_step = jax.random.split(key, 3)
@@ -75,6 +77,7 @@ class LocalSteps:
         )
 
 
+@arguments(clock=Clock, grid=GRID, fixed=number(), fraction=number())
 def loss_steps(
     clock: Clock, grid: np.ndarray, *, fixed: float = 0.0, fraction: float = 0.0
 ) -> tuple[Array, Array]:
@@ -105,6 +108,18 @@ def loss_steps(
     return jnp.asarray(starts), jnp.asarray(grid[1:] - grid[starts], jnp.float32)
 
 
+@arguments(
+    process=Process,
+    grid=(GRID, STEPS),
+    k=COUNT,
+    noises=COUNT,
+    loss_step=number(),
+    loss_fraction=number(),
+    simulation=one_of(SIMULATIONS),
+    integrator=one_of(INTEGRATORS),
+    times=TimeLaw,
+    weight=function(2),
+)
 def local_steps(
     process: Process,
     grid: Grid = 150,

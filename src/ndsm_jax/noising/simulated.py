@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax.checks import KEY, TIMES, arguments, one_of, whole
 from ndsm_jax.clock import driven
 from ndsm_jax.noising.chain import Chain, FullSpace, walk
 from ndsm_jax.processes.process import Process
 from ndsm_jax.references.fitting import fit
+from ndsm_jax.references.mixtures import COVARIANCES
 
 
 @jax.jit
@@ -21,6 +23,9 @@ def _walked(key: Array, chain: Chain, x0: Array, index: Array, grid: Array) -> A
     return jnp.moveaxis(walk(key, chain, x0, stop, grid, integrator="euler")[0], 1, 0)
 
 
+@arguments(
+    key=KEY, process=Process, x0="finite numbers [N, d]", grid=TIMES, times="finite numbers [...]"
+)
 def states_at(
     key: Array, process: Process, x0: Array, grid: np.ndarray, times: np.ndarray
 ) -> Array:
@@ -42,6 +47,14 @@ def states_at(
     return _walked(key, FullSpace(process=process), x0, jnp.asarray(index), jnp.asarray(grid))
 
 
+@arguments(
+    key=KEY,
+    process=Process,
+    x0="finite numbers [N, d]",
+    grid=TIMES,
+    num_components=whole(0, 100_000),
+    covariance=one_of(COVARIANCES),
+)
 def with_simulated_reference(
     key: Array,
     process: Process,

@@ -10,9 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax.checks import COUNT, FLAG, GRID, KEY, STEPS, arguments, function, number, one_of
 from ndsm_jax.clock import loss_weight
+from ndsm_jax.integrators import INTEGRATORS
 from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, law_on
-from ndsm_jax.noising.chain import PATH_WEIGHTS, Chain, Grid, Window, as_grid, make_chain, walk
+from ndsm_jax.noising.chain import (
+    PATH_WEIGHTS,
+    SIMULATIONS,
+    Chain,
+    Grid,
+    Window,
+    as_grid,
+    make_chain,
+    walk,
+)
 from ndsm_jax.processes.process import Process
 
 
@@ -59,6 +70,7 @@ class PathWindows:
     weights: str = "sinh"
     companion: bool = False
 
+    @arguments(key=KEY, x0="[B, d]")
     def __call__(self, key: Array, x0: Array) -> NoisedBatch:
         """x0 [B, d] -> NoisedBatch with [B, k] states."""
         key_time, key_path = jax.random.split(key)
@@ -90,6 +102,7 @@ class PathWindows:
         )
 
 
+@arguments(grid=GRID, window=number(low=0))
 def window_starts(grid: np.ndarray, window: float) -> Array | None:
     """Where the window of each grid interval starts: int [n], or None for windows from time 0.
 
@@ -99,8 +112,6 @@ def window_starts(grid: np.ndarray, window: float) -> Array | None:
     Raises:
       ValueError: a negative window.
     """
-    if window < 0:
-        raise ValueError(f"noising.window={window}: a time of at least 0 is needed")
     intervals = np.arange(len(grid) - 1)
     if window == 0:
         return None
@@ -108,6 +119,19 @@ def window_starts(grid: np.ndarray, window: float) -> Array | None:
     return jnp.asarray(np.minimum(start, intervals))
 
 
+@arguments(
+    process=Process,
+    grid=(GRID, STEPS),
+    k=COUNT,
+    window=number(low=0),
+    weights=one_of(PATH_WEIGHTS),
+    curvature=number(low=0),
+    companion=FLAG,
+    simulation=one_of(SIMULATIONS),
+    integrator=one_of(INTEGRATORS),
+    times=TimeLaw,
+    weight=function(2),
+)
 def path_windows(
     process: Process,
     grid: Grid = 150,
@@ -148,10 +172,6 @@ def path_windows(
             f"a path-space target needs noise in every coordinate, and that of {process.name!r} is"
             f" in {process.noise_dim} of {process.dim}; choose objective.name from ndsm, ndsm_cv,"
             " ism, or dsm where there is a kernel"
-        )
-    if weights not in PATH_WEIGHTS:
-        raise ValueError(
-            f"noising.path_weights={weights!r}: choose one of {', '.join(PATH_WEIGHTS)}"
         )
     if companion and window:  # in a quotient its windows start at time 0, see PathWindows
         if simulation == "quotient":

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
+from ndsm_jax.checks import POSITIVE, arguments
 from ndsm_jax.clock import relaxing
 from ndsm_jax.processes.process import Known, Process, checked_horizon
 from ndsm_jax.references.mixtures import GaussianMixture
@@ -38,6 +39,7 @@ def sqrt_two(t: Array) -> Array:
     return jnp.full_like(t, 2**0.5)
 
 
+@arguments(reference=Reference, horizon=POSITIVE)
 def langevin(reference: Reference, *, horizon: float | None = None) -> Process:
     """Overdamped Langevin dynamics of a reference measure (2405.15625, Eq. 3).
 

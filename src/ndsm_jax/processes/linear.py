@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
+from ndsm_jax.checks import DIMENSIONS, POSITIVE, arguments, number
 from ndsm_jax.clock import Clock, relaxing
 from ndsm_jax.linear_maps import Blocks, Gaussian, WrappedGaussian, isotropic
 from ndsm_jax.linear_maps import wrapped as wrapped_gaussian
@@ -32,6 +33,7 @@ def _ou_vjp(variance: Array, y: Array, t: Array, v: Array) -> tuple[Array, Array
     return -y / variance, -v / variance
 
 
+@arguments(dim=DIMENSIONS, variance=POSITIVE, horizon=POSITIVE)
 def ornstein_uhlenbeck(dim: int, *, variance: float = 1.0, horizon: float | None = None) -> Process:
     """Langevin dynamics of N(0, variance I): b = -y / variance, g = sqrt(2), exact kernel
 
@@ -82,6 +84,7 @@ def _vp_kernel(beta_min: Array, beta_slope: Array, t: Array) -> Gaussian:
     return isotropic(jnp.exp(-0.5 * x), jnp.sqrt(-jnp.expm1(-x)))
 
 
+@arguments(dim=DIMENSIONS, beta_min=POSITIVE, beta_max=POSITIVE, horizon=POSITIVE)
 def variance_preserving(
     dim: int, *, beta_min: float = 0.1, beta_max: float = 20.0, horizon: float | None = None
 ) -> Process:
@@ -125,6 +128,7 @@ def _sub_vp_clock(beta_min: Array, beta_slope: Array, t: Array) -> Array:
     return jnp.where(x < 1, -jnp.log1p(-(jnp.minimum(std, 0.7) ** 2)), x - jnp.log1p(std))
 
 
+@arguments(dim=DIMENSIONS, beta_min=POSITIVE, beta_max=POSITIVE, horizon=POSITIVE)
 def sub_variance_preserving(
     dim: int, *, beta_min: float = 0.1, beta_max: float = 20.0, horizon: float | None = None
 ) -> Process:
@@ -168,6 +172,7 @@ LINE_END = 0.999
 """Horizon of `straight_line`: a thousandth of the data is left, a seventh of what VP leaves."""
 
 
+@arguments(dim=DIMENSIONS, horizon=POSITIVE)
 def straight_line(dim: int, *, horizon: float | None = None) -> Process:
     """The straight line from data to N(0, I) of flow matching, a = 1 - t and s = t (2210.02747,
     Section 4.1 with sigma_min = 0; rectified flow, 2209.03003): Y_t = (1 - t) x + t z.
@@ -237,6 +242,7 @@ def _ve_kernel(sigma_min: Array, log_ratio: Array, t: Array) -> Gaussian:
     return isotropic(jnp.ones_like(t), jnp.sqrt(_ve_variance(sigma_min, log_ratio, t)))
 
 
+@arguments(dim=DIMENSIONS, sigma_min=POSITIVE, sigma_max=POSITIVE, horizon=POSITIVE)
 def variance_exploding(
     dim: int, *, sigma_min: float = 0.01, sigma_max: float = 50.0, horizon: float | None = None
 ) -> Process:
@@ -284,6 +290,9 @@ def _wrapped_kernel(sigma_min: Array, log_ratio: Array, period: Array, t: Array)
     return wrapped_gaussian(jnp.sqrt(_ve_variance(sigma_min, log_ratio, t)), period)
 
 
+@arguments(
+    dim=DIMENSIONS, period=POSITIVE, sigma_min=POSITIVE, sigma_max=number(low=0), horizon=POSITIVE
+)
 def wrapped(
     dim: int,
     *,
@@ -388,6 +397,7 @@ def _cld_kernel(mass: Array, rate: Array, t: Array) -> Gaussian:
     )
 
 
+@arguments(dim=DIMENSIONS, mass=POSITIVE, rate=POSITIVE, horizon=POSITIVE)
 def critically_damped(
     dim: int, *, mass: float = 0.25, rate: float = 4.0, horizon: float | None = None
 ) -> Process:
@@ -409,8 +419,6 @@ def critically_damped(
     Raises:
       ValueError: a mass or a rate that is not positive.
     """
-    if not (mass > 0 and rate > 0):
-        raise ValueError(f"critically_damped: mass={mass} and rate={rate} must be positive")
     m, beta = jnp.float32(mass), jnp.float32(rate)
     friction = 2 * jnp.sqrt(m)
     variances = jnp.concatenate([jnp.ones(dim), jnp.full(dim, mass)])

@@ -9,7 +9,6 @@ right size, from which the clock has its scale; drift, noise and score do not as
 from __future__ import annotations
 
 import dataclasses
-import math
 from functools import partial
 
 import jax
@@ -17,16 +16,11 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
+from ndsm_jax.checks import COUNT, DIMENSIONS, KEY, POSITIVE, SEEDS, SHAPE, arguments, number
 from ndsm_jax.processes.process import Known, Process, process
 from ndsm_jax.references.energy import Energy, energy, rejection_samples
 from ndsm_jax.references.mixtures import standard_normal
 from ndsm_jax.references.reference import Reference
-
-
-def _check_positive(name: str, **numbers: float) -> None:
-    for key, value in numbers.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name}: {key}={value} must be positive and finite")
 
 
 def _swimmer_drift(gamma: Array, y: Array, t: Array) -> Array:
@@ -34,6 +28,7 @@ def _swimmer_drift(gamma: Array, y: Array, t: Array) -> Array:
     return jnp.concatenate([v - x**3, -gamma * v], axis=-1)
 
 
+@arguments(gamma=POSITIVE, horizon=POSITIVE)
 def active_swimmer(*, gamma: float = 0.1, horizon: float | None = None) -> Process:
     """A swimmer in an anharmonic trap, driven by a persistent noise (2206.04642; 2407.07998).
 
@@ -45,7 +40,6 @@ def active_swimmer(*, gamma: float = 0.1, horizon: float | None = None) -> Proce
     Raises:
       ValueError: a gamma or a horizon that is not positive.
     """
-    _check_positive("active_swimmer", gamma=gamma)
     rate = jnp.float32(gamma)
     return process(
         Partial(_swimmer_drift, rate),
@@ -77,6 +71,7 @@ class Maxwell:
         """d, twice that of the positions."""
         return 2 * self.positions.dim
 
+    @arguments(key=KEY, shape=SHAPE)
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         """Draws: [*shape, d]."""
         key_x, key_v = jax.random.split(key)
@@ -84,12 +79,14 @@ class Maxwell:
         x = self.positions.sample(key_x, shape)
         return jnp.concatenate([x, jnp.sqrt(self.temperature) * v], axis=-1)
 
+    @arguments(y="[..., d]")
     def log_prob(self, y: Array) -> Array:
         """Log density, as far as that of the positions is known: [..., d] -> [...]."""
         x, v = jnp.split(y, 2, axis=-1)
         squares = v**2 / self.temperature + jnp.log(2 * jnp.pi * self.temperature)
         return self.positions.log_prob(x) - 0.5 * jnp.sum(squares, axis=-1)
 
+    @arguments(y="[..., d]")
     def score(self, y: Array) -> Array:
         """grad log density: [..., d] -> [..., d]."""
         x, v = jnp.split(y, 2, axis=-1)
@@ -110,6 +107,7 @@ def _underdamped_drift(law: Maxwell, friction: Array, y: Array, t: Array) -> Arr
     return jnp.concatenate([v, force - friction * v], axis=-1)
 
 
+@arguments(positions=Reference, temperature=POSITIVE, friction=POSITIVE, horizon=POSITIVE)
 def underdamped(
     positions: Reference,
     *,
@@ -133,7 +131,6 @@ def underdamped(
     Raises:
       ValueError: a temperature, a friction or a horizon that is not positive.
     """
-    _check_positive("underdamped", temperature=temperature, friction=friction)
     law = Maxwell(positions=positions, temperature=jnp.float32(temperature))
     gamma = jnp.float32(friction)
     curvature = jnp.float32(temperature * positions.stiffness())
@@ -152,6 +149,7 @@ def _double_well(barrier: Array, x: Array) -> Array:
     return barrier * jnp.sum((x**2 - 1) ** 2)
 
 
+@arguments(dim=DIMENSIONS, barrier=POSITIVE, num=COUNT, seed=SEEDS)
 def double_well(dim: int = 1, *, barrier: float = 2.0, num: int = 20_000, seed: int = 0) -> Energy:
     """The law of positions exp(-barrier sum_i (x_i^2 - 1)^2), with `num` independent draws.
 
@@ -160,7 +158,6 @@ def double_well(dim: int = 1, *, barrier: float = 2.0, num: int = 20_000, seed: 
     Raises:
       ValueError: a barrier that is not positive.
     """
-    _check_positive("double_well", barrier=barrier)
     function = Partial(_double_well, jnp.float32(barrier))
     edge = (1 + (20 / barrier) ** 0.5) ** 0.5  # where the energy is 20 kT
     draws = rejection_samples(
@@ -176,6 +173,15 @@ def _duffing_drift(parameters: Array, y: Array, t: Array) -> Array:
     return jnp.concatenate([v, push - damping * v - linear * x - cubic * x**3], axis=-1)
 
 
+@arguments(
+    damping=POSITIVE,
+    linear=number(),
+    cubic=number(),
+    force=number(),
+    frequency=number(),
+    noise=POSITIVE,
+    horizon=POSITIVE,
+)
 def duffing(
     *,
     damping: float = 0.3,
@@ -202,7 +208,6 @@ def duffing(
     Raises:
       ValueError: a damping, a noise or a horizon that is not positive.
     """
-    _check_positive("duffing", damping=damping)
     parameters = jnp.float32([damping, linear, cubic, force, frequency])
     curvature = jnp.abs(parameters[1] + 12 * parameters[2])
     return process(
@@ -223,6 +228,9 @@ def _lorenz_drift(parameters: Array, y: Array, t: Array) -> Array:
     return jnp.stack(rates, axis=-1)
 
 
+@arguments(
+    sigma=POSITIVE, rho=number(), beta=number(), noise=POSITIVE, unit=POSITIVE, horizon=POSITIVE
+)
 def lorenz63(
     *,
     sigma: float = 10.0,
@@ -247,7 +255,6 @@ def lorenz63(
     Raises:
       ValueError: a sigma, a noise, a unit or a horizon that is not positive.
     """
-    _check_positive("lorenz63", sigma=sigma, unit=unit)
     contraction = 0.5 * (sigma + 1 + ((sigma - 1) ** 2 + 4 * sigma * rho) ** 0.5)
     return process(
         Partial(_lorenz_drift, jnp.float32([sigma, rho, beta, unit])),

@@ -21,6 +21,8 @@ from jax import Array
 from jax.tree_util import Partial
 from jax.typing import ArrayLike
 
+from ndsm_jax import checks
+from ndsm_jax.checks import POSITIVE, SCORE, arguments, function, sequence, whole
 from ndsm_jax.clock import Clock, driven
 from ndsm_jax.linear_maps import Gaussian, WrappedGaussian, embed, select
 from ndsm_jax.references.mixtures import GaussianMixture
@@ -167,6 +169,7 @@ def noisy_from_the_start(process: Process) -> bool:
     return bool(process.diffusion(jnp.zeros(())) > 0)
 
 
+@arguments(process=Process, y="[..., d]", t="[...]", v="[..., d]")
 def pull_back(process: Process, y: Array, t: Array, v: Array) -> tuple[Array, Array]:
     """b(y, t) and J_b(y, t)^T v, the drift's Jacobian transposed times v: [..., d] each.
 
@@ -178,6 +181,7 @@ def pull_back(process: Process, y: Array, t: Array, v: Array) -> tuple[Array, Ar
     return drift, pull(v)[0]
 
 
+@arguments(process=Process, score=SCORE)
 def reverse_drift(process: Process, score: ScoreFn) -> DriftFn:
     """Drift of the reverse process in tau = T - t, -b(x, t) + g(t)^2 E u(x, t).
 
@@ -186,13 +190,15 @@ def reverse_drift(process: Process, score: ScoreFn) -> DriftFn:
     return partial(_backwards, process, score, 1.0)
 
 
+@arguments(process=Process, score=SCORE)
 def probability_flow(process: Process, score: ScoreFn) -> DriftFn:
     """Velocity dX/dtau of the probability-flow ODE, -b + g^2 E u / 2 (2011.13456, Eq. 13)."""
     return partial(_backwards, process, score, 0.5)
 
 
 def _backwards(process: Process, score: ScoreFn, share: float, x: Array, t: Array) -> Array:
-    push = share * process.diffusion(t)[..., None] ** 2 * process.spread(score(x, t))
+    u = checks.score("processes", score, process.noise_dim)(x, t)
+    push = share * process.diffusion(t)[..., None] ** 2 * process.spread(u)
     return -process.drift(x, t) + push
 
 
@@ -200,6 +206,16 @@ def _constant(g: Array, t: Array) -> Array:
     return jnp.broadcast_to(g, t.shape)
 
 
+@arguments(
+    drift=function(2),
+    diffusion=(function(1), POSITIVE),
+    reference=Reference,
+    horizon=POSITIVE,
+    clock=Clock,
+    noisy=sequence(whole(), "a tuple of coordinates"),
+    known=Known,
+    name=str,
+)
 def process(
     drift: DriftFn,
     diffusion: Callable[[Array], Array] | ArrayLike,

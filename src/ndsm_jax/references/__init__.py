@@ -13,7 +13,7 @@ from ndsm_jax.references.energy import (
     nuts_samples,
     rejection_samples,
 )
-from ndsm_jax.references.fitting import INITS, FitReport, check_samples, fit, floored
+from ndsm_jax.references.fitting import INITS, FitReport, check_samples, fit, fit_bytes, floored
 from ndsm_jax.references.mixtures import (
     COVARIANCES,
     GaussianMixture,
@@ -67,6 +67,7 @@ __all__ = [
     "conditional",
     "energy",
     "fit",
+    "fit_bytes",
     "fit_logistic",
     "fit_student_t",
     "fit_tilt",

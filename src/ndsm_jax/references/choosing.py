@@ -9,6 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from ndsm_jax.checks import COUNT, SEEDS, arguments, number, one_of, sequence
+
+KINDS = ("spherical", "diag", "tied", "full")
+"""Of covariance, scikit-learn's."""
+
 LADDER = (1, 2, 3, 5, 8, 12, 20, 30, 50, 80, 120, 200)
 """Numbers of components that are tried."""
 
@@ -36,6 +41,14 @@ class Choice:
     criteria: Mapping[tuple[str, int], float]
 
 
+@arguments(
+    data="finite numbers [N, d]",
+    covariances=sequence(one_of(KINDS), f"a tuple of {', '.join(KINDS)}", fewest=1),
+    numbers=sequence(COUNT, "a tuple of whole numbers >= 1", fewest=1),
+    num_inits=COUNT,
+    min_covariance=number(low=0),
+    seed=SEEDS,
+)
 def choose(
     data: np.ndarray,
     *,
@@ -78,7 +91,7 @@ def choose(
                 k,
                 covariance_type=kind,
                 n_init=num_inits,
-                reg_covar=min_covariance,
+                reg_covar=float(min_covariance),
                 random_state=seed,
             )
             with warnings.catch_warnings():

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ndsm_jax.checks import KEY, SHAPE, arguments
 from ndsm_jax.measurements import Measurement
 from ndsm_jax.references.mixtures import GaussianMixture
 
@@ -179,6 +180,7 @@ class Conditional:
     log_weights: Array
     log_evidence: Array
 
+    @arguments(key=KEY, shape=SHAPE)
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         """Exact draws of every row: [*shape, n, d].
 
@@ -208,6 +210,7 @@ class Conditional:
         return within + jnp.einsum("nk,nkd,nke->nde", jnp.exp(self.log_weights), apart, apart)
 
 
+@arguments(mixture=GaussianMixture, measurement=Measurement)
 @jax.jit
 def conditional(mixture: GaussianMixture, measurement: Measurement) -> Conditional:
     """The law of draws of `mixture` given a measurement of each, see `Conditional`."""

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
+from ndsm_jax.checks import COUNT, DIMENSIONS, KEY, SHAPE, arguments, function, number, whole
 from ndsm_jax.references.reference import Reference
 
 _CURVATURE_SAMPLES = 256
@@ -56,15 +57,18 @@ class Energy:
         """Whether `log_prob` has its constant."""
         return self.log_normaliser is not None
 
+    @arguments(key=KEY, shape=SHAPE)
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         """Draws with replacement from the M samples: [*shape, d]."""
         return self.samples[jax.random.randint(key, shape, 0, self.samples.shape[0])]
 
+    @arguments(y="[..., d]")
     def log_prob(self, y: Array) -> Array:
         """-U(y), less log Z where that is known: [..., d] -> [...]."""
         log_prob = -jnp.vectorize(self.function, signature="(d)->()")(y)
         return log_prob if self.log_normaliser is None else log_prob - self.log_normaliser
 
+    @arguments(y="[..., d]")
     def score(self, y: Array) -> Array:
         """-grad U(y), by automatic differentiation: [..., d] -> [..., d]."""
         return -jnp.vectorize(jax.grad(self.function), signature="(d)->(d)")(y)
@@ -87,6 +91,7 @@ class Energy:
         return float(self.curvature)
 
 
+@arguments(function=function(1), samples="numbers [M, d]", dim=DIMENSIONS)
 def energy(function: Callable[[Array], Array], samples: Any, *, dim: int | None = None) -> Energy:
     """Builds a reference from an energy and draws from exp(-U).
 
@@ -130,6 +135,7 @@ def energy(function: Callable[[Array], Array], samples: Any, *, dim: int | None 
     )
 
 
+@arguments(key=KEY, reference=Energy, proposal=Reference, num=whole(2))
 def normalised(
     key: Array, reference: Energy, proposal: Reference, *, num: int = 10_000
 ) -> tuple[Energy, float]:
@@ -187,6 +193,7 @@ def normalised(
     return dataclasses.replace(reference, log_normaliser=found), float(error)
 
 
+@arguments(function=function(1), samples="finite numbers [M, d]")
 def largest_curvature(function: Callable[[Array], Array], samples: Array) -> float:
     """max_i of the largest |eigenvalue| of the Hessian of a function at the samples.
 
@@ -237,6 +244,15 @@ def _check_scalar(function: Callable[[Array], Array], dim: int) -> None:
         )
 
 
+@arguments(
+    key=KEY,
+    function=function(1),
+    low="finite numbers [...]",
+    high="finite numbers [...]",
+    num=COUNT,
+    grid_size=whole(2, 2**24),
+    min_acceptance=number(low=0, high=1),
+)
 def rejection_samples(
     key: Array,
     function: Callable[[Array], Array],
@@ -331,6 +347,9 @@ def rejection_samples(
     return jnp.asarray(np.concatenate(kept)[:num])
 
 
+@arguments(
+    key=KEY, function=function(1), start="finite numbers [...]", num=COUNT, warmup=COUNT, thin=COUNT
+)
 def nuts_samples(
     key: Array,
     function: Callable[[Array], Array],

@@ -15,6 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax import checks
+from ndsm_jax.checks import DIMENSIONS, KEY, POSITIVE, SHAPE, arguments, number, one_of
+
 COVARIANCES = ("spherical", "tied_spherical", "diag", "tied", "full", "low_rank")
 
 
@@ -91,22 +94,27 @@ class GaussianMixture:
         """Whether every covariance is a multiple of the identity."""
         return self.covariance in ("spherical", "tied_spherical")
 
+    @arguments(y="[..., d]")
     def component_log_prob(self, y: Array) -> Array:
         """log N(y; mu_k, Sigma_k) of every component: [..., d] -> [..., K]."""
         return _batched(_component_log_prob, "(d)->(k)", self, y)
 
+    @arguments(y="[..., d]")
     def log_prob(self, y: Array) -> Array:
         """log eta*(y): [..., d] -> [...]. A log-sum-exp: nothing underflows in high dimension."""
         return jax.nn.logsumexp(self._log_joint(y), axis=-1)
 
+    @arguments(y="[..., d]")
     def responsibilities(self, y: Array) -> Array:
         """r_k(y) = P(component k | y): [..., d] -> [..., K]."""
         return jax.nn.softmax(self._log_joint(y), axis=-1)
 
+    @arguments(y="[..., d]")
     def log_responsibilities(self, y: Array) -> Array:
         """log r_k(y), finite where r_k(y) underflows: [..., d] -> [..., K]."""
         return jax.nn.log_softmax(self._log_joint(y), axis=-1)
 
+    @arguments(y="[..., d]")
     def score(self, y: Array) -> Array:
         """grad log eta*(y) = -sum_k r_k(y) Sigma_k^{-1} (y - mu_k): [..., d] -> [..., d].
 
@@ -114,6 +122,7 @@ class GaussianMixture:
         """
         return _batched(_score, "(d)->(d)", self, y)
 
+    @arguments(y="[..., d]", v="[..., d]")
     def score_hvp(self, y: Array, v: Array) -> tuple[Array, Array]:
         """Score at y, and Hessian of log eta* at y times v: two [..., d] -> two [..., d].
 
@@ -123,10 +132,12 @@ class GaussianMixture:
         """
         return jax.jvp(self.score, (jnp.asarray(y),), (jnp.asarray(v),))
 
+    @arguments(y="[..., d]")
     def most_likely(self, y: Array) -> Array:
         """Index of the component with the largest responsibility: [..., d] -> integers [...]."""
         return _batched(_most_likely, "(d)->()", self, y)
 
+    @arguments(key=KEY, shape=SHAPE)
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         """Draws from eta*: [*shape, d]."""
         key_component, key_noise = jax.random.split(key)
@@ -134,6 +145,7 @@ class GaussianMixture:
         noise = jax.random.normal(key_noise, (*shape, self.dim), self.means.dtype)
         return self.sample_component(index, noise)
 
+    @arguments(index="integers below K [...]", noise="[..., d]")
     def sample_component(self, index: Array, noise: Array) -> Array:
         """mu_k + Sigma_k^{1/2} noise for given component indices [...] and normals [..., d]."""
         factor = self.factor[jnp.zeros_like(index) if self.factor.shape[0] == 1 else index]
@@ -149,6 +161,7 @@ class GaussianMixture:
             return self.means[index] + factor * noise + stretched
         return self.means[index] + jnp.einsum("...ij,...j->...i", factor, noise)
 
+    @arguments(index="integers below K [...]", y="[..., d]")
     def standardise(self, index: Array, y: Array) -> Array:
         """Sigma_k^{-1/2} (y - mu_k) for component indices [...]: the inverse of `sample_component`.
 
@@ -347,6 +360,11 @@ def _weighted_scores(m: GaussianMixture, weights: Array, y: Array) -> Array:
     return total
 
 
+@arguments(
+    weights="finite numbers [K]",
+    means="finite numbers [K, d]",
+    covariance=one_of(COVARIANCES),
+)
 def mixture(
     weights: Any, means: Any, covariances: Any, *, covariance: str = "spherical"
 ) -> GaussianMixture:
@@ -363,19 +381,16 @@ def mixture(
       ValueError: unknown kind, shapes that do not fit, weights that are not positive, a covariance
         that is not positive definite, or directions that are not orthonormal.
     """
-    if covariance not in COVARIANCES:
-        raise ValueError(
-            f"mixture.covariance={covariance!r}: choose one of {', '.join(COVARIANCES)}"
-        )
     weights, means = (np.asarray(a, np.float64) for a in (weights, means))
-    if means.ndim != 2 or weights.shape != means.shape[:1]:
-        raise ValueError(
-            f"a mixture needs weights [K] and means [K, d], got {weights.shape}, {means.shape}"
-        )
     if not (np.all(np.isfinite(weights)) and np.all(weights > 0)):
         raise ValueError("the weights of a mixture must be finite and positive")
     leaves = {"log_weights": np.log(weights / weights.sum()), "means": means}
-    if covariance == "low_rank":
+    of_low_rank = covariance == "low_rank"
+    if of_low_rank and not (isinstance(covariances, tuple) and len(covariances) == 3):
+        raise ValueError(f"low_rank covariances are a LowRank, got {checks.shown(covariances)}")
+    for part in covariances if of_low_rank else [covariances]:
+        checks.check("references.mixture: covariances", part, "finite numbers [...]")
+    if of_low_rank:
         leaves |= _low_rank_factors(means, LowRank(*covariances))
     else:
         leaves |= _factors(means, np.asarray(covariances, np.float64), covariance)
@@ -442,15 +457,17 @@ def _standard_deviations(variances: np.ndarray) -> np.ndarray:
     return np.sqrt(variances)
 
 
+@arguments(dim=DIMENSIONS, variance=POSITIVE)
 def standard_normal(dim: int, variance: float = 1.0) -> GaussianMixture:
     """N(0, variance I) as a mixture of one: the prior of the linear processes."""
     return mixture([1.0], np.zeros((1, dim)), variance, covariance="tied_spherical")
 
 
+@arguments(mixture=GaussianMixture, power=number())
 def reweighted(mixture: GaussianMixture, power: float) -> GaussianMixture:
     """The mixture with weights proportional to w_k^power: 1 leaves them, 0 makes them uniform.
 
     For studies of mis-specified weights, as components keep their own dynamics.
     """
-    log_weights = jax.nn.log_softmax(power * mixture.log_weights)
+    log_weights = jax.nn.log_softmax(float(power) * mixture.log_weights)
     return dataclasses.replace(mixture, log_weights=log_weights)

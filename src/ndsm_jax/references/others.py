@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax.checks import COUNT, DIMENSIONS, FLAG, KEY, POSITIVE, SHAPE, arguments, number
+
 _DEGREES_RANGE = (0.1, 1000.0)  # of a fit: beyond the latter a Student-t law is a normal one
 
 
@@ -47,6 +49,7 @@ class StudentT:
         """d."""
         return self.location.shape[0]
 
+    @arguments(key=KEY, shape=SHAPE)
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         """location + scale n / sqrt(chi2 / nu), n normal: [*shape, d]."""
         key_normal, key_scale = jax.random.split(key)
@@ -56,10 +59,12 @@ class StudentT:
         log_ratio = jax.random.loggamma(key_scale, half, shape) - jnp.log(half)
         return _affine(self, noise * jnp.exp(-log_ratio / 2)[..., None])
 
+    @arguments(y="[..., d]")
     def log_prob(self, y: Array) -> Array:
         """log eta(y): [..., d] -> [...]."""
         return _each(_student_log_prob, "(d)->()", self, y)
 
+    @arguments(y="[..., d]")
     def score(self, y: Array) -> Array:
         """grad log eta(y) = -(nu + d) / (nu + |z|^2) z / scale: [..., d] -> [..., d]."""
         return _each(_student_score, "(d)->(d)", self, y)
@@ -94,14 +99,17 @@ class Logistic:
         """d."""
         return self.location.shape[0]
 
+    @arguments(key=KEY, shape=SHAPE)
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         """Independent draws: [*shape, d]."""
         return _affine(self, jax.random.logistic(key, (*shape, self.dim)))
 
+    @arguments(y="[..., d]")
     def log_prob(self, y: Array) -> Array:
         """log eta(y) = -sum_j (z_j + 2 log(1 + exp(-z_j)) + log scale_j): [..., d] -> [...]."""
         return _each(_logistic_log_prob, "(d)->()", self, y)
 
+    @arguments(y="[..., d]")
     def score(self, y: Array) -> Array:
         """grad log eta(y) = -tanh(z / 2) / scale: [..., d] -> [..., d]."""
         return _each(_logistic_score, "(d)->(d)", self, y)
@@ -131,14 +139,17 @@ class UniformTorus:
     dim: int
     period: float = 2 * math.pi
 
+    @arguments(key=KEY, shape=SHAPE)
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         """Draws in [-period / 2, period / 2): [*shape, d]."""
         return self.period * (jax.random.uniform(key, (*shape, self.dim)) - 0.5)
 
+    @arguments(y="[..., d]")
     def log_prob(self, y: Array) -> Array:
         """-d log period: [..., d] -> [...]."""
         return jnp.full(jnp.shape(y)[:-1], -self.dim * math.log(self.period))
 
+    @arguments(y="[..., d]")
     def score(self, y: Array) -> Array:
         """Zero: [..., d] -> [..., d]."""
         return jnp.zeros_like(y)
@@ -152,6 +163,12 @@ class UniformTorus:
         return 0.0
 
 
+@arguments(
+    dim=DIMENSIONS,
+    degrees=POSITIVE,
+    location=(number(), "finite numbers [d]"),
+    scale=(POSITIVE, "finite numbers [d]"),
+)
 def student_t(dim: int, *, degrees: float, location: Any = 0.0, scale: Any = 1.0) -> StudentT:
     """Builds a multivariate Student-t law with a diagonal scale matrix.
 
@@ -165,11 +182,6 @@ def student_t(dim: int, *, degrees: float, location: Any = 0.0, scale: Any = 1.0
       ValueError: an argument outside its range, or a shape that is neither () nor [d].
     """
     location, scale = _location_and_scale(dim, location, scale)
-    if not (math.isfinite(degrees) and degrees > 0):
-        raise ValueError(
-            f"student_t: degrees={degrees}: choose a positive number (3 has heavy tails and a"
-            " variance; standard_normal is its limit for many)"
-        )
     log_normaliser = math.lgamma((degrees + dim) / 2) - math.lgamma(degrees / 2)
     log_normaliser -= dim / 2 * math.log(degrees * math.pi) + np.log(scale).sum()
     leaves = {
@@ -181,6 +193,11 @@ def student_t(dim: int, *, degrees: float, location: Any = 0.0, scale: Any = 1.0
     return StudentT(**{name: jnp.asarray(leaf, jnp.float32) for name, leaf in leaves.items()})
 
 
+@arguments(
+    dim=DIMENSIONS,
+    location=(number(), "finite numbers [d]"),
+    scale=(POSITIVE, "finite numbers [d]"),
+)
 def logistic(dim: int, *, location: Any = 0.0, scale: Any = 1.0) -> Logistic:
     """Builds a product of logistic laws.
 
@@ -198,18 +215,23 @@ def logistic(dim: int, *, location: Any = 0.0, scale: Any = 1.0) -> Logistic:
     )
 
 
+@arguments(dim=DIMENSIONS, period=POSITIVE)
 def uniform_torus(dim: int, *, period: float = 2 * math.pi) -> UniformTorus:
     """Builds the uniform law of d angles on [-period / 2, period / 2)^d.
 
     Raises:
       ValueError: dim < 1, or a period that is not positive and finite.
     """
-    _check_dim(dim)
-    if not (math.isfinite(period) and period > 0):
-        raise ValueError(f"reference.period={period}: choose a positive number, such as 2 pi")
     return UniformTorus(dim=int(dim), period=float(period))
 
 
+@arguments(
+    data="finite numbers [N, d]",
+    degrees=number(low=0),
+    shared=FLAG,
+    max_iterations=COUNT,
+    tolerance=POSITIVE,
+)
 def fit_student_t(
     data: np.ndarray,
     *,
@@ -239,8 +261,6 @@ def fit_student_t(
     from scipy.special import gammaln
 
     data = _checked(data, "fit_student_t", shared)
-    if degrees and not (math.isfinite(degrees) and degrees > 0):
-        raise ValueError(f"reference.degrees={degrees}: choose a positive number, or 0 to fit it")
     dim = data.shape[1]
 
     def log_likelihood(nu: float, squares: np.ndarray, scale: np.ndarray) -> float:
@@ -269,6 +289,7 @@ def fit_student_t(
     return student_t(dim, degrees=nu, location=location, scale=scale)
 
 
+@arguments(data="finite numbers [N, d]", shared=FLAG)
 def fit_logistic(data: np.ndarray, *, shared: bool = False) -> Logistic:
     """`logistic` with the data's moments: location = mean, scale = std sqrt(3) / pi.
 
@@ -312,22 +333,11 @@ def _affine(s: StudentT | Logistic, noise: Array) -> Array:
     return location + scale * noise
 
 
-def _check_dim(dim: int) -> None:
-    if dim < 1:
-        raise ValueError(f"a reference needs at least one dimension, got dim={dim}")
-
-
 def _location_and_scale(dim: int, location: Any, scale: Any) -> tuple[np.ndarray, np.ndarray]:
     """Both as float64 [d], checked."""
-    _check_dim(dim)
     arrays = {}
     for name, value in (("location", location), ("scale", scale)):
         value = np.asarray(value, np.float64)
-        if value.shape not in ((), (dim,)) or not np.all(np.isfinite(value)):
-            raise ValueError(
-                f"{name} must be finite, a scalar or of shape [{dim}],"
-                f" got the shape {list(value.shape)}"
-            )
         arrays[name] = np.broadcast_to(value, (dim,))
     if not np.all(arrays["scale"] > 0):
         raise ValueError("scale must be positive in every coordinate")

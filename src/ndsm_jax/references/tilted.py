@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
+from ndsm_jax.checks import COUNT, KEY, POSITIVE, SEEDS, SHAPE, arguments, number
 from ndsm_jax.references.energy import largest_curvature
 from ndsm_jax.references.reference import Reference
 
@@ -27,6 +28,7 @@ _PROBES = 4096  # draws of the base that a constructor looks at
 _SMALLEST_WEIGHT = 1e-6  # of a fit, relative to the largest
 
 
+@runtime_checkable
 class Partition(Protocol):
     """A smooth partition of unity: r_k(y) >= 0 with sum_k r_k(y) = 1. A pytree.
 
@@ -60,6 +62,12 @@ class Centres:
     bandwidth: Array
     period: float | None = None
 
+    @property
+    def dim(self) -> int:
+        """d."""
+        return self.positions.shape[1]
+
+    @arguments(y="[..., d]")
     def responsibilities(self, y: Array) -> Array:
         """r_k(y): [..., d] -> [..., K]."""
         return jnp.vectorize(partial(_responsibilities, self), signature="(d)->(k)")(y)
@@ -99,10 +107,12 @@ class Tilted:
         """Whether `log_prob` has its constant: where that of the base does."""
         return getattr(self.reference, "normalised", True)
 
+    @arguments(y="[..., d]")
     def log_tilt(self, y: Array) -> Array:
         """log sum_k alpha_k r_k(y): [..., d] -> [...]."""
         return _log_tilt(self.partition, self.weights, y)
 
+    @arguments(y="[..., d]")
     def log_prob(self, y: Array) -> Array:
         """log eta(y) + log sum_k alpha_k r_k(y): [..., d] -> [...].
 
@@ -110,11 +120,13 @@ class Tilted:
         """
         return self.reference.log_prob(y) + self.log_tilt(y)
 
+    @arguments(y="[..., d]")
     def score(self, y: Array) -> Array:
         """grad log eta + grad log sum_k alpha_k r_k: [..., d] -> [..., d]."""
         tilt = jnp.vectorize(jax.grad(self.log_tilt), signature="(d)->(d)")
         return self.reference.score(y) + tilt(y)
 
+    @arguments(key=KEY, shape=SHAPE)
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
         """Draws by rejection from the base: [*shape, d].
 
@@ -189,6 +201,7 @@ class TiltReport:
         )
 
 
+@arguments(positions="finite numbers [K, d]", bandwidth=POSITIVE, period=POSITIVE)
 def centres(positions: Any, bandwidth: float, *, period: float | None = None) -> Centres:
     """Builds a partition by the nearest of K centres [K, d], softened over a bandwidth.
 
@@ -196,14 +209,6 @@ def centres(positions: Any, bandwidth: float, *, period: float | None = None) ->
       ValueError: positions that are not finite [K, d], or a bandwidth or period not positive.
     """
     positions = np.asarray(positions, np.float64)
-    if positions.ndim != 2 or not positions.size or not np.all(np.isfinite(positions)):
-        raise ValueError(f"a partition needs finite centres [K, d], got shape {positions.shape}")
-    if not (math.isfinite(bandwidth) and bandwidth > 0):
-        raise ValueError(
-            f"bandwidth={bandwidth}: choose a positive one, about the standard deviation of a state"
-        )
-    if period is not None and not (math.isfinite(period) and period > 0):
-        raise ValueError(f"period={period}: choose a positive number, such as 2 pi, or None")
     return Centres(
         positions=jnp.asarray(positions, jnp.float32),
         bandwidth=jnp.asarray(bandwidth, jnp.float32),
@@ -211,6 +216,9 @@ def centres(positions: Any, bandwidth: float, *, period: float | None = None) ->
     )
 
 
+@arguments(
+    samples="finite numbers [N, d]", num=COUNT, bandwidth=number(low=0), period=POSITIVE, seed=SEEDS
+)
 def metastable_states(
     samples: np.ndarray,
     num: int,
@@ -236,8 +244,6 @@ def metastable_states(
     from sklearn.cluster import KMeans
 
     samples = np.asarray(samples, np.float64)
-    if samples.ndim != 2 or not np.all(np.isfinite(samples)):
-        raise ValueError(f"metastable_states needs finite samples [N, d], got {samples.shape}")
     if not 1 <= num <= len(samples):
         raise ValueError(f"metastable_states: num={num} of {len(samples)} samples")
     if period is None:
@@ -255,6 +261,7 @@ def metastable_states(
     return centres(positions, bandwidth or float(np.sqrt(squares.mean())), period=period)
 
 
+@arguments(reference=Reference, partition=Partition, weights="finite numbers [n]")
 def tilted(reference: Reference, partition: Partition, weights: Any) -> Tilted:
     """Builds the law eta(y) sum_k alpha_k r_k(y).
 
@@ -299,6 +306,9 @@ def tilted(reference: Reference, partition: Partition, weights: Any) -> Tilted:
     )
 
 
+@arguments(
+    reference=Reference, data="finite numbers [N, d]", partition=Partition, key=KEY, num=COUNT
+)
 def fit_tilt(
     reference: Reference, data: Any, partition: Partition, *, key: Array, num: int = 65_536
 ) -> tuple[Tilted, TiltReport]:
@@ -327,10 +337,6 @@ def fit_tilt(
     from scipy.optimize import nnls
 
     data = jnp.asarray(data, jnp.float32)
-    if data.ndim != 2 or data.shape[1] != reference.dim or not bool(jnp.isfinite(data).all()):
-        raise ValueError(
-            f"fit_tilt needs finite data [N, {reference.dim}], got shape {data.shape} or NaN"
-        )
     draws = reference.sample(key, (num,))
     shares = _responsibilities_of(partition, data).mean(axis=0)
     r = _responsibilities_of(partition, draws)

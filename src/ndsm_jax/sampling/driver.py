@@ -13,6 +13,8 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
+from ndsm_jax import checks
+from ndsm_jax.checks import COUNT, GRID, KEY, KEYS, SCORE, STEPS, arguments, function
 from ndsm_jax.integrators import scan_grid, time_grid
 from ndsm_jax.processes.process import Process, ScoreFn
 from ndsm_jax.references.mixtures import GaussianMixture
@@ -58,6 +60,15 @@ class Reversal(NamedTuple):
     state: Any
 
 
+@arguments(
+    keys=KEYS,
+    score=SCORE,
+    process=Process,
+    x="[B, d]",
+    grid=GRID,
+    sampler=Sampler,
+    hook=function(2),
+)
 def reverse(
     keys: Array,
     score: Callable[..., Array],
@@ -102,7 +113,8 @@ def reverse(
     return Reversal(state.x, state.evaluations if count is None else count - 1, outputs, state)
 
 
-def _bound(score: Callable[..., Array], condition: Any) -> ScoreFn:
+def _bound(process: Process, score: Callable[..., Array], condition: Any) -> ScoreFn:
+    score = checks.score("sampling", score, process.noise_dim)
     return score if condition is None else lambda y, t: score(y, t, condition)
 
 
@@ -117,11 +129,11 @@ def _advance(
 ) -> Any:
     """One step of all rows together, or row by row where they choose their own."""
     if not sampler.by_row:
-        return sampler.step(process, _bound(score, condition), keys, state, *step)
+        return sampler.step(process, _bound(process, score, condition), keys, state, *step)
 
     def row(one: Any) -> Any:
         keys, state, condition = jax.tree.map(lambda a: a[None], one)
-        state = sampler.step(process, _bound(score, condition), keys, state, *step)
+        state = sampler.step(process, _bound(process, score, condition), keys, state, *step)
         return jax.tree.map(lambda a: a[0], state)
 
     return jax.vmap(row)((keys, state, condition))
@@ -171,10 +183,22 @@ def sample_chunk(
     x = start_states(root, index, reference, start)
     run = reverse(paths, score, process, x, grid, sampler, condition=condition, hook=hook)
     count = 1 + jnp.mean(jnp.asarray(run.evaluations, jnp.float32))
-    done = sampler.finish(process, _bound(score, condition), paths, run.state, grid[1])
+    done = sampler.finish(process, _bound(process, score, condition), paths, run.state, grid[1])
     return Draws(done, count, x, run.outputs)
 
 
+@arguments(
+    key=KEY,
+    score=SCORE,
+    process=Process,
+    num=COUNT,
+    grid=(GRID, STEPS),
+    sampler=Sampler,
+    components="integers [...]",
+    chunk=COUNT,
+    hook=function(2),
+    on_chunk=function(2),
+)
 def sample(
     key: Array,
     score: Callable[..., Array],
@@ -227,6 +251,16 @@ def sample(
     return np.concatenate(done)
 
 
+@arguments(
+    key=KEY,
+    score=SCORE,
+    process=Process,
+    num=COUNT,
+    grid=(GRID, STEPS),
+    sampler=Sampler,
+    components="integers [...]",
+    chunk=COUNT,
+)
 def trajectories(
     key: Array,
     score: Callable[..., Array],
@@ -272,8 +306,6 @@ def _chunks(
     hook: Hook | None,
 ) -> Iterator[tuple[Draws, int]]:
     """Chunks of equal size, the last one padded, each with how many of its rows count."""
-    if num < 1 or chunk < 1:
-        raise ValueError(f"sample: num and chunk must be at least 1, got {num} and {chunk}")
     sampler = ReverseSDE() if sampler is None else sampler
     sampler.check(process)
     times = jnp.asarray(time_grid(process, int(grid)) if np.ndim(grid) == 0 else grid)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ndsm_jax import checks
+from ndsm_jax.checks import COUNT, POSITIVE, number
 from ndsm_jax.clock import Clock
 from ndsm_jax.integrators import broadcast_time, heun_step
 from ndsm_jax.processes.process import Process, ScoreFn, probability_flow
@@ -34,11 +36,6 @@ def churned(
     return noised(process, x, t, t + length, z), t + length
 
 
-def _check_churn(churn: float) -> None:
-    if not 0 <= churn <= 1:
-        raise ValueError(f"sample.churn={churn}: a fraction of a step from 0 to 1 is needed")
-
-
 class Heun(NamedTuple):
     """x [B, d] and the time before the last step (a scalar)."""
 
@@ -59,7 +56,7 @@ class HeunFlow(Sampler):
     churn: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_churn(self.churn)
+        checks.fields(self, churn=number(low=0, high=1))
 
     def init(self, process: Process, x: Array, t: Array) -> Heun:
         """See `Sampler`."""
@@ -122,7 +119,7 @@ class MultistepFlow(Sampler):
     churn: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_churn(self.churn)
+        checks.fields(self, churn=number(low=0, high=1))
 
     def init(self, process: Process, x: Array, t: Array) -> MultistepFlowState:
         """See `Sampler`."""
@@ -186,10 +183,7 @@ class AdaptiveFlow(Sampler):
     by_row: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not (self.rtol > 0 and self.atol > 0):
-            raise ValueError(
-                f"sample.rtol={self.rtol} and sample.atol={self.atol} must be positive"
-            )
+        checks.fields(self, rtol=POSITIVE, atol=POSITIVE, parts=COUNT)
 
     def check(self, process: Process) -> None:
         """Raises ValueError where diffrax is not installed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax import Array
 
+from ndsm_jax.checks import SCORE, arguments
 from ndsm_jax.integrators import broadcast_time, forward_step
 from ndsm_jax.linear_maps import Scalar
 from ndsm_jax.processes.process import Process, ScoreFn, reverse_drift
@@ -24,6 +25,7 @@ def scalar_kernel(process: Process, t: Array) -> tuple[Array, Array] | None:
     return None
 
 
+@arguments(process=Process, x="[..., d]", t="[]")
 def relaxation_kernel(process: Process, x: Array, t: Array) -> tuple[Array, Array, Array]:
     """The noising near x [B, d] as a linear process: Y_t | Y_0 ~ N(m + a (Y_0 - m), s^2 I).
 
@@ -71,6 +73,7 @@ def noised(process: Process, x: Array, t: Array, t_next: Array, z: Array) -> Arr
     return kept * x + jnp.sqrt(jnp.maximum(s_next**2 - (kept * s) ** 2, 0)) * z
 
 
+@arguments(score=SCORE, process=Process, x="[..., d]", t="[]")
 def denoise(score: ScoreFn, process: Process, x: Array, t: Array) -> Array:
     """The posterior mean E[Y_0 | Y_t = x] at a scalar time t: [B, d] -> [B, d].
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax.checks import COUNT, fields, number
 from ndsm_jax.integrators import broadcast_time
 from ndsm_jax.processes.process import Process, ScoreFn
 from ndsm_jax.sampling import noise_levels
@@ -53,13 +54,7 @@ class AnnealedLangevin(Sampler):
     langevin_length: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.langevin_steps < 1:
-            raise ValueError(f"sample.langevin_steps={self.langevin_steps} must be at least 1")
-        if not self.langevin_length >= 0:
-            raise ValueError(
-                f"sample.langevin_length={self.langevin_length} must be positive, or 0 for the one"
-                " that fits the levels"
-            )
+        fields(self, langevin_steps=COUNT, langevin_length=number(low=0))
 
     def check(self, process: Process) -> None:
         """Refuses degenerate noise: a Langevin step needs the whole score."""
@@ -106,7 +101,8 @@ class AnnealedLangevin(Sampler):
         t_next: Array,
     ) -> State:
         """See `Sampler`. Stays at t."""
-        assert self.langevin_length, "see `plan`"
+        if not self.langevin_length:
+            raise ValueError("AnnealedLangevin: step needs a length; take the sampler of `plan`")
         alpha = self.langevin_length * process.clock.variance(t)
         first = n * self.langevin_steps
         return State(langevin(score, keys, state.x, first, t, alpha, self.langevin_steps))

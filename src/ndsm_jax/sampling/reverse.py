@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ndsm_jax.checks import fields, number, whole
 from ndsm_jax.clock import Clock
 from ndsm_jax.integrators import broadcast_time
 from ndsm_jax.processes.process import Process, ScoreFn, reverse_drift
@@ -96,10 +97,7 @@ class MultistepSDE(Sampler):
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2):
-            raise ValueError(f"MultistepSDE: order={self.order} must be 1 or 2")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"sample.eta={self.eta}: a share of the noise from 0 to 1 is needed")
+        fields(self, order=whole(1, 2), eta=number(low=0, high=1))
 
     def check(self, process: Process) -> None:
         """Refuses degenerate noise: its posterior given D is not isotropic."""

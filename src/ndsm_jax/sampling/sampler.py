@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ class State(NamedTuple):
     x: Array
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """What `driver.reverse` asks of a sampler: a frozen dataclass of options, and a pytree.
 

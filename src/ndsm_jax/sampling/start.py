@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax.checks import KEY, arguments
 from ndsm_jax.references.mixtures import GaussianMixture
 from ndsm_jax.references.reference import Reference
 
 
+@arguments(root=KEY)
 def sample_keys(root: Array, i: Array) -> tuple[Array, Array, Array]:
     """Keys of sample i of the stream `root`: of its component, its place in there, its path."""
     start, path = jax.random.split(jax.random.fold_in(root, i))
@@ -32,6 +34,7 @@ def start_components(root: Array, index: Array, log_weights: Array) -> Array:
     return jax.vmap(jax.random.categorical)(keys, log_weights)
 
 
+@arguments(root=KEY, index="integers [B]", reference=Reference, components="integers below K [B]")
 def start_states(
     root: Array, index: Array, reference: Reference, components: Array | None = None
 ) -> Array:

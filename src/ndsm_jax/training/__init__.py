@@ -1,5 +1,6 @@
 """Training of score networks, and samples of them: functions of an `Experiment`."""
 
+from ndsm_jax.training import memory
 from ndsm_jax.training.draw import draw, draw_components, draw_labels, draw_prior
 from ndsm_jax.training.held_out import MINIBATCHES, TIME_BINS, HeldOut, verdict
 from ndsm_jax.training.likelihood import (
@@ -40,6 +41,7 @@ __all__ = [
     "log_prob_of_states",
     "make_dispatch",
     "make_noise",
+    "memory",
     "minibatches_ahead",
     "noised",
     "noised_shapes",

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ndsm_jax import frames
+from ndsm_jax.checks import CONSTRUCTOR, COUNT, FLAG, SEEDS, arguments
 from ndsm_jax.conditions import joined
 from ndsm_jax.contrast import Contrast
 from ndsm_jax.experiment import Experiment
@@ -25,6 +26,19 @@ from ndsm_jax.training.state import STREAM_LABELS, STREAM_PRIOR, STREAM_SAMPLES,
 logger = logging.getLogger(__name__)
 
 
+@arguments(
+    experiment=Experiment,
+    state=TrainState,
+    num=COUNT,
+    seed=SEEDS,
+    components="integers [...]",
+    guidance=CONSTRUCTOR,
+    contrast=Contrast,
+    ema=FLAG,
+    chunk=COUNT,
+    stream=SEEDS,
+    progress=FLAG,
+)
 def draw(
     experiment: Experiment,
     state: TrainState,
@@ -170,6 +184,7 @@ def _class_log_weights(experiment: Experiment, labels: Any) -> jax.Array | None:
     return classes.start_log_weights(labels)
 
 
+@arguments(experiment=Experiment, num=COUNT, seed=SEEDS)
 def draw_labels(
     experiment: Experiment,
     num: int,
@@ -197,6 +212,7 @@ def draw_labels(
     return np.asarray(start_components(key, jnp.arange(num, dtype=jnp.uint32), log_shares))
 
 
+@arguments(experiment=Experiment, num=COUNT, seed=SEEDS)
 def draw_components(
     experiment: Experiment,
     num: int,
@@ -225,6 +241,7 @@ def draw_components(
     return np.asarray(start_components(key, index, weights))
 
 
+@arguments(experiment=Experiment, num=COUNT, seed=SEEDS)
 def draw_prior(experiment: Experiment, num: int, *, seed: int = 0) -> np.ndarray:
     """`num` draws [num, D] of the law that sampling starts from, as data."""
     key = jax.random.fold_in(jax.random.key(seed), STREAM_PRIOR)

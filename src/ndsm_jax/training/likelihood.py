@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from tqdm import tqdm
 
 from ndsm_jax import conditions, frames, likelihood
+from ndsm_jax.checks import COUNT, FLAG, SEEDS, STEPS, arguments
 from ndsm_jax.conditions import Classes, joined
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.frames import Frame
@@ -28,6 +29,18 @@ DRAWS = 4
 """Of the state of an item, where its frame draws it."""
 
 
+@arguments(
+    experiment=Experiment,
+    state=TrainState,
+    x="numbers [n, D]",
+    seed=SEEDS,
+    method=Method,
+    steps=STEPS,
+    draws=COUNT,
+    ema=FLAG,
+    chunk=COUNT,
+    progress=FLAG,
+)
 def log_prob(
     experiment: Experiment,
     state: TrainState,

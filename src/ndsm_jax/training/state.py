@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ndsm_jax.checks import FLAG, SEEDS, arguments
 from ndsm_jax.experiment import Experiment
 
 # Streams folded into a root key: of a training's seed, and of that of samples and densities.
@@ -67,6 +68,7 @@ class TrainState:
         return self.ema if self.best is None else self.best.params
 
 
+@arguments(experiment=Experiment, seed=SEEDS, select=FLAG)
 def init_state(experiment: Experiment, *, seed: int, select: bool = False) -> TrainState:
     """The state before the first step, a function of the seed alone.
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ndsm_jax.checks import COUNT, FLAG, POSITIVE, SEEDS, arguments, function, whole
 from ndsm_jax.datasets import batch_indices
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.runs import Run, fingerprint, has_checkpoints, in_words, loop
@@ -36,6 +37,18 @@ UNEVEN, TABLE = 1e4, 64
 as few as those of a table."""
 
 
+@arguments(
+    experiment=Experiment,
+    data="numbers [N, D]",
+    steps=whole(0),
+    batch_size=COUNT,
+    seed=SEEDS,
+    held_out=HeldOut,
+    state=TrainState,
+    picture=function(1),
+    ahead_mb=POSITIVE,
+    progress=FLAG,
+)
 def train(
     experiment: Experiment,
     data: np.ndarray,
