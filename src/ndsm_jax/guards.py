@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+
+from ndsm_jax.machine import available_memory, in_words
 
 logger = logging.getLogger(__name__)
 
@@ -27,35 +28,11 @@ COPIES = 4
 def check_room(num: int, *widths: int) -> None:
     """Raises ValueError where `num` samples of these widths together do not fit into memory."""
     need, room = num * sum(widths) * 4 * COPIES, available_memory()
-    if room is not None and need > room:
+    if need > room:
         raise ValueError(
-            f"{num:,} samples need {_size(need)} of memory, and {_size(room)} are free; draw them"
-            " in parts: a smaller --num (sample.num) each, with another --seed (sample.seed)"
+            f"{num:,} samples need {in_words(need)} of memory, and {in_words(room)} are free; draw"
+            " them in parts: a smaller --num (sample.num) each, with another --seed (sample.seed)"
         )
-
-
-def available_memory() -> int | None:
-    """Bytes that this process may still take: of the machine, or of its control group; None where
-    that is not known."""
-    found = []
-    for line in _text("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            found.append(1024 * int(line.split()[1]))
-    limit, used = (_text(f"/sys/fs/cgroup/memory.{name}").strip() for name in ("max", "current"))
-    if limit.isdecimal() and used.isdecimal():
-        found.append(max(0, int(limit) - int(used)))
-    return min(found, default=None)
-
-
-def _text(path: str) -> str:
-    try:
-        return pathlib.Path(path).read_text()
-    except OSError:
-        return ""
-
-
-def _size(num: int) -> str:
-    return f"{num / 2**30:,.1f} GiB"
 
 
 def box(data: np.ndarray, *, same_units: bool = False) -> dict[str, list[float]]:

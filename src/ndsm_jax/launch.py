@@ -39,6 +39,7 @@ from ndsm_jax.datasets.dataset import hold_out
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.frames import Frame
 from ndsm_jax.guidance import Reconstruction
+from ndsm_jax.machine import in_words
 from ndsm_jax.measurements import Measurement
 from ndsm_jax.runs import (
     Checkpoints,
@@ -795,7 +796,7 @@ def describe(config: Config, dataset: Dataset) -> str:
             f"data {dataset.name}: {len(dataset.train)} training and {len(dataset.test)} held-out"
             f" items of shape {dataset.shape} ({dataset.source})",
             f"network {config.network.name}: {size:,} parameters",
-            f"memory: about {memory.in_words(sum(needs(config, dataset, experiment).values()))}",
+            f"memory: about {in_words(sum(needs(config, dataset, experiment).values()))}",
             f"first batch, from x0 {(config.train.batch_size, width)}:",
             *(f"  {name}: {value.dtype}{list(value.shape)}" for name, value in fields.items()),
         ]

@@ -212,10 +212,10 @@ def test_what_is_larger_than_memory_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(1000, 4)))
-    monkeypatch.setattr(files, "memory", lambda: 16 * 4000 - 1)
-    with pytest.raises(ValueError, match=r"a\.npy: needs .* GiB of memory.*write fewer items"):
+    monkeypatch.setattr(files, "available_memory", lambda: 16 * 4000 - 1)
+    with pytest.raises(ValueError, match=r"a\.npy: needs .*B of memory.*write fewer items"):
         load("array", dir=str(tmp_path / "a.npy"))
-    monkeypatch.setattr(files, "memory", lambda: 16 * 4000)
+    monkeypatch.setattr(files, "available_memory", lambda: 16 * 4000)
     assert load("array", dir=str(tmp_path / "a.npy")).dim == 4
 
 
@@ -227,7 +227,7 @@ def test_members_that_nothing_reads_stay_packed(
     path = tmp_path / "a.npz"
     np.savez_compressed(path, x=x, bomb=np.zeros(10**6), words=np.array([{}] * 3))
     assert path.stat().st_size < 20_000
-    monkeypatch.setattr(files, "memory", lambda: 10**6)
+    monkeypatch.setattr(files, "available_memory", lambda: 10**6)
     data = load("array", dir=str(path))
     np.testing.assert_array_equal(sort_rows(np.concatenate([data.train, data.test])), sort_rows(x))
     np.savez_compressed(path, bomb=np.zeros((10**5, 10)))

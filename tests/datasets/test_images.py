@@ -279,7 +279,7 @@ def test_oversized_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share
 def test_more_images_than_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 24 bytes each, six times as much on the way to states."""
     write_images(tmp_path, 30)
-    monkeypatch.setattr(files, "memory", lambda: 6 * 24 * 25)
+    monkeypatch.setattr(files, "available_memory", lambda: 6 * 24 * 25)
     with pytest.raises(ValueError, match=r"\.png: needs .* of memory"):
         load("folder", dir=str(tmp_path))
 

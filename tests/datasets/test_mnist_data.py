@@ -98,7 +98,7 @@ def test_a_bomb_is_read_no_further_than_its_header(
     for content, message in (
         (bomb, "not an IDX file"),
         (good + bomb, "bytes too long"),
-        (b"\0\0\x08\x03" + b"\xff" * 12 + bomb[:99], "needs .* GiB of memory"),
+        (b"\0\0\x08\x03" + b"\xff" * 12 + bomb[:99], "needs .*B of memory"),
     ):
         path.write_bytes(gzip.compress(content, 1))
         with pytest.raises(ValueError, match=message):

@@ -46,7 +46,6 @@ def test_more_than_there_is_is_refused_with_the_largest_part_and_its_remedy():
     with pytest.raises(ValueError, match=r"3 GB .*a 1 GB, b 2 GB.* 2\.5 GB are there; less b"):
         memory.check({"a": 1e9, "b": 2e9}, 2.5e9, {"b": "less b"})
     memory.check({"a": 1e9}, 1e9, {})
-    assert 0 < memory.host_memory() < float("inf")
 
 
 @pytest.mark.parametrize(

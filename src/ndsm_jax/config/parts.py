@@ -20,6 +20,7 @@ from ndsm_jax.config.own import checked, taken
 from ndsm_jax.config.sections import Config
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.frames import Frame
+from ndsm_jax.machine import available_memory
 from ndsm_jax.networks import Autoencoder
 from ndsm_jax.references import GaussianMixture, Reference
 from ndsm_jax.references.choosing import LADDER
@@ -204,7 +205,7 @@ def check_sizes(config: Config, num: int, dim: int) -> None:
     states = config.train.batch_size * c.k * c.noises * dim
     memory.check(
         {"a minibatch": BYTES_A_STATE * float(states)},
-        memory.host_memory(),
+        available_memory(),
         {"a minibatch": "lower train.batch_size, noising.k or noising.noises"},
     )
     if takes_mixture(config):
@@ -221,7 +222,7 @@ def _check_fit(config: Config, num: int, dim: int) -> None:
     components = c.num_components or max(k for k in LADDER if k <= max(1, used // 10))
     memory.check(
         {"the mixture's fit": references.fit_bytes(num, dim, components, c.covariance, c.rank)},
-        memory.host_memory(),
+        available_memory(),
         {
             "the mixture's fit": "lower mixture.num_components, mixture.rank or data.num_train, or"
             " choose mixture.covariance=spherical"

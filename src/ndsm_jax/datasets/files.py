@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import tokenize
 import zipfile
 import zlib
@@ -14,6 +13,7 @@ from typing import IO
 import numpy as np
 
 from ndsm_jax.datasets.dataset import Options, Raw, Samples
+from ndsm_jax.machine import available_memory, in_words
 
 STATE_BYTES = 8
 """Of a number of a state at most, see `dataset.states`."""
@@ -163,21 +163,9 @@ def _unreadable(path: Path, error: BaseException) -> ValueError:
 
 def check_memory(wanted: int, where: str) -> None:
     """Raises ValueError where this machine has less memory than the `wanted` bytes."""
-    there = memory()
+    there = available_memory()
     if wanted > there:
         raise ValueError(
-            f"{where}: needs {wanted / 2**30:,.3g} GiB of memory as states, and this machine has"
-            f" {there / 2**30:,.3g}; write fewer items, or smaller ones"
+            f"{where}: needs {in_words(wanted)} of memory as states, and {in_words(there)} are"
+            " free; write fewer items, or smaller ones"
         )
-
-
-def memory() -> float:
-    """Bytes of memory of this machine, or of its control group; inf where neither is told."""
-    try:
-        total: float = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # no such figure on this system
-        total = math.inf
-    try:
-        return min(total, float(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):  # no control groups, or "max"
-        return total

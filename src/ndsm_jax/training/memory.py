@@ -7,7 +7,6 @@ The formula, and how far it is from measured peaks: docs/reliability.md. Shapes 
 from __future__ import annotations
 
 import math
-import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ndsm_jax.experiment import Experiment
+from ndsm_jax.machine import available_memory, in_words
 from ndsm_jax.training.state import TrainState, init_state
 from ndsm_jax.training.step import minibatches_ahead, noised, noised_shapes
 
@@ -130,15 +130,6 @@ def _programs(value: Any) -> list[Any]:
 
 # --- what there is ---
 
-LIMITS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    (
-        "/sys/fs/cgroup/memory/memory.limit_in_bytes",
-        "/sys/fs/cgroup/memory/memory.usage_in_bytes",
-    ),
-)
-"""Files of a control group of Linux, versions 2 and 1: of its limit, and of what it uses."""
-
 
 def available() -> float:
     """Bytes of memory that this process can still get: of the device, on the host where that is it.
@@ -149,23 +140,7 @@ def available() -> float:
     if device.platform != "cpu":
         stats = device.memory_stats() or {}
         return stats.get("bytes_limit", math.inf) - stats.get("bytes_in_use", 0)
-    return host_memory()
-
-
-def host_memory() -> float:
-    """The same of the host: what Linux calls available, within the limit of the control group."""
-    try:
-        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
-        found = next(1024.0 * int(x.split()[1]) for x in lines if x.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        found = math.inf
-    for limit, used in LIMITS:
-        try:
-            left = float(pathlib.Path(limit).read_text()) - float(pathlib.Path(used).read_text())
-        except (OSError, ValueError):  # no such group, or no limit
-            continue
-        found = min(found, left)
-    return found
+    return available_memory()
 
 
 def check(needs: Mapping[str, float], have: float, remedies: Mapping[str, str]) -> None:
@@ -185,8 +160,3 @@ def check(needs: Mapping[str, float], have: float, remedies: Mapping[str, str]) 
         f"this needs about {in_words(total)} of memory ({parts}), and {in_words(have)} are there;"
         f" {remedies.get(largest, 'use a machine with more')}"
     )
-
-
-def in_words(size: float) -> str:
-    """Bytes as GB or MB."""
-    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
