@@ -17,8 +17,8 @@ LIMITS = (
         "total_inactive_file",
     ),
 )
-"""Its files of the limit, of what is used and of its parts, in versions 2 and 1; and the name of the
-part that is files, which the system forgets where memory is wanted."""
+"""Its files of the limit, of what is used and of its parts, in versions 2 and 1; and the name of
+the part that is files, which the system forgets where memory is wanted."""
 
 
 def available_memory() -> float:
