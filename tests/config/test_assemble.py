@@ -15,6 +15,7 @@ from ndsm_jax.frames import Identity
 from ndsm_jax.integrators import ACCURATE, MAX_STEPS
 from ndsm_jax.launch import fitted, load_data, restore
 from ndsm_jax.runs import fingerprint
+from ndsm_jax.sampling import SAMPLERS
 from ndsm_jax.training import init_state
 from tests.training.tiny_runs import TINY, run, tiny
 
@@ -337,3 +338,9 @@ def test_samples_are_counted_before_anything_is_built(tmp_path, rng):
     config, dataset = own_array(tmp_path, rng.normal(size=(100, 2)), mixture={"num_components": 50})
     with pytest.raises(ValueError, match=r"num_components=50 needs at least 100 .*lower it to 40,"):
         check_samples(config, dataset)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_by_name_is_what_its_constructor_makes(name):
+    """No key of the config gives it another default."""
+    assert assemble._sampler(tiny(sample={"sampler": name})) == SAMPLERS[name]()

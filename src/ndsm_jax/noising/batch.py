@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from scipy.special import logit, ndtr
 
-from ndsm_jax.checks import FLAG, GRID, KEY, arguments, one_of
+from ndsm_jax.checks import FLAG, KEY, TIMES, arguments, one_of
 from ndsm_jax.clock import Clock
 
 
@@ -158,7 +158,7 @@ class Probed:
         return dataclasses.replace(batch, probe=probe)
 
 
-@arguments(clock=Clock, grid=GRID, kind=one_of(TIME_LAWS), stratified=FLAG)
+@arguments(clock=Clock, grid=TIMES, kind=one_of(TIME_LAWS), stratified=FLAG)
 def time_law(
     clock: Clock, grid: np.ndarray, *, kind: str = "clock", stratified: bool = True
 ) -> TimeLaw:

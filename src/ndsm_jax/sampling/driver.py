@@ -21,7 +21,12 @@ from ndsm_jax.references.mixtures import GaussianMixture
 from ndsm_jax.sampling.composed import PredictorCorrector, RestartFlow
 from ndsm_jax.sampling.flow import AdaptiveFlow, HeunFlow, MultistepFlow
 from ndsm_jax.sampling.langevin import AnnealedLangevin
-from ndsm_jax.sampling.reverse import MultistepSDE, ReverseSDE, ancestral, ddim
+from ndsm_jax.sampling.reverse import (
+    ReverseSDE,
+    ancestral,
+    ddim,
+    multistep_sde,
+)
 from ndsm_jax.sampling.sampler import Hook, Sampler, Step, hook_keys
 from ndsm_jax.sampling.start import (
     check_components,
@@ -32,7 +37,7 @@ from ndsm_jax.sampling.start import (
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
     "reverse_sde": ReverseSDE,
-    "multistep_sde": MultistepSDE,
+    "multistep_sde": multistep_sde,
     "ancestral": ancestral,
     "ddim": ddim,
     "predictor_corrector": PredictorCorrector,

@@ -160,6 +160,11 @@ class MultistepSDE(Sampler):
         return -saturation * math.expm1(-longest / saturation)
 
 
+def multistep_sde() -> MultistepSDE:
+    """The reverse SDE with all of its noise: `MultistepSDE` as it is."""
+    return MultistepSDE()
+
+
 def ancestral() -> MultistepSDE:
     """Ancestral sampling of DDPM (2006.11239, Algorithm 2), for any grid: one evaluation a step.
 
