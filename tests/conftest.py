@@ -2,7 +2,9 @@
 
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the tests' time is compilation, which this halves.
@@ -37,3 +39,17 @@ def _few_programs() -> Iterator[None]:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The counts of the inputs that the fuzzer tried."""
+    trial = sys.modules.get("tests.fuzz.trial")
+    if trial is None or not trial.COUNTS:
+        return
+    counts = trial.COUNTS
+    rows = [(f, counts[f, "refused"], counts[f, "taken"]) for f in sorted({f for f, _ in counts})]
+    rows.append(("all", sum(row[1] for row in rows), sum(row[2] for row in rows)))
+    terminalreporter.section("inputs tried")
+    terminalreporter.write_line(f"{'':32} {'refused':>8} {'taken':>8}")
+    for family, refused, taken in rows:
+        terminalreporter.write_line(f"{family:32} {refused:8} {taken:8}")

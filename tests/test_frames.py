@@ -265,7 +265,7 @@ def test_chained_is_one_frame_after_the_other(rng):
     for i, step in enumerate(1e-2 * x.std(axis=0)):
         e = np.zeros(2)
         e[i] = step
-        high, low = (MIXTURE.standardise(k[0], outer.prepare(x[:1] + s * e)) for s in (1, -1))
+        high, low = (MIXTURE.standardise(k, outer.prepare(x[:1] + s * e)) for s in (1, -1))
         columns.append(np.asarray(high - low, np.float64)[0] / (2 * step))
     log_det = np.linalg.slogdet(np.stack(columns, axis=1))[1]
     np.testing.assert_allclose(total[0], log_det, rtol=1e-4)

@@ -272,7 +272,7 @@ def test_options_reach_the_samplers_that_have_them():
         (lambda: sampling.AnnealedLangevin(langevin_steps=0), "langevin_steps="),
         (lambda: sampling.AnnealedLangevin(langevin_length=-0.1), "langevin_length="),
         (lambda: sampling.MultistepSDE(order=3), "order"),
-        (lambda: sampling.ddim(eta=1.5), r"sample\.eta"),
+        (lambda: sampling.ddim(eta=1.5), r"eta=1\.5"),
         (lambda: sampling.PredictorCorrector(snr=0.0), r"sample\.snr"),
         (lambda: sampling.RestartFlow(restart_low=0.5), r"sample\.restart_low"),
     ],
