@@ -287,7 +287,10 @@ FUNCTIONS: dict[str, Case] = {
     ),
     "sampling.MultistepSDE": (sampling.MultistepSDE, {"order": 2}),
     "sampling.HeunFlow": (sampling.HeunFlow, {"churn": 0.5}),
-    "sampling.AnnealedLangevin": (sampling.AnnealedLangevin, {"langevin_steps": 2, "length": 0.1}),
+    "sampling.AnnealedLangevin": (
+        sampling.AnnealedLangevin,
+        {"langevin_steps": 2, "langevin_length": 0.1},
+    ),
     "sampling.AdaptiveFlow": (sampling.AdaptiveFlow, {"rtol": 1e-3, "atol": 1e-3}),
     "guidance.Twisted": (
         lambda **fields: guidance.Twisted(**fields).check(OU),
