@@ -219,6 +219,7 @@ def test_a_key_without_effect_ends_the_program_with_status_1(tmp_path):
 # --- other runs ---
 
 
+@pytest.mark.slow
 def test_mnist_runs_resumes_and_samples(tmp_path):
     """The U-Net on the real files; a few steps at a small width."""
     directory = os.environ.get("NDSM_MNIST_DIR")

@@ -85,6 +85,7 @@ def test_a_killed_training_goes_on(trained, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_and_reported(trained):
     folder, _ = trained
     _, evaluate = commands()
@@ -94,6 +95,7 @@ def test_it_is_evaluated_and_reported(trained):
     assert "swirl" in (folder / "runs/swirl/report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_refused_and_allowed(trained):
     folder, steps = trained
     train, evaluate = commands()

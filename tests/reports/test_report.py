@@ -22,6 +22,7 @@ from ndsm_jax.reports import measure, report
 from tests.training.tiny_runs import run, tiny
 
 
+@pytest.mark.slow
 def test_report_of_data_without_labels(tmp_path, rng):
     """Any array; no classifier, modes from k-means; other data are refused."""
     path = tmp_path / "x.npy"

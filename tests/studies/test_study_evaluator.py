@@ -16,6 +16,7 @@ def study(tmp_path_factory):
     return study
 
 
+@pytest.mark.slow
 def test_study_writes_its_results(study):
     metrics = json.loads((study.root / "metrics.json").read_text())
     rows = {row["spoilt by"]: row for row in metrics["rows"]}

@@ -14,6 +14,7 @@ from ndsm_jax.reports.study import Study
 physics = importlib.import_module("studies.physics")
 
 
+@pytest.mark.slow
 def test_smoke(tmp_path):
     study = Study(scale="smoke", root=tmp_path, progress=False)
     physics.reproduce(study)
@@ -55,6 +56,7 @@ def test_entropies_from_neighbours_are_those_of_normal_laws(dim, rng):
     assert abs(physics.knn_entropy(x) - exact) < 4 * error
 
 
+@pytest.mark.slow
 def test_the_exact_production_is_the_loss_of_free_energy():
     """From N(0, S_0) to the horizon, where nearly nothing is left: the divergence of N(0, S_0) from
     the stationary N(0, I)."""

@@ -120,6 +120,7 @@ run(config, sys.argv[1])
 """
 
 
+@pytest.mark.slow
 def test_resume_is_bitwise_after_kill_9(tmp_path):
     """A run killed twice at arbitrary moments ends in the state of an undisturbed one."""
     config = tiny(**OPTIONS)
