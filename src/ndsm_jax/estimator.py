@@ -49,8 +49,8 @@ SETTINGS: Mapping[str, Any] = {
 """What differs from the defaults of a config. Beside these a mixture is chosen, not set.
 
 Columns are correlated and of all shapes, so that the noise is that of each component, in its own
-coordinates: with noise that is the same in all directions, as that of langevin, a score that is a
-little wrong along a narrow direction costs nats (docs/estimator.md). The best length of training
+coordinates: with noise that is the same in all directions, as that of langevin, narrow directions
+need many short steps, or cost nats (docs/estimator.md). The best length of training
 is some tens of steps for hundreds of rows, hence frequent looks; and as all rows are fitted in the
 end, many can be held out until then.
 """
