@@ -25,7 +25,7 @@ from ndsm_jax import app, references
 from ndsm_jax.config import Config
 from ndsm_jax.config.parts import fit
 from ndsm_jax.datasets import Dataset
-from ndsm_jax.launch import foreseen, launch, load_data, needs, set_aside
+from ndsm_jax.launch import foreseen, launch, load_data, set_aside
 
 SETTING = flags.DEFINE_string("setting", None, "Measure this one here, and print it as JSON.")
 
@@ -103,7 +103,7 @@ def measured(name: str) -> dict[str, float]:
         needed = references.fit_bytes(num, dim, c.num_components, c.covariance)
         foreseen(Config(), load_data(Config()))  # what is imported and compiled in any case
     else:
-        needed = sum(needs(config, rest, foreseen(config, rest)[1]).values())
+        needed = foreseen(config, rest)[2]
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = resident("VmRSS")
     if name.startswith("fit"):

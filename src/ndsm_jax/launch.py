@@ -352,7 +352,7 @@ def fitted(
         before anything is fitted; or that do not fit the data.
     """
     some = examples(config, dataset, frame)
-    abstract, _ = foreseen(config, dataset, some)
+    abstract, _, _ = foreseen(config, dataset, some)
     parts = resolvable(config, fit(config, dataset, frame=frame))
     if some is not None:
         check_structure(config, abstract.reference, parts.reference)
@@ -361,8 +361,8 @@ def fitted(
 
 def foreseen(
     config: Config, dataset: Dataset, some: np.ndarray | None = None
-) -> tuple[Parts, Experiment]:
-    """Stand-ins of what a config asks to be fitted, and the experiment made of them.
+) -> tuple[Parts, Experiment, float]:
+    """Stand-ins of what a config asks to be fitted, the experiment made of them, and its bytes.
 
     Nothing is fitted or trained, and what can be known before is checked.
 
@@ -373,8 +373,9 @@ def foreseen(
     check_sizes(config, *dataset.train.shape)
     parts = _stand_in_of(config, dataset, some)
     experiment = build(config, dataset.shape, parts, quiet=True)
-    memory.check(needs(config, dataset, experiment), memory.available(), MEMORY_REMEDIES)
-    return parts, experiment
+    needed = needs(config, dataset, experiment)
+    memory.check(needed, memory.available(), MEMORY_REMEDIES)
+    return parts, experiment, sum(needed.values())
 
 
 def needs(config: Config, dataset: Dataset, experiment: Experiment) -> dict[str, float]:
@@ -785,7 +786,7 @@ def _prints(experiment: Experiment, name: str) -> int:
 
 def describe(config: Config, dataset: Dataset) -> str:
     """What a dry run prints: data, network, first batch's shapes; nothing is fitted or trained."""
-    parts, experiment = foreseen(config, dataset, examples(config, dataset))
+    parts, experiment, needed = foreseen(config, dataset, examples(config, dataset))
     width = parts.frame.prepare(dataset.train[:1]).shape[1]
     batch = noised_shapes(experiment, width, config.train.batch_size)
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))
@@ -796,7 +797,7 @@ def describe(config: Config, dataset: Dataset) -> str:
             f"data {dataset.name}: {len(dataset.train)} training and {len(dataset.test)} held-out"
             f" items of shape {dataset.shape} ({dataset.source})",
             f"network {config.network.name}: {size:,} parameters",
-            f"memory: about {in_words(sum(needs(config, dataset, experiment).values()))}",
+            f"memory: about {in_words(needed)}",
             f"first batch, from x0 {(config.train.batch_size, width)}:",
             *(f"  {name}: {value.dtype}{list(value.shape)}" for name, value in fields.items()),
         ]

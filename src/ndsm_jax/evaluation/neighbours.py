@@ -76,13 +76,18 @@ def is_memorised(distance: Array, index: Array, train: Array) -> Array:
     return distance < 0.5 * spacing[inverse]
 
 
-def neighbour_ratios(x: Array, train: Array) -> Array:
-    """Distance to the nearest training item over that to the second nearest, of each x: [n].
+def two_nearest(x: Array, train: Array) -> tuple[Array, Array]:
+    """Distances from each x [n, d] to its two nearest items of train, and their indices: [n, 2]."""
+    from sklearn.neighbors import NearestNeighbors
+
+    return NearestNeighbors(n_neighbors=2).fit(train).kneighbors(x)
+
+
+def neighbour_ratios(distances: Array) -> Array:
+    """Distance to the nearest item over that to the second nearest, of `two_nearest`: [n].
 
     Near 0 for a copy of one item, near 1 where no item stands out (cf. the ratio test of
     Yoon et al. 2023); 1 where both are 0.
     """
-    from sklearn.neighbors import NearestNeighbors
-
-    first, second = NearestNeighbors(n_neighbors=2).fit(train).kneighbors(x)[0].T
+    first, second = distances.T
     return np.divide(first, second, out=np.ones_like(first), where=second > 0)

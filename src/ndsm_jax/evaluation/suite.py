@@ -24,6 +24,7 @@ from ndsm_jax.evaluation.neighbours import (
     nearest_distances,
     neighbour_ratios,
     precision_recall_density_coverage,
+    two_nearest,
 )
 from ndsm_jax.evaluation.reference import Summary, summarise
 
@@ -275,14 +276,15 @@ def _against_held_out(x: Array, held_out: Array, bandwidth: float, seed: int) ->
 
 
 def _against_training(x: Array, train: Array) -> dict[str, float]:
-    distance, index = nearest_distances(x, train)
+    distances, indices = two_nearest(x, train)
+    distance, index = distances[:, 0], indices[:, 0]
     q10, q50, q90 = np.quantile(distance, (0.1, 0.5, 0.9))
     return {
         "nearest_train": float(distance.mean()),
         "nearest_train_q10": float(q10),
         "nearest_train_q50": float(q50),
         "nearest_train_q90": float(q90),
-        "neighbour_ratio": float(neighbour_ratios(x, train).mean()),
+        "neighbour_ratio": float(neighbour_ratios(distances).mean()),
         "memorised_fraction": float(np.mean(is_memorised(distance, index, train))),
     }
 

@@ -48,8 +48,7 @@ def spectra(mixture: GaussianMixture) -> Spectra:
     if mixture.elementwise:
         variances = factor**2
     elif mixture.directions is None:
-        directions, root, _ = np.linalg.svd(factor)
-        along = root**2
+        directions, along = mixture.principal_axes()
         variances = np.exp(np.log(along).mean(axis=1, keepdims=True))
     else:
         directions = np.asarray(mixture.directions, np.float64)

@@ -40,15 +40,15 @@ def modes_of(mixture: GaussianMixture) -> Modes:
     """One a component; of low_rank covariances by the mean variance."""
     if mixture.isotropic or mixture.directions is not None:
         return Modes(variances=mixture.component_variances()[:, None])
-    roots, axes = np.asarray(mixture.factor, np.float64), None
-    if not mixture.elementwise:
-        axes, roots, _ = np.linalg.svd(roots)
-        axes = np.broadcast_to(axes, (mixture.num_components, *axes.shape[1:]))
-    variances = np.broadcast_to(roots**2, mixture.means.shape)
-    return Modes(
-        variances=jnp.asarray(variances, jnp.float32),
-        axes=None if axes is None else jnp.asarray(axes, jnp.float32),
-    )
+    axes = None
+    if mixture.elementwise:
+        variances = np.asarray(mixture.factor, np.float64) ** 2
+    else:
+        found, variances = mixture.principal_axes()
+        of_each = np.broadcast_to(found, (mixture.num_components, *found.shape[1:]))
+        axes = jnp.asarray(of_each, jnp.float32)
+    of_all = np.broadcast_to(variances, mixture.means.shape)
+    return Modes(variances=jnp.asarray(of_all, jnp.float32), axes=axes)
 
 
 def mode_at(process: Process, y: Array) -> Array:

@@ -183,6 +183,14 @@ class GaussianMixture:
         stretched = (u * (std - factor)[:, None, :]) @ np.swapaxes(u, 1, 2)
         return factor[..., None] * np.eye(self.dim) + stretched
 
+    def principal_axes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Orthonormal axes and variances along them of `tied` and `full` covariances.
+
+        [K or 1, d, d], columns, and [K or 1, d]. In float64, on the host.
+        """
+        axes, deviations, _ = np.linalg.svd(np.asarray(self.factor, np.float64))
+        return axes, deviations**2
+
     def component_variances(self) -> Array:
         """Mean variance per dimension of each component, tr(Sigma_k) / d: [K]."""
         squares = self.factor**2

@@ -84,8 +84,7 @@ class Evaluation:
         """The metrics as aligned text, each beside its real-against-real floor and the prior's.
 
         Below them the likelihood of held-out items, and the agreement of samples with where they
-        started, if they were measured; last what training made worse, and whether samples are
-        copies, see `made_worse` and `copied`.
+        started, if they were measured; last the `sentences`.
         """
         parts = [metrics_table(self.metrics)]
         if likely := _likelihood_rows(self.likelihood):
@@ -102,8 +101,7 @@ class Evaluation:
                 for name, row in self.conditioning["agreement"].items()
             ]
             parts.append(aligned(shares))
-        said = made_worse(self.metrics), copied(self.metrics, self.compared)
-        return "\n\n".join(filter(None, [*parts, *said]))
+        return "\n\n".join([*parts, *sentences(self.metrics, self.compared)])
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
@@ -114,6 +112,11 @@ def metrics_table(metrics: Mapping[str, Mapping[str, Any]]) -> str:
         for name, m in metrics.items()
     ]
     return aligned(rows)
+
+
+def sentences(metrics: Mapping[str, Mapping[str, Any]], compared: int) -> list[str]:
+    """What a reader has to know of the metrics: `made_worse` and `copied`, where they say any."""
+    return list(filter(None, [made_worse(metrics), copied(metrics, compared)]))
 
 
 def made_worse(metrics: Mapping[str, Mapping[str, Any]]) -> str:
@@ -448,10 +451,7 @@ def _page(
         title=f"{config.data.name}: {config.process.name} + {config.objective.name}",
         facts=facts,
         metrics=rows,
-        said=[
-            made_worse(result["metrics"]),
-            copied(result["metrics"], result["counts"]["compared"]),
-        ],
+        said=sentences(result["metrics"], result["counts"]["compared"]),
         conditioning=result.get("conditioning"),
         agreement=[
             {"name": name, "what": row["what"]}

@@ -14,7 +14,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from ndsm_jax import checks
-from ndsm_jax.checks import COUNT, GRID, KEY, KEYS, SCORE, STEPS, arguments, function
+from ndsm_jax.checks import COUNT, GRID, KEY, KEYS, SCORE, STEPS, Wanted, arguments, function
 from ndsm_jax.integrators import scan_grid, time_grid
 from ndsm_jax.processes.process import Process, ScoreFn
 from ndsm_jax.references.mixtures import GaussianMixture
@@ -192,18 +192,20 @@ def sample_chunk(
     return Draws(done, count, x, run.outputs)
 
 
-@arguments(
-    key=KEY,
-    score=SCORE,
-    process=Process,
-    num=COUNT,
-    grid=(GRID, STEPS),
-    sampler=Sampler,
-    components="integers [...]",
-    chunk=COUNT,
-    hook=function(2),
-    on_chunk=function(2),
-)
+_DRAWN: dict[str, Wanted] = {
+    "key": KEY,
+    "score": SCORE,
+    "process": Process,
+    "num": COUNT,
+    "grid": (GRID, STEPS),
+    "sampler": Sampler,
+    "components": "integers [...]",
+    "chunk": COUNT,
+}
+"""What the arguments of `sample` and `trajectories` have to be."""
+
+
+@arguments(**_DRAWN, hook=function(2), on_chunk=function(2))
 def sample(
     key: Array,
     score: Callable[..., Array],
@@ -256,16 +258,7 @@ def sample(
     return np.concatenate(done)
 
 
-@arguments(
-    key=KEY,
-    score=SCORE,
-    process=Process,
-    num=COUNT,
-    grid=(GRID, STEPS),
-    sampler=Sampler,
-    components="integers [...]",
-    chunk=COUNT,
-)
+@arguments(**_DRAWN)
 def trajectories(
     key: Array,
     score: Callable[..., Array],
