@@ -101,15 +101,14 @@ class Timed:
         self.experiment = experiment
         self.ahead = own if ahead is None else min(ahead, own)
         self._seed = c.seed
-        self._data = jnp.asarray(x)
-        self._rows = np.tile(np.arange(c.batch_size), (self.ahead, 1))
+        self._minibatches = np.tile(x[: c.batch_size], (self.ahead, 1, 1))
         self._noise = make_noise(c.seed)
         on_host = steps_on_host(experiment.model.network)
         self._dispatch = make_dispatch(c.seed, on_host=on_host)
 
     def noise(self) -> NoisedBatch:
         """Noises `ahead` minibatches."""
-        return self._noise(self.experiment, self._data, self._rows, 0)
+        return self._noise(self.experiment, self._minibatches, 0)
 
     @functools.cached_property
     def noised(self) -> NoisedBatch:

@@ -95,7 +95,8 @@ def make_look(
         return np.resize(np.arange(len(x), dtype=np.int32), (num, batch_size))
 
     def noised(x: np.ndarray, condition: Any) -> NoisedBatch:
-        return noise(experiment, jnp.asarray(x), rows(x), 0, condition)
+        told = jax.tree.map(lambda c: np.asarray(c)[rows(x)], condition)
+        return noise(experiment, x[rows(x)], 0, told)
 
     batches = [noised(unseen, held.condition), noised(fitted, condition)]
     times = np.asarray(batches[0].t)

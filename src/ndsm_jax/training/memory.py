@@ -59,7 +59,7 @@ def needed(
     parameters = size_of(state.params)
     convolutions = getattr(experiment.model.network, "convolutional", False)
     return {
-        "states": 2.0 * 4 * rows * width,  # on the host, and as an argument of compiled code
+        "states": 4.0 * rows * width,
         "parameters, averages, optimiser": 3.0 * size_of(state),  # and in a checkpoint, compressed
         "gradient": 2.0 * parameters,  # and the update that is made of it
         "activations": max(_kept(experiment, state, batch), _products(experiment, state, batch)),

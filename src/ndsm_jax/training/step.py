@@ -136,12 +136,13 @@ NoiseFn = Callable[..., NoisedBatch]
 
 
 def make_noise(seed: int, *, stream: int = STREAM_STEPS) -> NoiseFn:
-    """Compiles (experiment, data [N, m], rows [A, B], step) -> NoisedBatch of fields [A, ...].
+    """Compiles (experiment, x [A, B, m], step) -> NoisedBatch of fields [A, ...].
 
-    A fifth argument is what the network is told of the data, a pytree of [N, ...].
+    x are the minibatches of prepared data of A steps, from `step` on. A fourth argument is what the
+    network is told of them, a pytree of [A, B, ...].
 
-    Noising does not depend on theta, so that the minibatches of A steps, from `step` on, are noised
-    at once: on a GPU, and for small states, its cost is latency. Each has the key of its own step.
+    Noising does not depend on theta, so that all of them are noised at once: on a GPU, and for
+    small states, its cost is latency. Each has the key of its own step.
     """
     return partial(_noise, jax.random.fold_in(jax.random.key(seed), stream))
 
@@ -151,15 +152,13 @@ def make_noise(seed: int, *, stream: int = STREAM_STEPS) -> NoiseFn:
 def _noise(
     root: Array,
     experiment: Experiment,
-    data: Array,
-    rows: Array,
+    x: Array,
     step: Array,
     condition: Any = None,
 ) -> NoisedBatch:
-    steps = step + jnp.arange(rows.shape[0])
+    steps = step + jnp.arange(x.shape[0])
     keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(root, n), STREAM_NOISE))
-    x, told = jax.tree.map(lambda a: a[rows], (data, condition))
-    return jax.vmap(partial(noised, experiment))(keys(steps), x, told)
+    return jax.vmap(partial(noised, experiment))(keys(steps), x, condition)
 
 
 DispatchFn = Callable[

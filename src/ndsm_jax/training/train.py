@@ -141,7 +141,6 @@ def train(
 
     noise = make_noise(seed)
     dispatch = make_dispatch(seed, on_host=steps_on_host(experiment.model.network))
-    rows_of, told_of = jnp.asarray(x), jax.tree.map(jnp.asarray, condition)
     # A block of minibatches starts at a multiple of its size, wherever the run was resumed.
     block = minibatches_ahead(experiment, x, batch_size, ahead_mb)
     ahead = None
@@ -152,8 +151,9 @@ def train(
         num = min(most, block - first)
         if ahead is None or first == 0:
             numbers = range(step - first, step - first + block)
-            rows = [batch_indices(seed, n, len(x), batch_size) for n in numbers]
-            ahead = noise(experiment, rows_of, np.stack(rows), step - first, told_of)
+            rows = np.stack([batch_indices(seed, n, len(x), batch_size) for n in numbers])
+            told = jax.tree.map(lambda c: np.asarray(c)[rows], condition)
+            ahead = noise(experiment, x[rows], step - first, told)
         state, metrics = dispatch(state, experiment, ahead, first, num)
         return state, {name: np.asarray(a)[:num] for name, a in metrics.items()}
 
