@@ -11,6 +11,11 @@ A run that diverged goes on from its last good checkpoint with another learning 
 
   python experiments/train.py --config=configs/digits.py --workdir=runs/digits \\
       --config.optimizer.learning_rate=1e-4 --allow_changed=optimizer.learning_rate
+
+It uses all devices that there are; those of several processes, each started like this one:
+
+  python experiments/train.py --config=configs/mnist.py --workdir=runs/mnist \\
+      --coordinator=HOST:1234 --num_processes=2 --process_id=0
 """
 
 from collections.abc import Sequence
@@ -18,7 +23,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import config_flags
 
-from ndsm_jax import app
+from ndsm_jax import app, parallel
 from ndsm_jax.launch import describe, launch, load_data
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -35,9 +40,11 @@ ALLOW_CHANGED = flags.DEFINE_list(
     "Config keys that may differ from those of the run that is resumed: optimizer.learning_rate",
 )
 flags.mark_flag_as_required("config")
+app.define_processes()
 
 
 def main(argv: Sequence[str]) -> None:
+    app.join_processes()
     config = app.configured(CONFIG)
     dataset = load_data(config)
     if DRY_RUN.value:
@@ -52,8 +59,10 @@ def main(argv: Sequence[str]) -> None:
         WORKDIR.value,
         allow_changed_source=ALLOW_CHANGED_SOURCE.value,
         allow_changed=ALLOW_CHANGED.value,
+        progress=parallel.is_first(),
     )
-    print(f"trained: {WORKDIR.value}")
+    if parallel.is_first():
+        print(f"trained: {WORKDIR.value}")
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import absl.logging
 import jax
 from absl import app, flags
 from ml_collections import config_flags
 
+from ndsm_jax import parallel
 from ndsm_jax.config import Config, check_effect, check_key
 from ndsm_jax.runs.loop import Interrupted
 
@@ -110,17 +111,68 @@ def _guard(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         if flags.FLAGS.traceback:
             raise
-        sys.exit(f"error: {error}")
+        _end(f"error: {error}")
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if flags.FLAGS.traceback or not _is_of_memory(error):
             raise
-        sys.exit(
+        _end(
             "error: there is not enough memory; lower train.batch_size, noising.k or"
             " noising.ahead_mb in training, sample.chunk or --num in sampling, or the network's"
             f" width ({str(error).splitlines()[0][:200]})"
         )
     except Interrupted as stopped:
         sys.exit(128 + stopped.number)
+
+
+def _end(message: str) -> NoReturn:
+    """Ends the program with status 1 and a message."""
+    if jax.distributed.is_initialized():
+        # An ordinary end would wait for the other processes, which wait for this one.
+        print(message, file=sys.stderr, flush=True)
+        os._exit(1)
+    sys.exit(message)
+
+
+def define_processes() -> None:
+    """Defines the flags of a command that can run in several processes."""
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        "In several processes: HOST:PORT of the first, or auto (SLURM, Open MPI, Kubernetes). See"
+        " docs/scaling.md.",
+    )
+    flags.DEFINE_integer("num_processes", None, "How many there are.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Which one this is, from 0.", lower_bound=0)
+
+
+def join_processes() -> None:
+    """Joins the processes that flags tell of, before anything is computed; one alone is quick.
+
+    Raises:
+      ValueError: flags that do not go together, or processes that do not find one another.
+    """
+    given = flags.FLAGS
+    address, number, me = given.coordinator, given.num_processes, given.process_id
+    if address is None and number is None and me is None:
+        return
+    if address is None or (address != "auto" and (number is None or me is None)):
+        raise ValueError(
+            "several processes need all of --coordinator=HOST:PORT of the first, --num_processes"
+            " and --process_id; or --coordinator=auto alone, under SLURM, Open MPI or Kubernetes"
+        )
+    if None not in (number, me) and me >= number:
+        raise ValueError(f"--process_id={me} is not below --num_processes={number}; count from 0")
+    # Signals are ours: `runs.loop` saves before they take effect.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(None if address == "auto" else address, number, me)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"--coordinator={address}: {str(error).splitlines()[0]}; is the first process running"
+            " there, and are all of them started?"
+        ) from error
+    if not parallel.is_first():
+        logging.getLogger("ndsm_jax").setLevel(logging.ERROR)
 
 
 def _is_of_memory(error: Exception) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ndsm_jax import __version__, datasets, guards, plots
+from ndsm_jax import __version__, datasets, guards, parallel, plots
 from ndsm_jax.columns import Column
 from ndsm_jax.config import Config, check_key
 from ndsm_jax.config.assemble import build, resolvable
@@ -89,6 +89,7 @@ FREE = frozenset(
         "config.train.keep",
         "config.train.picture_every",
         "config.train.tensorboard",
+        "config.train.shard_parameters",
     ]
 )
 """Facts that may differ from those of the run that is resumed."""
@@ -236,13 +237,15 @@ def _launch(
     else:
         check_data(config, whole)
         parts, experiment = fitted(config, dataset, frame=frame)
-        if (some := examples(config, dataset, frame)) is not None:
+        some = examples(config, dataset, frame)
+        if some is not None and parallel.is_first():
             np.save(folder / EXAMPLES_FILE, some)
         state = init_state(experiment, seed=c.seed, select=held is not None)
         if parts.report is not None:
             logger.info("%s", parts.report)
+        if parts.report is not None and parallel.is_first():
             replace_file(folder / "mixture.txt", f"{parts.report}\n".encode())
-    if int(state.step) < c.steps:
+    if int(state.step) < c.steps and parallel.is_first():
         replace_file(folder / "config.json", f"{json.dumps(run.facts, indent=2)}\n".encode())
     try:
         return train_as_configured(
@@ -300,6 +303,7 @@ def train_as_configured(
         condition=told_labels(config, dataset),
         held_out=held,
         ahead_mb=config.noising.ahead_mb,
+        shard_parameters=c.shard_parameters,
         **more,
     )
 
@@ -353,7 +357,9 @@ def fitted(
     """
     some = examples(config, dataset, frame)
     abstract, _, _ = foreseen(config, dataset, some)
-    parts = resolvable(config, fit(config, dataset, frame=frame))
+    parts = fit(config, dataset, frame=frame)
+    parts = dataclasses.replace(parts, **parallel.agreed(_arrays(parts)))
+    parts = resolvable(config, parts)
     if some is not None:
         check_structure(config, abstract.reference, parts.reference)
     return parts, build(config, dataset.shape, parts)

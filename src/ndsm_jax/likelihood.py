@@ -18,7 +18,7 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
-from ndsm_jax import checks
+from ndsm_jax import checks, parallel
 from ndsm_jax.checks import (
     COUNT,
     GRID,
@@ -467,27 +467,31 @@ def log_prob(
     y = np.asarray(y, np.float32)
     if not len(y) or not np.isfinite(y).all():  # in float32, too
         raise ValueError(f"log_prob: y of shape {y.shape}; finite states [n >= 1, d] are needed")
+    condition = jax.tree.map(np.asarray, condition)
     for leaf in jax.tree.leaves(condition):
         if len(leaf) != len(y):
             raise ValueError(f"log_prob: condition has {len(leaf)} rows for {len(y)} states")
     if grid is None or np.ndim(grid) == 0:
         grid = method.times(process, None if grid is None else int(grid), SMALLEST_VARIANCE)
     done = [np.zeros((2, 0))]
-    chunk = min(chunk, len(y))
+    chunk = parallel.whole_rows(min(chunk, len(y)))
+    score = score if isinstance(score, Partial) else Partial(score)
+    start = start if start is None or isinstance(start, Partial) else Partial(start)
+    score, process, start = parallel.replicated((score, process, start))
     for first in range(0, len(y), chunk):
         rows = np.minimum(np.arange(first, first + chunk), len(y) - 1)  # the last is padded
         found = _chunk(
             key,
-            jnp.asarray(rows, jnp.uint32),
-            jnp.asarray(y[rows]),
-            score if isinstance(score, Partial) else Partial(score),
+            parallel.spread(rows.astype(np.uint32)),
+            parallel.gathered(y, rows),
+            score,
             process,
             jnp.asarray(grid, jnp.float32),
             method,
-            jax.tree.map(lambda a, rows=rows: jnp.asarray(a)[rows], condition),
-            start if start is None or isinstance(start, Partial) else Partial(start),
+            parallel.gathered(condition, rows),
+            start,
         )
-        done.append(np.asarray(found, np.float64)[:, : len(y) - first])
+        done.append(np.asarray(parallel.fetched(found), np.float64)[:, : len(y) - first])
         if on_chunk is not None:
             on_chunk(min(chunk, len(y) - first))
     return LogProb(*np.concatenate(done, axis=1))

@@ -755,6 +755,9 @@ class TrainConfig(Section):
     keep: int = option(3, "checkpoints kept", low=1, high=100_000)
     picture_every: int = option(1000, "steps between sample pictures; 0: none", low=0, high=ITEMS)
     tensorboard: bool = option(True, "write TensorBoard events beside metrics.jsonl")
+    shard_parameters: bool = option(
+        False, "several devices share parameters, averages and moments, see docs/scaling.md"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

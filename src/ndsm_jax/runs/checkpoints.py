@@ -36,6 +36,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from ndsm_jax import parallel
+
 logger = logging.getLogger(__name__)
 
 PyTree = Any
@@ -82,6 +84,8 @@ class Checkpoints:
     def save(self, step: int, state: PyTree, host: dict[str, Any]) -> None:
         """Saves `state` and `host` at `step`; the files are written in the background.
 
+        Several processes (`parallel`) all call it, and all see the directory.
+
         The state's bytes are copied before the call returns, so its buffers may be donated
         afterwards. An error of the background write is raised by the next `save`, `wait` or
         `close`. A damaged checkpoint of the same step is replaced; a good one of the same state is
@@ -104,7 +108,7 @@ class Checkpoints:
         first = not self.steps()
         specs = _leaf_specs(state)
         # On a CPU these are views, not copies: orbax copies them once, before its `save` returns.
-        arrays = _numbered(jax.tree.map(_to_numpy, jax.device_get(state)))
+        arrays = _numbered(jax.tree.map(_to_numpy, parallel.fetched(state)))
         manifest = _make_manifest(
             host=host,
             leaves=specs,

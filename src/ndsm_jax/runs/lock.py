@@ -13,6 +13,9 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import Protocol
+
+from ndsm_jax import parallel
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +29,21 @@ _held: dict[pathlib.Path, tuple[int, Lock]] = {}
 """Locks of this process, with the thread that holds each."""
 
 
-class Lock:
+class Lock(Protocol):
     """A lock that is held."""
+
+    def check(self) -> None:
+        """Raises FileNotFoundError where the folder was deleted, moved or replaced since."""
+
+
+class _Elsewhere:
+    """A lock that the first of several processes holds, and checks."""
+
+    def check(self) -> None: ...
+
+
+class _File:
+    """An open file that is locked."""
 
     def __init__(self, folder: pathlib.Path, path: pathlib.Path, number: int) -> None:
         self._folder, self._path, self._number = folder, path, number
@@ -47,7 +63,8 @@ def locked(folder: str | os.PathLike[str], what: str = "train") -> Iterator[Lock
 
     An `flock` of FOLDER/.lock, which says who holds it and goes with the file. It ends with the
     process, however that ends, so that a file that was left behind keeps nobody out. On a file
-    system without locks there is a warning and no lock. The thread that holds it may ask again.
+    system without locks there is a warning and no lock. The thread that holds it may ask again. Of
+    several processes (`parallel`) the first one holds it for all.
 
     Args:
       folder: of a run.
@@ -57,6 +74,9 @@ def locked(folder: str | os.PathLike[str], what: str = "train") -> Iterator[Lock
       ValueError: somebody else holds it; the message says who.
       OSError: the folder cannot be written to.
     """
+    if not parallel.is_first():
+        yield _Elsewhere()
+        return
     folder = pathlib.Path(folder)
     path = folder.resolve() / NAMES[what]
     thread, held = threading.get_ident(), _held.get(path)
@@ -70,7 +90,7 @@ def locked(folder: str | os.PathLike[str], what: str = "train") -> Iterator[Lock
         raise OSError(
             f"{folder} cannot be written to: {error.strerror}; choose another --workdir (folder)"
         ) from error
-    lock = Lock(folder, path, number)
+    lock = _File(folder, path, number)
     _held[path] = (thread, lock)
     try:
         yield lock

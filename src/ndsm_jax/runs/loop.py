@@ -15,9 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from ndsm_jax import parallel
 from ndsm_jax.runs.checkpoints import read_host
 from ndsm_jax.runs.run import WINDOW, Run
-from ndsm_jax.runs.writers import MetricWriter
+from ndsm_jax.runs.writers import Writer
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ def run(
     What it leaves does not depend on where it was killed or interrupted and resumed: a checkpoint
     holds the sums of the metrics since their last line, and TensorBoard and pictures are on disk
     before it. (steps_per_second is of the steps since the start.)
+
+    Of several processes (`parallel`) the first one writes; a signal to any of them ends all.
 
     Args:
       state: a pytree; `advance` may donate it.
@@ -163,6 +166,7 @@ def run(
             most = min(clock.steps(), last - step)
             for every in (log_every, checkpoint_every, picture_every, look_every):
                 most = min(most, _until(step, every))
+            most = parallel.least(most)  # clocks of several processes differ
             clock.start()
             state, metrics = advance(step, state, most)
             num = len(metrics["loss"])
@@ -184,22 +188,21 @@ def run(
                 log()
             if run is not None and picture is not None and due(picture_every):
                 _draw(writer, step, picture, state)
-            if due(checkpoint_every) or interrupt.requested:
+            stopped = parallel.largest(interrupt.requested)
+            if due(checkpoint_every) or stopped:
                 save()
-            if interrupt.requested:
+            if stopped:
                 if run is not None:
                     checkpoints.wait()
                     logger.warning("interrupted: step %d is saved; the same command resumes", step)
-                raise Interrupted(interrupt.requested)
+                raise Interrupted(stopped)
         if run is not None:
             checkpoints.wait()
             lock.check()
     return state
 
 
-def _draw(
-    writer: MetricWriter, step: int, picture: Callable[[Any], np.ndarray], state: Any
-) -> None:
+def _draw(writer: Writer, step: int, picture: Callable[[Any], np.ndarray], state: Any) -> None:
     """Writes a picture of the state, which is no reason to end a training."""
     try:
         image = picture(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import dis
 import functools
@@ -19,9 +20,10 @@ from typing import Any
 import jax
 import numpy as np
 
+from ndsm_jax import parallel
 from ndsm_jax.runs.checkpoints import Checkpoints, Restored, read_host
 from ndsm_jax.runs.lock import Lock, locked
-from ndsm_jax.runs.writers import MetricWriter
+from ndsm_jax.runs.writers import MetricWriter, NoWriter, Writer
 
 WINDOW = "metrics_window"
 """In a checkpoint's facts: sums of the metrics since their last line, see `loop.Window`."""
@@ -69,8 +71,10 @@ class Run:
         """To write: a context manager."""
         return Checkpoints(self.directory, keep=self.keep)
 
-    def writer(self) -> MetricWriter:
-        """Of metrics: a context manager."""
+    def writer(self) -> AbstractContextManager[Writer]:
+        """Of metrics. Of several processes the first one writes."""
+        if not parallel.is_first():
+            return contextlib.nullcontext(NoWriter())
         return MetricWriter(self.folder, tensorboard=self.tensorboard)
 
     def resume(self, like: Any) -> Restored | None:

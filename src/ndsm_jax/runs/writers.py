@@ -18,11 +18,23 @@ import pathlib
 import time
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 _FILE_NAME = "metrics.jsonl"
+
+
+class Writer(Protocol):
+    """Of the metrics and pictures of a run: a `MetricWriter`, or none."""
+
+    def truncate(self, step: int) -> None: ...
+
+    def write(self, step: int, scalars: Mapping[str, Any]) -> None: ...
+
+    def image(self, step: int, name: str, array: np.ndarray) -> None: ...
+
+    def flush(self) -> None: ...
 
 
 class MetricWriter:
@@ -144,6 +156,22 @@ class MetricWriter:
         if self._tensorboard is None:
             self._tensorboard = _Events(self._directory / "tensorboard", self._purge_step)
         return self._tensorboard
+
+
+class NoWriter:
+    """What stands for a `MetricWriter` where another process writes."""
+
+    def truncate(self, step: int) -> None:
+        """Nothing."""
+
+    def write(self, step: int, scalars: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def image(self, step: int, name: str, array: np.ndarray) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
 
 
 class _Events:

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jax.tree_util import Partial
 
-from ndsm_jax import checks
+from ndsm_jax import checks, parallel
 from ndsm_jax.checks import COUNT, GRID, KEY, KEYS, SCORE, STEPS, Wanted, arguments, function
 from ndsm_jax.integrators import scan_grid, time_grid
 from ndsm_jax.processes.process import Process, ScoreFn
@@ -252,7 +252,7 @@ def sample(
     for draws, size in _chunks(
         key, score, process, num, grid, sampler, components, condition, chunk, hook
     ):
-        done.append(np.asarray(draws.x)[:size])
+        done.append(parallel.fetched(draws.x)[:size])
         if on_chunk is not None:
             on_chunk(sum(map(len, done)), float(draws.evaluations))
     return np.concatenate(done)
@@ -282,8 +282,9 @@ def trajectories(
     for draws, size in _chunks(
         key, score, process, num, grid, sampler, components, condition, chunk, _record
     ):
-        path = jnp.concatenate([draws.start[None], draws.outputs, draws.x[None]])
-        paths.append(np.asarray(jnp.swapaxes(path, 0, 1))[:size])
+        start, between, end = parallel.fetched((draws.start, draws.outputs, draws.x))
+        path = np.concatenate([start[None], between, end[None]])
+        paths.append(np.swapaxes(path, 0, 1)[:size])
     return np.concatenate(paths)
 
 
@@ -328,28 +329,30 @@ def _chunks(
     measurement = sampler.measurement
     if measurement is not None:
         measurement = measurement.of(num)
-    chunk = min(max(1, chunk // copies), num)
+    chunk = parallel.whole_rows(min(max(1, chunk // copies), num))
+    hook = None if hook is None else _partial(hook)
+    score, process, times, hook = parallel.replicated((_partial(score), process, times, hook))
     for first in range(0, num, chunk):
         size = min(chunk, num - first)
 
-        def rows(a: Any, first: int = first, size: int = size) -> Array:
+        def rows(a: Any, first: int = first, size: int = size) -> Any:
             part = np.asarray(a[first : first + size])
             ends = [(0, chunk - size)] + [(0, 0)] * (part.ndim - 1)
-            return jnp.asarray(np.repeat(np.pad(part, ends, mode="edge"), copies, axis=0))
+            return parallel.spread(np.repeat(np.pad(part, ends, mode="edge"), copies, axis=0))
 
         if measurement is not None:
             guided: Any = sampler
             sampler = dataclasses.replace(guided, measurement=measurement.rows(rows))
         draws = sample_chunk(
             key,
-            jnp.arange(first * copies, (first + chunk) * copies, dtype=jnp.uint32),
+            parallel.spread(np.arange(first * copies, (first + chunk) * copies, dtype=np.uint32)),
             None if components is None else rows(components),
-            _partial(score),
+            score,
             process,
             times,
             sampler,
             jax.tree.map(rows, condition),
-            None if hook is None else _partial(hook),
+            hook,
         )
         yield draws, size
 

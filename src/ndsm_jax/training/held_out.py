@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax import parallel
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.noising import NoisedBatch
 from ndsm_jax.training.state import STREAM_HELD_OUT, Best, TrainState
@@ -95,17 +96,18 @@ def make_look(
         return np.resize(np.arange(len(x), dtype=np.int32), (num, batch_size))
 
     def noised(x: np.ndarray, condition: Any) -> NoisedBatch:
-        told = jax.tree.map(lambda c: np.asarray(c)[rows(x)], condition)
-        return noise(experiment, x[rows(x)], 0, told)
+        items, told = parallel.gathered((x, condition), rows(x), axis=1)
+        return noise(experiment, items, 0, told)
 
     batches = [noised(unseen, held.condition), noised(fitted, condition)]
-    times = np.asarray(batches[0].t)
+    times = parallel.fetched(batches[0].t)
     edges = np.quantile(times, np.arange(1, TIME_BINS) / TIME_BINS)
     part = 1 + np.searchsorted(edges, times)
 
     def measured(params: Any, which: int) -> np.ndarray:
         """The loss of every state [A, B, k]."""
-        return np.asarray(_losses(experiment, params, batches[which]), np.float64)
+        losses = parallel.fetched(_losses(experiment, params, batches[which]))
+        return losses.astype(np.float64)
 
     def better(now: np.ndarray, params: Any) -> bool:
         """Whether losses are less than those of other parameters, by more than chance."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 from jax import Array
 
+from ndsm_jax import parallel
 from ndsm_jax.conditions import dropped, joined
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.noising import NoisedBatch
@@ -144,11 +146,16 @@ def make_noise(seed: int, *, stream: int = STREAM_STEPS) -> NoiseFn:
     Noising does not depend on theta, so that all of them are noised at once: on a GPU, and for
     small states, its cost is latency. Each has the key of its own step.
     """
-    return partial(_noise, jax.random.fold_in(jax.random.key(seed), stream))
+    root = parallel.replicated(jax.random.fold_in(jax.random.key(seed), stream))
+    return partial(_noise_to(parallel.by_rows(1)), root)
 
 
 # Compiled once for all trainings of experiments that differ in arrays, seeds and data alone.
-@jax.jit
+@functools.cache
+def _noise_to(where: Any) -> Callable[..., NoisedBatch]:
+    return jax.jit(_noise, out_shardings=where)
+
+
 def _noise(
     root: Array,
     experiment: Experiment,
@@ -166,7 +173,7 @@ DispatchFn = Callable[
 ]
 
 
-def make_dispatch(seed: int, *, on_host: bool = False) -> DispatchFn:
+def make_dispatch(seed: int, *, on_host: bool = False, where: Any = None) -> DispatchFn:
     """Compiles (state, experiment, noised [A, ...], first, num) -> (state, metrics [A]).
 
     Runs `num` training steps on the minibatches from `first` on, without returning to the host.
@@ -174,10 +181,19 @@ def make_dispatch(seed: int, *, on_host: bool = False) -> DispatchFn:
     results that do not depend on how a run was cut into dispatches. The state is donated. The
     experiment's arrays are arguments, not constants of the program.
 
-    With `on_host` the steps are called from the host, one by one: see `steps_on_host`.
+    With `on_host` the steps are called from the host, one by one: see `steps_on_host`. `where` is
+    the place of the state's arrays on several devices, `parallel.shardings` of it.
     """
-    run = _one_by_one if on_host else _run
-    return partial(run, jax.random.fold_in(jax.random.key(seed), STREAM_STEPS))
+    root = parallel.replicated(jax.random.fold_in(jax.random.key(seed), STREAM_STEPS))
+    leaves, structure = jax.tree.flatten(where)
+    compiled = _compiled(_step if on_host else _run, structure, tuple(leaves))
+    return partial(_one_by_one, compiled, root) if on_host else partial(compiled, root)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any], structure: Any, leaves: tuple[Any, ...]) -> Any:
+    state, metrics = jax.tree.unflatten(structure, leaves), parallel.everywhere()
+    return jax.jit(function, donate_argnums=1, out_shardings=(state, metrics))
 
 
 def _step(
@@ -187,7 +203,6 @@ def _step(
     return train_step(experiment, state, jax.random.fold_in(root, state.step), batch)
 
 
-@partial(jax.jit, donate_argnums=1)
 def _run(
     root: Array,
     state: TrainState,
@@ -205,10 +220,8 @@ def _run(
     return jax.lax.fori_loop(0, num, body, (state, metrics))
 
 
-_compiled_step = jax.jit(_step, donate_argnums=1)
-
-
 def _one_by_one(
+    step: Callable[..., Any],
     root: Array,
     state: TrainState,
     experiment: Experiment,
@@ -218,7 +231,7 @@ def _one_by_one(
 ) -> Any:
     done = []
     for index in range(first, first + num):
-        state, now = _compiled_step(root, state, experiment, ahead, index)
+        state, now = step(root, state, experiment, ahead, index)
         done.append(now)
     return state, {name: jnp.stack([now[name] for now in done]) for name in METRICS}
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ndsm_jax import parallel
 from ndsm_jax.checks import COUNT, FLAG, POSITIVE, SEEDS, arguments, function, whole
 from ndsm_jax.datasets import batch_indices
 from ndsm_jax.experiment import Experiment
@@ -47,6 +48,7 @@ as few as those of a table."""
     state=TrainState,
     picture=function(1),
     ahead_mb=POSITIVE,
+    shard_parameters=FLAG,
     progress=FLAG,
 )
 def train(
@@ -63,6 +65,7 @@ def train(
     keep: Any = None,
     picture: Callable[[TrainState], np.ndarray] | None = None,
     ahead_mb: float = 4.0,
+    shard_parameters: bool = False,
     progress: bool = True,
 ) -> TrainState:
     """Trains to `steps` on data [N, D], 2405.15625, Algorithm 1, and returns the state.
@@ -88,6 +91,8 @@ def train(
         fitted to the data.
       picture: of a state, [height, width, 3] uint8, for the run's images.
       ahead_mb: memory for minibatches noised ahead, MB.
+      shard_parameters: whether several devices share parameters, averages and moments, see
+        `parallel.shardings`; otherwise each has them all.
       progress: whether to show a progress bar.
 
     Raises:
@@ -100,6 +105,7 @@ def train(
     condition = experiment.checked("train", condition, len(x))
     if batch_size < 1:
         raise ValueError(f"train.batch_size={batch_size}: at least 1 is needed")
+    parallel.check_divides("train.batch_size", batch_size)
     unseen = None
     if held_out is not None:
         unseen = _check_rows("held-out data", experiment, held_out.data)
@@ -139,8 +145,11 @@ def train(
         logger.info("nothing to do: step %d of %d is done", step, steps)
         return state
 
+    where = parallel.shardings(state, spread=shard_parameters)
+    experiment = parallel.replicated(experiment)
     noise = make_noise(seed)
-    dispatch = make_dispatch(seed, on_host=steps_on_host(experiment.model.network))
+    on_host = steps_on_host(experiment.model.network)
+    dispatch = make_dispatch(seed, on_host=on_host, where=where)
     # A block of minibatches starts at a multiple of its size, wherever the run was resumed.
     block = minibatches_ahead(experiment, x, batch_size, ahead_mb)
     ahead = None
@@ -152,8 +161,10 @@ def train(
         if ahead is None or first == 0:
             numbers = range(step - first, step - first + block)
             rows = np.stack([batch_indices(seed, n, len(x), batch_size) for n in numbers])
-            told = jax.tree.map(lambda c: np.asarray(c)[rows], condition)
-            ahead = noise(experiment, x[rows], step - first, told)
+            items, told = parallel.gathered((x, condition), rows, axis=1)
+            ahead = noise(experiment, items, step - first, told)
+        # Of what a look has changed, the new leaves are not in their place.
+        state = parallel.placed(state, where)
         state, metrics = dispatch(state, experiment, ahead, first, num)
         return state, {name: np.asarray(a)[:num] for name, a in metrics.items()}
 
