@@ -34,6 +34,10 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "small mlp": {"train": TRAIN | {"steps": 70}},
     "wide mlp": {"network": {"width": 2048}, "train": TRAIN | {"steps": 3}},
     "large batch": {"train": TRAIN | {"steps": 3, "batch_size": 8192}},
+    "wide and large": {
+        "network": {"width": 512},
+        "train": TRAIN | {"steps": 3, "batch_size": 4096},
+    },
     "per-sample gradients": {
         "network": {"width": 1024},
         "objective": {"name": "path_dsm_cv"},

@@ -393,6 +393,7 @@ def needs(config: Config, dataset: Dataset, experiment: Experiment) -> dict[str,
         batch_size=config.train.batch_size,
         ahead_mb=config.noising.ahead_mb,
         select=selects(config, len(dataset.train)),
+        shard_parameters=config.train.shard_parameters,
     )
 
 

@@ -135,7 +135,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> Any:
     """A leaf where it is wanted. What is on all devices may be, or is, spread among them."""
     if isinstance(leaf, jax.Array) and leaf.sharding.device_set == sharding.device_set:
         return leaf if leaf.sharding == sharding else jax.device_put(leaf, sharding)
-    if jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key):
+    if _is_key(leaf):
         data = jax.device_put(np.asarray(jax.random.key_data(leaf)), everywhere())
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
     # Of the host: the devices of other processes take what these have.
@@ -143,11 +143,13 @@ def _put(leaf: Any, sharding: NamedSharding) -> Any:
 
 
 def fetched(tree: Any) -> Any:
-    """NumPy arrays of arrays, wherever their parts are; typed keys stay as they are."""
+    """NumPy arrays of JAX's, wherever their parts are; typed keys and all else stay as they are."""
 
     def fetch(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
-            return np.asarray(leaf) if _is_plain(leaf) else leaf
+        if not isinstance(leaf, jax.Array) or _is_key(leaf):
+            return leaf
+        if leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return np.asarray(leaf)
         from jax.experimental import multihost_utils
 
         return multihost_utils.process_allgather(leaf, tiled=True)
@@ -155,8 +157,8 @@ def fetched(tree: Any) -> Any:
     return jax.tree.map(fetch, tree)
 
 
-def _is_plain(leaf: Any) -> bool:
-    return not jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
 
 
 def agreed(tree: Any) -> Any:

@@ -17,7 +17,7 @@ def test_sizes_are_those_of_the_shapes():
     made = experiment(processes.ornstein_uhlenbeck(2), objective="dsm", network=network)
     needs = memory.needed(made, 1000, 2, batch_size=64, select=True)
     params = 4 * (3 * 32 + 32 + 32 * 32 + 32 + 32 * 2 + 2)  # the time is a third input
-    assert needs["states"] == 2 * 4 * 1000 * 2
+    assert needs["states"] == 4 * 1000 * 2
     # Parameters, average, best average and Adam's two moments, three times, and a few counters.
     assert needs["parameters, averages, optimiser"] == pytest.approx(3 * 5 * params, rel=0.02)
     assert needs["gradient"] == 2 * params

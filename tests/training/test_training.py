@@ -293,8 +293,8 @@ def test_an_interrupt_in_a_dispatch_saves_and_the_same_command_resumes(
     whole = run(config, tmp_path / "whole")
     original = training.make_dispatch
 
-    def interrupted(seed, *, on_host):
-        dispatch = original(seed, on_host=on_host)
+    def interrupted(seed, **options):
+        dispatch = original(seed, **options)
 
         def call(*arguments):
             result = dispatch(*arguments)  # the old state is donated: nothing to save here

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ndsm_jax import parallel
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.machine import available_memory, in_words
 from ndsm_jax.training.state import TrainState, init_state
@@ -23,6 +24,11 @@ PROGRAMS = 450e6
 """Bytes of compiled programs and of compiling them, twice as many where there are convolutions.
 
 Measured: docs/reliability.md."""
+
+
+KEPT = 0.75
+"""Share of what the backward pass needs that XLA keeps, and does not compute again where it needs
+it. Measured: docs/reliability.md."""
 
 
 def size_of(tree: Any) -> int:
@@ -42,8 +48,12 @@ def needed(
     batch_size: int,
     ahead_mb: float = 4.0,
     select: bool = False,
+    shard_parameters: bool = False,
 ) -> dict[str, float]:
     """Bytes that a training needs beside its data, by what they are for.
+
+    Of the memory that `available` tells of: that of one accelerator, or of this process's host, on
+    which all of its simulated devices are.
 
     Args:
       experiment: its parts; of the reference the shapes count alone.
@@ -51,7 +61,11 @@ def needed(
       batch_size: data points a step.
       ahead_mb: see `training.train`.
       select: whether the best average is kept, too.
+      shard_parameters: see `training.train`.
     """
+    local = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    share = local / parallel.num_devices()  # of a minibatch, and of what is sharded
+    copies = share if shard_parameters else local
     state = jax.eval_shape(lambda: init_state(experiment, seed=0, select=select))
     batch = noised_shapes(experiment, width, batch_size)
     items = _items(experiment, width, batch)
@@ -60,11 +74,17 @@ def needed(
     convolutions = getattr(experiment.model.network, "convolutional", False)
     return {
         "states": 4.0 * rows * width,
-        "parameters, averages, optimiser": 3.0 * size_of(state),  # and in a checkpoint, compressed
-        "gradient": 2.0 * parameters,  # and the update that is made of it
-        "activations": max(_kept(experiment, state, batch), _products(experiment, state, batch)),
-        "noise ahead": 2.0 * block * size_of(batch)
-        + block * _largest(lambda x: noised(experiment, jax.random.key(0), *x), items),
+        # And in a checkpoint, and compressed.
+        "parameters, averages, optimiser": (copies + 2.0) * size_of(state),
+        "gradient": copies * 2.0 * parameters,  # and the update that is made of it
+        "activations": share
+        * max(_kept(experiment, state, batch), _products(experiment, state, batch)),
+        "noise ahead": share
+        * block
+        * (
+            2.0 * size_of(batch)
+            + _largest(lambda x: noised(experiment, jax.random.key(0), *x), items)
+        ),
         "programs": PROGRAMS * (2 if convolutions else 1),
     }
 
@@ -88,7 +108,8 @@ def _kept(experiment: Experiment, state: TrainState, batch: Any) -> float:
     def backward(params: Any, batch: Any) -> Any:
         return jax.vjp(lambda p: jnp.mean(_terms(experiment, p, batch)[0]), params)[1]
 
-    return max(0.0, size_of(jax.eval_shape(backward, state.params, batch)) - size_of(state.params))
+    residuals = size_of(jax.eval_shape(backward, state.params, batch))
+    return KEPT * max(0.0, residuals - size_of(state.params))
 
 
 def _products(experiment: Experiment, state: TrainState, batch: Any) -> float:
