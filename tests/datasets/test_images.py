@@ -61,9 +61,11 @@ def test_folder_errors(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((3, 3), np.uint8)).save(tmp_path / "odd.png")
     with pytest.raises(ValueError, match=r"odd\.png: size \(3, 3\) .*set data\.image_size"):
         load("folder", dir=str(tmp_path))
-    Image.fromarray(np.full((4, 6), 4000, np.uint16)).save(tmp_path / "odd.png")
-    with pytest.raises(ValueError, match=r"odd\.png: more than 8 bits"):
+    (tmp_path / "odd.png").unlink()
+    Image.fromarray(np.full((4, 6), 4000, np.int32)).save(tmp_path / "odd.tiff")
+    with pytest.raises(ValueError, match=r"odd\.tiff: its pixels have no known range \(mode I\)"):
         load("folder", dir=str(tmp_path))
+    (tmp_path / "odd.tiff").unlink()
     content = (tmp_path / "0.png").read_bytes()
     for damaged in (b"not an image", content[:-25], content[:40]):
         (tmp_path / "odd.png").write_bytes(damaged)
@@ -73,6 +75,20 @@ def test_folder_errors(tmp_path: Path) -> None:
     write_images(tmp_path / "sub", 2)
     with pytest.raises(ValueError, match="both beside and inside"):
         load("folder", dir=str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+def test_of_sixteen_bits_the_upper_eight_are_read(kind, tmp_path: Path) -> None:
+    """Level 257 v is v: 0 and 65,535 are the ends of both scales."""
+    levels = np.random.default_rng(0).integers(0, 256, (20, 4, 4), dtype=np.uint16)
+    levels[:, 0, 0] = 255
+    for i, image in enumerate(levels):
+        Image.fromarray(257 * image).save(tmp_path / f"{i:02}.{kind}")
+    with pytest.warns(UserWarning, match=r"20 files have 16 bits a pixel, as 00\."):
+        data = load("folder", dir=str(tmp_path), channels=1)
+    read = {row.tobytes() for row in np.concatenate([data.train, data.test])}
+    wanted = (levels.reshape(20, 16) / np.float32(127.5) - np.float32(1)).astype(np.float32)
+    assert read == {row.tobytes() for row in wanted}
 
 
 # --- transparency ---------------------------------------------------------------------------------

@@ -213,9 +213,17 @@ class _Reader:
         self.first: tuple[Path, tuple[int, ...]] | None = None
         self.size = 0
         self.cut: dict[Path, int] = {}
+        self.deep: list[Path] = []
 
     def tell(self, where: str) -> None:
-        """Warns of frames that were left out."""
+        """Warns of frames that were left out, and of bits."""
+        if self.deep:
+            warnings.warn(
+                f"{where}: {len(self.deep)} files have 16 bits a pixel, as"
+                f" {_shown(self.deep[0].name)}, of which the upper 8 are read; for all of them give"
+                " the images as an array of floats (.npy).",
+                stacklevel=4,
+            )
         if self.cut:
             path, frames = next(iter(self.cut.items()))
             warnings.warn(
@@ -277,10 +285,14 @@ class _Reader:
         from PIL import Image
 
         # Pillow would clip these to 255 without a word.
-        if image.mode.startswith(("I", "F")):
+        if image.mode.startswith("I;16"):
+            self.deep.append(path)
+            levels = np.asarray(image).astype(np.uint32)
+            image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+        elif image.mode.startswith(("I", "F")):
             raise _Refused(
-                f"{_shown(str(path))}: more than 8 bits a channel (mode {image.mode}); convert it"
-                " to 8."
+                f"{_shown(str(path))}: its pixels have no known range (mode {image.mode}); convert"
+                " it to 8 or 16 bits."
             )
         if image.has_transparency_data:
             layer = image.convert("LA").convert("RGBA") if image.mode == "La" else image
