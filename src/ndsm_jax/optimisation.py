@@ -60,7 +60,9 @@ def averaged(ema: Any, params: Any, decay: float, step: Array) -> Any:
 
 
 @partial(
-    jax.tree_util.register_dataclass, data_fields=(), meta_fields=("transform", "ema_decay", "name")
+    jax.tree_util.register_dataclass,
+    data_fields=(),
+    meta_fields=("transform", "ema_decays", "name"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimiser:
@@ -68,12 +70,13 @@ class Optimiser:
 
     Attributes:
       transform: of the gradient.
-      ema_decay: of the average of the parameters, per step.
+      ema_decays: of the averages of the parameters, per step. Samples are made with the first one,
+        unless the best is chosen on held-out data (`training.HeldOut`).
       name: what it is and with which numbers, by which a resumed run knows its own.
     """
 
     transform: optax.GradientTransformation
-    ema_decay: float = 0.999
+    ema_decays: tuple[float, ...] = (0.999,)
     name: str = "own"
 
 
@@ -158,7 +161,7 @@ def make_optimiser(
     decay_start: int = 1000,
     clip_norm: float = 0.0,
     accumulate: int = 1,
-    ema_decay: float = 0.999,
+    ema_decay: float | tuple[float, ...] = 0.999,
 ) -> Optimiser:
     """An optimiser with what a score network usually needs.
 
@@ -174,7 +177,7 @@ def make_optimiser(
       decay_start: updates after which inverse_sqrt falls.
       clip_norm: largest global norm of the gradient; 0: any.
       accumulate: training steps whose gradients are averaged into one update.
-      ema_decay: of the average of the parameters.
+      ema_decay: of the average of the parameters, or of several, see `Optimiser`.
 
     Raises:
       ValueError: an unknown name, a weight decay that it does not have, or as `learning_rates`.
@@ -202,7 +205,8 @@ def make_optimiser(
     end = steps if schedule == "cosine" else 0
     course = (learning_rate, weight_decay, schedule, end, warmup_steps, decay_start)
     numbers = (*course, clip_norm, accumulate)
-    return Optimiser(transform=transform, ema_decay=ema_decay, name=f"{name}{numbers}")
+    several = ema_decay if isinstance(ema_decay, tuple) else (ema_decay,)
+    return Optimiser(transform=transform, ema_decays=several, name=f"{name}{numbers}")
 
 
 adam = functools.partial(make_optimiser, "adam")

@@ -178,3 +178,34 @@ def test_data_of_many_items_hold_out_none():
 
     assert selects(tiny(train={"select": "auto"}), len(load_data(tiny()).train))
     assert not selects(tiny(train={"select": "auto"}), 10_000)
+
+
+def test_several_averages_cost_memory_alone_and_the_best_is_kept(tmp_path):
+    """Each is the recursion of its decay; with few data and a large rate the slow one is better."""
+    decays = (0.3, 0.5, 0.7)  # below the rise of `averaged` in 30 steps
+    made = dataclasses.replace(ou(), optimiser=adam(3e-2, ema_decay=decays))
+    data, held = normal(12, 0), HeldOut(data=normal(400, 1), every=10)
+    options = {"batch_size": 12, "held_out": held, "progress": False}
+    state = train(made, data, steps=30, run=tmp_path, **options)
+    for number, decay in enumerate(decays):
+        alone = dataclasses.replace(made, optimiser=adam(3e-2, ema_decay=decay))
+        one = train(alone, data, steps=30, **options)
+        average = (state.ema, *state.others)[number]
+        chex.assert_trees_all_close(average, one.ema, rtol=1e-5, atol=1e-7)
+    unseen, fitted = np.float32(held.data), np.float32(data)
+    look = make_look(made, held, unseen=unseen, fitted=fitted, batch_size=12, seed=0)
+    losses = []
+    for average in (state.ema, *state.others):
+        same = dataclasses.replace(state, ema=average, others=(average, average))
+        losses.append(look(same)[1]["held_out_loss"])
+    found = look(state)[1]
+    assert found["held_out_loss"] == min(losses)
+    assert found["ema_decay"] == decays[int(np.argmin(losses))]
+    assert len(set(losses)) == 3
+    again = train(made, data, steps=40, run=tmp_path, **options)
+    whole = train(made, data, steps=40, **options)
+    chex.assert_trees_all_equal(again, whole)
+    once = dataclasses.replace(held, select=False)
+    start = init_state(made, seed=0)
+    look = make_look(made, once, unseen=unseen, fitted=fitted, batch_size=12, seed=0)
+    assert look(start)[1]["ema_decay"] == decays[0]  # of the one that is sampled with

@@ -81,7 +81,9 @@ class Section:
 
 
 def _coerce(key: str, value: Any, default: Any) -> Any:
-    """The value in the default's type: 1 for a float, a list for a tuple, nothing else."""
+    """The value in the default's type: 1 for a float, a list or one item for a tuple, no other."""
+    if isinstance(default, tuple) and not isinstance(value, tuple | list | str):
+        value = (value,)
     if isinstance(default, tuple) and isinstance(value, tuple | list):
         if not 1 <= len(value) <= LONGEST_TUPLE:
             raise ValueError(f"{key}: 1 to {LONGEST_TUPLE} values are needed, got {len(value)}")

@@ -39,7 +39,7 @@ PAPER: dict[str, dict[str, Any]] = {
     "objective": {"name": "ndsm_cv"},
     "control_variate": {"estimator": "exact", "kind": "learned"},
     "network": {"parameterisation": "raw", "time": "time"},
-    "optimizer": {"schedule": "constant", "warmup_steps": 0, "ema_decay": 0.0},
+    "optimizer": {"schedule": "constant", "warmup_steps": 0, "ema_decay": (0.0,)},
     "train": {"select": "last"},
     "sample": {"sampler": "reverse_sde", "grid": "uniform", "steps": 1000, "ema": False},
 }

@@ -711,7 +711,13 @@ class OptimizerConfig(Section):
     accumulate: int = option(
         1, "steps whose gradients are averaged into one update", low=1, high=ITEMS
     )
-    ema_decay: float = option(0.999, "of the parameter average, per step", low=0, high=0.999999)
+    ema_decay: tuple[float, ...] = option(
+        (0.999,),
+        "of the averages of the parameters, per step; of several the first is sampled with, or that"
+        " which train.select chooses",
+        low=0,
+        high=0.999999,
+    )
 
 
 HELD_OUT: When = {"train.select": ("auto", "held_out")}

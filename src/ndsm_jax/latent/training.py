@@ -327,7 +327,7 @@ def train_joint(
             return terms["reconstruction"] + beta * divergence, terms
 
         done = descend(loss, state["params"], state["optimizer"], optimizer, has_aux=True)
-        ema = averaged(state["ema"], done.params, config.optimizer.ema_decay, step)
+        ema = averaged(state["ema"], done.params, config.optimizer.ema_decay[0], step)
         state = state | {"params": done.params, "ema": ema, "optimizer": done.moments}
         norm = optax.global_norm(done.gradient)
         return state, {"loss": done.loss, "grad_norm": norm, **done.aux}

@@ -71,7 +71,7 @@ def make_look(
     seed: int,
     condition: Any = None,
 ) -> Look:
-    """Measures the average of a state's parameters on held-out data, and keeps the best.
+    """Measures the averages of a state's parameters on held-out data, and keeps the best.
 
     The data are noised once, as they are (not augmented), with keys of their own: looks differ in
     the parameters alone. As many training items, noised with the same keys, give what the gap is
@@ -86,7 +86,8 @@ def make_look(
 
     Returns: a `Look`. It measures held_out_loss; fitted_loss, the same on training items;
       held_out_loss_1, ... by parts of the training times, from the earliest; and kept_step, that of
-      the best average.
+      the best average. Of several averages all this is of the one with the least loss, whose decay
+      is ema_decay, where one is chosen, and of the first otherwise.
     """
     experiment = dataclasses.replace(experiment, augment=None)
     num = min(MINIBATCHES, minibatches_ahead(experiment, unseen, batch_size, MEMORY_MB))
@@ -118,8 +119,13 @@ def make_look(
         return bool(by_item.mean() < -error)
 
     def look(state: TrainState) -> tuple[TrainState, dict[str, float], bool]:
-        loss = measured(state.ema, 0)
-        found = {"held_out_loss": loss.mean(), "fitted_loss": measured(state.ema, 1).mean()}
+        averages = (state.ema, *state.others)
+        losses = [measured(average, 0) for average in averages]
+        least = int(np.argmin([loss.mean() for loss in losses])) if held.select else 0
+        loss, average = losses[least], averages[least]
+        found = {"held_out_loss": loss.mean(), "fitted_loss": measured(average, 1).mean()}
+        if len(averages) > 1:
+            found["ema_decay"] = experiment.optimiser.ema_decays[least]
         found |= {f"held_out_loss_{i}": loss[part == i].mean() for i in range(1, TIME_BINS + 1)}
         found = {name: float(value) for name, value in found.items()}
         if not held.select:
@@ -128,7 +134,7 @@ def make_look(
         assert best is not None
         if not np.isfinite(best.loss) or better(loss, best.params):
             best = Best(
-                params=jax.tree.map(jnp.copy, state.ema),  # the state's own buffers are donated
+                params=jax.tree.map(jnp.copy, average),  # the state's own buffers are donated
                 loss=jnp.float32(loss.mean()),
                 step=jnp.int32(int(state.step)),
             )

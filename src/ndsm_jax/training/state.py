@@ -39,7 +39,7 @@ class Best:
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=("step", "params", "ema", "opt_state", "control", "best"),
+    data_fields=("step", "params", "ema", "others", "opt_state", "control", "best"),
     meta_fields=(),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,7 @@ class TrainState:
       step: steps done (int32 scalar).
       params: theta.
       ema: running average of theta, started at theta.
+      others: the averages with the further decays of the optimiser.
       opt_state: of theta.
       control: state of the control variate (phi and its optimiser, or the closed form's sums).
       best: the average to sample with, where it is chosen on held-out data; else None.
@@ -60,6 +61,7 @@ class TrainState:
     ema: Any
     opt_state: Any
     control: Any
+    others: tuple[Any, ...] = ()
     best: Best | None = None
 
     @property
@@ -83,6 +85,7 @@ def init_state(experiment: Experiment, *, seed: int, select: bool = False) -> Tr
         step=jnp.int32(0),
         params=params,
         ema=copy(params),
+        others=tuple(copy(params) for _ in experiment.optimiser.ema_decays[1:]),
         opt_state=experiment.optimiser.transform.init(params),
         control=experiment.control.init(key_control),
         best=best if select else None,

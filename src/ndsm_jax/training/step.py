@@ -56,7 +56,10 @@ def train_step(
 
     optimiser = experiment.optimiser
     done = descend(mean_loss, state.params, state.opt_state, optimiser.transform)
-    ema = averaged(state.ema, done.params, optimiser.ema_decay, state.step)
+    ema, *others = (
+        averaged(average, done.params, decay, state.step)
+        for average, decay in zip((state.ema, *state.others), optimiser.ema_decays, strict=True)
+    )
 
     def update_control(_: None) -> tuple[Any, Array]:
         probes = jax.random.fold_in(key, STREAM_PROBES)
@@ -83,6 +86,7 @@ def train_step(
         step=state.step + 1,
         params=done.params,
         ema=ema,
+        others=tuple(others),
         opt_state=done.moments,
         control=control_state,
     )

@@ -217,7 +217,7 @@ def default_run(
             **{name: fingerprint(getattr(experiment, name)) for name in trained},
             "objective": fingerprint(experiment.objective),
             "estimator": in_words(experiment.estimator),
-            "optimiser": [experiment.optimiser.name, experiment.optimiser.ema_decay],
+            "optimiser": [experiment.optimiser.name, *experiment.optimiser.ema_decays],
         },
         "data": fingerprint(prepared),
         "batch_size": batch_size,
