@@ -1,4 +1,4 @@
-"""A data set in memory: its type, the checks of raw items, and the seeded splits and subsets."""
+"""A data set, in memory or not: its type, the checks of raw items, the seeded splits and subsets."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ import hashlib
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ndsm_jax.columns import Column
+from ndsm_jax.rows import Stored, blocks, each, part, read
 
 MIN_SAMPLES = 10
 MAX_MAGNITUDE = 1e150
 """Values must be smaller than this in magnitude, so that float64 can hold their squares."""
+
+IN_MEMORY = ("auto", "yes", "no")
+"""Where items are kept, see `stored`."""
 
 LAYOUTS = ("auto", "channels_last", "channels_first")
 """Of own arrays of images [N, a, b, c]."""
@@ -28,9 +32,9 @@ TRAIN, TEST, SPLIT, TRAIN_SIZE, TEST_SIZE, HELD_OUT = range(6)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """A data set in memory. States are flat; `shape` is the shape of one item before flattening.
+    """A data set. States are flat; `shape` is the shape of one item before flattening.
 
-    Their type is float32, except that a user's own data (`array`, `file.py:function`) which come in
+    States are arrays, or `rows.Stored` where they are not in memory (data.in_memory). Their type is float32, except that a user's own data (`array`, `file.py:function`) which come in
     float64 stay in float64. Both splits have the same type.
 
     Attributes:
@@ -48,8 +52,8 @@ class Dataset:
     """
 
     name: str
-    train: np.ndarray
-    test: np.ndarray
+    train: Any
+    test: Any
     train_labels: np.ndarray | None
     test_labels: np.ndarray | None
     shape: tuple[int, ...]
@@ -84,20 +88,44 @@ class Dataset:
         sha = hashlib.sha256(repr(words).encode() if words else b"")
         for array in (self.train, self.test, self.train_labels, self.test_labels):
             sha.update(repr(None if array is None else array.shape).encode())
-            if array is not None:
-                sha.update(np.ascontiguousarray(array).data)
+            for _, block in () if array is None else blocks(array):
+                sha.update(np.ascontiguousarray(block).data)
         return sha.hexdigest()
+
+    @property
+    def is_stored(self) -> bool:
+        """Whether some states are not in memory."""
+        return isinstance(self.train, Stored) or isinstance(self.test, Stored)
+
+    def in_part(self, seed: int) -> Dataset:
+        """The data set with those states that are not in memory replaced by a part of them, read.
+
+        A seeded part of each split with its labels, see `rows.part`, which keeps the order; itself
+        where all are in memory.
+        """
+        if not self.is_stored:
+            return self
+        splits = {}
+        for name, x, labels in (
+            ("train", self.train, self.train_labels),
+            ("test", self.test, self.test_labels),
+        ):
+            numbers = part(x, seed)
+            splits[name] = read(x, numbers)
+            splits[f"{name}_labels"] = None if labels is None else read(labels, numbers)
+        return dataclasses.replace(self, **splits)
 
 
 class Samples(NamedTuple):
-    """Items [N, ...] with optional labels [N]."""
+    """Items [N, ...] with optional labels [N]; an array, or `rows.Stored` that are not read."""
 
-    x: np.ndarray
+    x: Any
     labels: np.ndarray | None = None
 
     def take(self, indices: np.ndarray) -> Samples:
         """The items (and labels) at `indices`."""
-        return Samples(self.x[indices], None if self.labels is None else self.labels[indices])
+        labels = None if self.labels is None else self.labels[indices]
+        return Samples(self.x.take(indices, axis=0), labels)
 
 
 class Raw(NamedTuple):
@@ -128,6 +156,7 @@ class Options:
     all_frames: bool = False
     layout: str = "auto"
     tfds: str = ""
+    in_memory: str = "auto"
 
     def __post_init__(self) -> None:
         for option, count in (("num_train", self.num_train), ("num_test", self.num_test)):
@@ -137,6 +166,10 @@ class Options:
             raise ValueError(f"data.test_fraction={self.test_fraction}: must be inside (0, 1).")
         if self.layout not in LAYOUTS:
             raise ValueError(f"data.layout={self.layout!r}: choose one of {', '.join(LAYOUTS)}.")
+        if self.in_memory not in IN_MEMORY:
+            raise ValueError(
+                f"data.in_memory={self.in_memory!r}: choose one of {', '.join(IN_MEMORY)}."
+            )
         if self.seed < 0:
             raise ValueError(f"data.seed={self.seed}: must be 0 or more.")
         if self.channels not in (1, 3):
@@ -172,8 +205,9 @@ def validate(samples: Samples, *, what: str, missing: bool = False) -> None:
     if len(x) < MIN_SAMPLES:
         raise ValueError(f"{what}: {len(x)} samples; at least {MIN_SAMPLES} are needed.")
     if x.dtype != np.uint8:
-        _check_values(x.reshape(len(x), -1), what, missing)
-    if np.all(x == x[0]):
+        _check_values(x, what, missing)
+    first = x[:1]
+    if all(np.all(block == first) for _, block in blocks(x)):
         raise ValueError(f"{what}: constant, all {len(x)} samples are equal; nothing to learn.")
     if labels is None:
         return
@@ -186,20 +220,25 @@ def validate(samples: Samples, *, what: str, missing: bool = False) -> None:
         raise ValueError(f"{what}: {len(labels)} labels for {len(x)} samples.")
 
 
-def _check_values(rows: np.ndarray, what: str, missing: bool) -> None:
-    finite = (np.isfinite(rows) | (missing & np.isnan(rows))).all(axis=1)
-    if not finite.all():
+def _check_values(x: Any, what: str, missing: bool) -> None:
+    """Block by block; a message names the first row and how many there are."""
+    not_finite, large = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    double = _is_double(x.dtype)  # others cannot be so large
+    for start, block in blocks(x):
+        rows = block.reshape(len(block), -1)
+        finite = (np.isfinite(rows) | (missing & np.isnan(rows))).all(axis=1)
+        not_finite.append(start + np.flatnonzero(~finite))
+        if double:
+            large.append(start + np.flatnonzero((np.abs(rows) >= MAX_MAGNITUDE).any(axis=1)))
+    if (found := np.concatenate(not_finite)).size:
         raise ValueError(
-            f"{what}: NaN or Inf in {np.sum(~finite)} of {len(rows)} rows, first in row "
-            f"{np.argmin(finite)}; remove or repair these rows."
+            f"{what}: NaN or Inf in {len(found)} of {len(x)} rows, first in row {found[0]}; remove"
+            " or repair these rows."
         )
-    if not _is_double(rows.dtype):  # cannot be so large
-        return
-    small = ~(np.abs(rows) >= MAX_MAGNITUDE).any(axis=1)
-    if not small.all():
+    if (found := np.concatenate(large)).size:
         raise ValueError(
-            f"{what}: values of {MAX_MAGNITUDE:g} or more in {np.sum(~small)} of {len(rows)} rows, "
-            f"first in row {np.argmin(small)}; rescale the data, as their variance overflows."
+            f"{what}: values of {MAX_MAGNITUDE:g} or more in {len(found)} of {len(x)} rows, first"
+            f" in row {found[0]}; rescale the data, as their variance overflows."
         )
 
 
@@ -250,12 +289,9 @@ def hold_out(dataset: Dataset, count: int, seed: int) -> tuple[Dataset, Samples]
     labels = dataset.train_labels
     order = _order(Samples(dataset.train, labels), np.random.default_rng([seed, HELD_OUT]))
     held, kept = np.sort(order[:count]), np.sort(order[count:])
-    rest = dataclasses.replace(
-        dataset,
-        train=dataset.train[kept],
-        train_labels=None if labels is None else labels[kept],
-    )
-    return rest, Samples(dataset.train, labels).take(held)
+    whole = Samples(dataset.train, labels)
+    rest = whole.take(kept)
+    return dataclasses.replace(dataset, train=rest.x, train_labels=rest.labels), whole.take(held)
 
 
 def subset(samples: Samples, count: int, rng: np.random.Generator, *, option: str) -> Samples:
@@ -280,11 +316,15 @@ def _order(samples: Samples, rng: np.random.Generator) -> np.ndarray:
     return stratified_order(rng, samples.labels)
 
 
-def states(x: np.ndarray) -> np.ndarray:
+def states(x: Any) -> Any:
     """Items [N, ...] to flat states [N, d], a copy: float64 stays so, other types become float32.
 
-    uint8 is scaled from [0, 255] to [-1, 1].
+    uint8 is scaled from [0, 255] to [-1, 1]. Of stored items when they are read.
     """
+    return each(_states, x)
+
+
+def _states(x: np.ndarray) -> np.ndarray:
     rows = x.reshape(len(x), -1)
     if x.dtype == np.uint8:
         scaled = rows.astype(np.float32, order="C")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import numpy as np
 
 from ndsm_jax.datasets.dataset import Samples
+from ndsm_jax.rows import Stored, each
 
 MAX_CHANNELS = 4
 """Of pictures: grey, colour, with transparency."""
@@ -22,13 +26,13 @@ def usual(samples: Samples, *, layout: str, what: str) -> Samples:
         items that have none.
     """
     x, labels = samples
-    x = np.asarray(_channels_last(x, layout, what))
+    x = _channels_last(x if isinstance(x, Stored) else np.asarray(x), layout, what)
     if x.dtype.kind in "iub" and x.dtype != np.uint8:
-        x = x.astype(np.float64)
+        x = each(partial(np.asarray, dtype=np.float64), x)
     return Samples(x, None if labels is None else _classes(labels))
 
 
-def _channels_last(x: np.ndarray, layout: str, what: str) -> np.ndarray:
+def _channels_last(x: Any, layout: str, what: str) -> Any:
     """Items [N, H, W, C] of [N, a, b, c]; others as they are."""
     if x.ndim != 4:
         if layout != "auto":
@@ -43,7 +47,9 @@ def _channels_last(x: np.ndarray, layout: str, what: str) -> np.ndarray:
             f"{what}: shape {x.shape}: are the channels first, or last? Say"
             " data.layout=channels_first or data.layout=channels_last."
         )
-    return np.moveaxis(x, 1, -1) if layout == "channels_first" else x
+    if layout == "channels_last":
+        return x
+    return each(partial(np.moveaxis, source=1, destination=-1), x)
 
 
 def _layout(item: tuple[int, ...]) -> str:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ndsm_jax.datasets.files import STATE_BYTES, check_memory
+from ndsm_jax.datasets.files import check_memory
+from ndsm_jax.datasets.stored import STATE_BYTES
 
 SURPLUS = 1 << 20
 """Bytes beyond the end of an IDX file that are still counted."""

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import numpy as np
 
 from ndsm_jax import plugins
-from ndsm_jax.datasets import dataset, forms
-from ndsm_jax.datasets.dataset import Dataset, Options, Raw
+from ndsm_jax.datasets import dataset, forms, stored
+from ndsm_jax.datasets.dataset import Dataset, Options, Raw, Samples
 from ndsm_jax.datasets.digits import digits
 from ndsm_jax.datasets.files import array
 from ndsm_jax.datasets.images import folder
@@ -61,6 +61,7 @@ def load(
     all_frames: bool = False,
     layout: str = "auto",
     tfds: str = "",
+    in_memory: str = "auto",
 ) -> Dataset:
     """Load a data set by name. The result depends on the arguments and the files alone.
 
@@ -89,6 +90,9 @@ def load(
         channels_first, or auto, where their shape tells.
       tfds: of `tfds` the name of a set that tensorflow-datasets or `preparing.prepare` has
         written as array_record, such as cifar10.
+      in_memory: whether the items of `array`, `tfds` and a user's function are kept in memory: yes,
+        no, or auto, unless their states take more than a share of it. Those that are not are read
+        row by row when they are needed, and the data are the same.
 
     Raises:
       ValueError: unknown name, option out of range, unusable data (see `validate`), damaged file,
@@ -109,6 +113,7 @@ def load(
         all_frames=all_frames,
         layout=layout,
         tfds=tfds,
+        in_memory=in_memory,
     )
     if plugins.is_plugin(name):
         raw = own(name, options, seed)
@@ -125,7 +130,8 @@ def load(
     else:
         raw = DATASETS[name](settings)
 
-    train, test = raw.train, raw.test
+    train = _placed(raw.train, in_memory)
+    test = None if raw.test is None else _placed(raw.test, in_memory)
     if (plugins.is_plugin(name) or name == "array") and not raw.columns:
         train = forms.usual(train, layout=layout, what=f"{name} data")
         if test is not None:
@@ -160,6 +166,11 @@ def load(
         class_names=class_names,
         columns=raw.columns,
     )
+
+
+def _placed(samples: Samples, in_memory: str) -> Samples:
+    """Items in memory, or where they are stored."""
+    return samples._replace(x=stored.placed(samples.x, in_memory))
 
 
 def _labels(labels: np.ndarray | None) -> np.ndarray | None:

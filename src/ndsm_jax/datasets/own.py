@@ -12,6 +12,7 @@ from ndsm_jax import plugins
 from ndsm_jax.datasets.dataset import Raw, Samples
 from ndsm_jax.datasets.files import from_arrays
 from ndsm_jax.datasets.tables import Table
+from ndsm_jax.rows import Stored
 
 _KEYS = ("x", "data", "labels", "y", "test", "test_labels")
 
@@ -64,12 +65,12 @@ def _to_raw(result: Any, *, where: str, source: str) -> Raw:
             )
         arrays = {key: _array(value, where, key) for key, value in present.items()}
         return from_arrays(arrays, where=where, source=source)
-    if hasattr(result, "__array__"):
+    if isinstance(result, np.ndarray | Stored) or hasattr(result, "__array__"):
         return Raw(train=Samples(_array(result, where, "array")), source=source)
     raise ValueError(
         f"{where}: the function returned {_kind(result)}; it must return an array [N, ...], "
-        "datasets.Samples(x, labels), datasets.Raw, a datasets.tables.Table, or a dict with 'x' "
-        "and, if there are any, 'labels', 'test' and 'test_labels'."
+        "datasets.Samples(x, labels), datasets.Raw, a datasets.tables.Table, rows.Stored, or a dict"
+        " with 'x' and, if there are any, 'labels', 'test' and 'test_labels'."
     )
 
 
@@ -91,8 +92,13 @@ def _samples(value: Any, where: str) -> Samples:
     return Samples(_array(value.x, where, "x"), labels)
 
 
-def _array(value: Any, where: str, part: str) -> np.ndarray:
-    """An array or a list as a NumPy array; words that come as objects, as in pandas, as strings."""
+def _array(value: Any, where: str, part: str) -> Any:
+    """An array or a list as a NumPy array; words that come as objects, as in pandas, as strings.
+
+    Items that are not in memory stay so: `rows.Stored`, and arrays that NumPy maps from a file.
+    """
+    if isinstance(value, Stored | np.memmap):
+        return value
     if not isinstance(value, list) and not hasattr(value, "__array__"):
         raise ValueError(f"{where}: {part} of the function is {_kind(value)}, not an array.")
     try:

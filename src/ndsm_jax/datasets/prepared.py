@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from ndsm_jax.datasets.dataset import Options, Raw, Samples
 from ndsm_jax.datasets.files import check_memory
 from ndsm_jax.datasets.images import fitted
 from ndsm_jax.datasets.originals import BINARY
+from ndsm_jax.datasets.stored import stays
+from ndsm_jax.rows import Stored, blocks
 
 BLOCK = 100
 """Records that are read at once: one by one takes longer, and many are memory."""
@@ -41,7 +43,8 @@ def tfds(options: Options) -> Raw:
             "data.tfds='': data.name='tfds' needs the name of a prepared set, such as cifar10."
         )
     root = data_folder(options.dir)
-    return read(prepared_folder(options.tfds, root), image_size=options.image_size)
+    folder = prepared_folder(options.tfds, root)
+    return read(folder, image_size=options.image_size, in_memory=options.in_memory)
 
 
 def prepared_folder(name: str, root: Path) -> Path:
@@ -83,7 +86,7 @@ def _is_prepared(folder: Path) -> bool:
     return (folder / "dataset_info.json").is_file()
 
 
-def read(folder: Path, *, image_size: int = 0) -> Raw:
+def read(folder: Path, *, image_size: int = 0, in_memory: str = "yes") -> Raw:
     """The images of a prepared set, in their order, with their labels if they have one each.
 
     Of the features the image is that called `image`, or else the only one, and the label alike.
@@ -93,6 +96,7 @@ def read(folder: Path, *, image_size: int = 0) -> Raw:
     Args:
       folder: NAME/VERSION, as `prepared_folder` finds it.
       image_size: side to which the middle of each image is resized; 0: as they are.
+      in_memory: whether the images are kept in memory, see `load`.
 
     Raises:
       ValueError: a damaged set, one in another format than array_record, no images of 8 bits, no
@@ -135,10 +139,13 @@ def read(folder: Path, *, image_size: int = 0) -> Raw:
     for split in ("train", *held_out[:1]):
         try:
             source = builder.as_data_source(split)
+            packed = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
             len(source)  # of damaged metadata may be no length
         except Exception as error:
             raise _damaged(folder, error) from error
-        splits.append(_samples(source, image, label, image_size, f"{folder}, {split}"))
+        where = f"{folder}, {split}"
+        images = _images(source, image, image_size, where, in_memory)
+        splits.append(Samples(images, _labels(packed, label, where)))
     names = tuple(features[label].names) if label else ()
     return Raw(
         train=splits[0],
@@ -154,38 +161,79 @@ def _feature(features: dict[str, Any], kind: type, usual: str) -> str | None:
     return usual if usual in found else found[0] if len(found) == 1 else None
 
 
-def _samples(source: Any, image: str, label: str | None, image_size: int, where: str) -> Samples:
-    """All records of a random-access source of features."""
-    images: np.ndarray | None = None
-    check_memory(8 * len(source), where)
-    labels = np.empty(len(source), np.int64)
-    for i, record in enumerate(_records(source, where)):
-        pixels = record[image]
-        if image_size:
-            pixels = fitted(pixels, image_size)
-        if images is None:
-            shape = (len(source), *pixels.shape)
-            check_memory(5 * math.prod(shape), where)  # as bytes, then as float32
-            images = np.empty(shape, np.uint8)
-        if pixels.shape != images.shape[1:]:
-            raise ValueError(
-                f"{where}: size {pixels.shape[:2]} of item {i} differs from {images.shape[1:3]} of"
-                " the first; set data.image_size to resize all images"
-            )
-        images[i] = pixels
-        labels[i] = record[label] if label else -1
-    if images is None:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Records:
+    """The images [N, H, W, C] of a random-access source of TensorFlow Datasets, by their numbers.
+
+    Attributes:
+      records: the source.
+      image: the feature.
+      image_size: see `read`.
+      shape: of all images together.
+      where: in messages.
+    """
+
+    records: Any
+    image: str
+    image_size: int
+    shape: tuple[int, ...]
+    where: str
+    dtype = np.dtype(np.uint8)
+
+    def __getitem__(self, rows: np.ndarray, /) -> np.ndarray:
+        """Raises ValueError for damaged records, and images of another size than the first."""
+        found = np.empty((len(rows), *self.shape[1:]), np.uint8)
+        for start in range(0, len(rows), BLOCK):
+            numbers = rows[start : start + BLOCK].tolist()
+            for i, record in enumerate(_records(self.records, numbers, self.where)):
+                pixels = _pixels(record, self.image, self.image_size)
+                if pixels.shape != self.shape[1:]:
+                    raise ValueError(
+                        f"{self.where}: size {pixels.shape[:2]} of item {numbers[i]} differs from"
+                        f" {self.shape[1:3]} of the first; set data.image_size to resize all images"
+                    )
+                found[start + i] = pixels
+        return found
+
+
+def _images(source: Any, image: str, image_size: int, where: str, in_memory: str) -> Any:
+    """All images of a random-access source, in memory or where they are."""
+    if not len(source):
         raise ValueError(f"{where}: no records; prepare the set again")
-    return Samples(images, None if (labels < 0).any() else labels)
+    check_memory(8 * len(source), where)
+    first = _pixels(_records(source, [0], where)[0], image, image_size)
+    shape = (len(source), *first.shape)
+    images = Stored.of(Records(source, image, image_size, shape, where))
+    wanted = 5 * math.prod(shape)  # as bytes, then as float32
+    if stays(in_memory, wanted):
+        return images
+    check_memory(wanted, where)
+    found = np.empty(shape, np.uint8)
+    for start, block in blocks(images):
+        found[start : start + len(block)] = block
+    return found
 
 
-def _records(source: Any, where: str) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(source), BLOCK):
-        try:
-            block = source.__getitems__(range(start, min(start + BLOCK, len(source))))
-        except Exception as error:  # damaged records and images raise nearly anything
-            raise _damaged(Path(where), error) from error
-        yield from block
+def _pixels(record: dict[str, Any], image: str, image_size: int) -> np.ndarray:
+    return fitted(record[image], image_size) if image_size else record[image]
+
+
+def _labels(packed: Any, label: str | None, where: str) -> np.ndarray | None:
+    """All labels of a source whose images stay packed; None where some have none."""
+    if label is None:
+        return None
+    labels = np.empty(len(packed), np.int64)
+    for start in range(0, len(packed), BLOCK):
+        numbers = list(range(start, min(start + BLOCK, len(packed))))
+        labels[numbers] = [record[label] for record in _records(packed, numbers, where)]
+    return None if (labels < 0).any() else labels
+
+
+def _records(source: Any, numbers: list[int], where: str) -> list[dict[str, Any]]:
+    try:
+        return list(source.__getitems__(numbers))
+    except Exception as error:  # damaged records and images raise nearly anything
+        raise _damaged(Path(where), error) from error
 
 
 def _damaged(where: Path, error: Exception) -> ValueError:
