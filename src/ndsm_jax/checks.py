@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ndsm_jax.rows import Stored
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 SEED = 2**32 - 1
@@ -115,8 +117,8 @@ def _is_real(dtype: Any) -> bool:
 
 
 def _known(value: Any) -> bool:
-    """Whether a value can be looked at: not while JAX traces it."""
-    return not isinstance(value, jax.core.Tracer)
+    """Whether a value can be looked at: not while JAX traces it, nor where it is stored."""
+    return not isinstance(value, jax.core.Tracer | Stored)
 
 
 def _within(value: Any, low: float, above: float, high: float) -> bool:

@@ -13,6 +13,7 @@ from jax import Array
 
 from ndsm_jax.frames import Identity
 from ndsm_jax.measurements import Measurement
+from ndsm_jax.rows import Rows
 
 CHUNK = 1000
 """Items encoded or decoded at a time."""
@@ -64,13 +65,13 @@ def standard_codec(network: Any, params: Any) -> Codec:
     return Codec(network=network, params=params, shift=jnp.zeros(dim), scale=jnp.ones(dim))
 
 
-def posterior(codec: Codec, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def posterior(codec: Codec, x: Rows) -> tuple[np.ndarray, np.ndarray]:
     """`Codec.posterior` of many items [n, d], in chunks."""
     mean, std = _chunked(_posterior, codec, x)
     return mean, std
 
 
-def encode(codec: Codec, x: np.ndarray, *, seed: int) -> np.ndarray:
+def encode(codec: Codec, x: Rows, *, seed: int) -> np.ndarray:
     """Draws z [n, latent_dim] from the posteriors of items x [n, d], a function of the seed."""
     key = jax.random.fold_in(jax.random.key(seed), STREAM_ENCODE)
     mean, std = posterior(codec, x)
@@ -102,11 +103,13 @@ def _decode(codec: Codec, z: Array) -> tuple[Array]:
     return (codec.decode(z),)
 
 
-def _chunked(function: Any, codec: Codec, x: np.ndarray) -> tuple[np.ndarray, ...]:
+def _chunked(function: Any, codec: Codec, x: Rows) -> tuple[np.ndarray, ...]:
     """The arrays [n, ...] of function(codec, x), in chunks of one size: it compiles once."""
     size = min(CHUNK, len(x))
-    padded = np.pad(np.asarray(x, np.float32), ((0, -len(x) % size), (0, 0)))
-    parts = [function(codec, part) for part in padded.reshape(-1, size, x.shape[1])]
+    parts = []
+    for start in range(0, len(x), size):
+        rows = np.asarray(x[start : start + size], np.float32)
+        parts.append(function(codec, np.pad(rows, ((0, size - len(rows)), (0, 0)))))
     return tuple(np.concatenate(part)[: len(x)] for part in zip(*parts, strict=True))
 
 
@@ -128,8 +131,8 @@ class Latent(Identity):
         """See `frames.Frame`."""
         return self.codec.network.dim
 
-    def prepare(self, x: np.ndarray) -> np.ndarray:
-        """See `frames.Frame`."""
+    def prepare(self, x: Rows) -> np.ndarray:
+        """See `frames.Frame`; the latents are in memory in any case."""
         return encode(self.codec, x, seed=self.seed)
 
     def leave(self, y: Any, condition: Any = None) -> Any:

@@ -241,9 +241,16 @@ def squeezed(values: np.ndarray) -> bool:
     values = np.asarray(values, np.float64)
     if not values.std() > 0 or not _heavy(values):
         return False
+    return squeezed_by(values, values.std())
+
+
+def squeezed_by(values: np.ndarray, deviation: float) -> bool:
+    """Whether the middle of values [n], see `squeezed`, is less than `RESOLVED` of a deviation."""
     others = values[values != np.median(values)]
+    if not len(others):
+        return False
     low, high = np.quantile(others, (0.159, 0.841))
-    return bool(0 < high - low < 2 * RESOLVED * values.std())
+    return bool(0 < high - low < 2 * RESOLVED * deviation)
 
 
 def _quantile_scale(

@@ -24,6 +24,7 @@ from jax import Array
 from ndsm_jax.arrays import as_array
 from ndsm_jax.measurements import Measurement
 from ndsm_jax.references.mixtures import GaussianMixture
+from ndsm_jax.rows import Rows, Stored, each, extent, moments
 
 
 class Frame(Protocol):
@@ -37,8 +38,11 @@ class Frame(Protocol):
     def data_dim(self) -> int | None:
         """D; None: any."""
 
-    def prepare(self, x: np.ndarray) -> np.ndarray:
-        """Data [N, D] -> what `enter` takes, [N, m] float32: all that is the same at each visit."""
+    def prepare(self, x: Rows) -> Any:
+        """Data [N, D] -> what `enter` takes, [N, m] float32: all that is the same at each visit.
+
+        Of stored data, see `rows`, when they are read.
+        """
 
     def enter(self, key: Array, x: Array) -> tuple[Array, Any]:
         """Prepared data [B, m] -> states [B, d] and their condition, a pytree of [B, ...]."""
@@ -72,9 +76,9 @@ class Identity:
         """See `Frame`."""
         return None
 
-    def prepare(self, x: np.ndarray) -> np.ndarray:
+    def prepare(self, x: Rows) -> Any:
         """See `Frame`."""
-        return as_array(x, np.float32)
+        return each(partial(as_array, dtype=np.float32), x)
 
     def enter(self, key: Array, x: Array) -> tuple[Array, Any]:
         """See `Frame`."""
@@ -115,10 +119,14 @@ class Standardised(Identity):
         """See `Frame`."""
         return self.shift.shape[0]
 
-    def prepare(self, x: np.ndarray) -> np.ndarray:
+    def prepare(self, x: Rows) -> Any:
         """See `Frame`."""
         scale = np.where(self.scale > 0, self.scale, 1.0)
-        return ((as_array(x, np.float64) - self.shift) / scale).astype(np.float32)
+
+        def scaled(x: Any) -> Any:
+            return ((as_array(x, np.float64) - self.shift) / scale).astype(np.float32)
+
+        return each(scaled, x)
 
     def leave(self, y: np.ndarray, condition: Any = None) -> np.ndarray:
         """See `Frame`."""
@@ -133,22 +141,22 @@ class Standardised(Identity):
         return measurement.seen_from(self.scale, self.shift)
 
 
-def standardised(x: np.ndarray, *, shared: bool = False) -> Standardised:
+def standardised(x: Rows, *, shared: bool = False) -> Standardised:
     """The frame in which every feature of the data has mean 0 and variance 1.
 
-    Found in float64. Constant features become 0.
+    Found in float64, in one pass over blocks of rows. Constant features become 0.
 
     Args:
       x: data [N, D], finite.
       shared: one shift and one scale for all features, as the pixels of images have.
     """
-    x = np.asarray(x, np.float64)
-    axis = None if shared else 0
-    shift = np.broadcast_to(x.mean(axis=axis), x.shape[1:])
-    scale = np.broadcast_to((x - shift).std(axis=axis), x.shape[1:])
+    x = x if isinstance(x, Stored) else np.asarray(x)
+    mean, variance = moments(x, shared=shared)
+    shift, scale = np.broadcast_to(mean, x.shape[1:]), np.broadcast_to(variance**0.5, x.shape[1:])
     # Rounding of the mean leaves a constant feature a tiny deviation.
     constant = scale <= 1e-12 * np.abs(shift)
-    return Standardised(shift=np.where(constant, x[0], shift), scale=np.where(constant, 0.0, scale))
+    first = np.asarray(x[0], np.float64)
+    return Standardised(shift=np.where(constant, first, shift), scale=np.where(constant, 0.0, scale))
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("start",), meta_fields=("period",))
@@ -168,22 +176,22 @@ class Angles(Identity):
     period: float = 2 * np.pi
 
     @classmethod
-    def of(cls, x: np.ndarray, *, period: float = 2 * np.pi) -> Angles:
+    def of(cls, x: Rows, *, period: float = 2 * np.pi) -> Angles:
         """The frame from which samples leave as data x [N, D] are written, finite.
 
         Each coordinate has the interval from -1/2 period that holds it, else the one from the last
         multiple of half a period below it, such as [0, 2 pi). A coordinate that no such interval
         holds, as of a trajectory that was unwrapped, leaves from -1/2 period.
         """
-        turns = np.asarray(x, np.float64) / period
-        low, high = turns.min(axis=0), turns.max(axis=0)
+        found = extent(x if isinstance(x, Stored) else np.asarray(x))
+        low, high = (np.asarray(edge, np.float64) / period for edge in found)
         start = np.floor(2 * low) / 2
         about_zero = (low >= -0.5) & (high <= 0.5)
         return cls(start=np.where(about_zero | (high > start + 1), -0.5, start), period=period)
 
-    def prepare(self, x: np.ndarray) -> np.ndarray:
+    def prepare(self, x: Rows) -> Any:
         """See `Frame`."""
-        return self._wrapped(x, -0.5).astype(np.float32)
+        return each(lambda x: self._wrapped(x, -0.5).astype(np.float32), x)
 
     def leave(self, y: np.ndarray, condition: Any = None) -> np.ndarray:
         """See `Frame`."""
@@ -340,7 +348,7 @@ class Chained:
         """See `Frame`."""
         return self.outer.data_dim or self.inner.data_dim
 
-    def prepare(self, x: np.ndarray) -> np.ndarray:
+    def prepare(self, x: Rows) -> Any:
         """See `Frame`."""
         x = self.outer.prepare(x)
         return x if self.outer.random else self.inner.prepare(x)
@@ -378,13 +386,15 @@ def chained(outer: Frame, inner: Frame) -> Frame:
 
 
 def states(
-    frame: Frame, x: np.ndarray, *, seed: int = 0, by_item: bool = False, chunk: int = 500
-) -> np.ndarray:
+    frame: Frame, x: Rows, *, seed: int = 0, by_item: bool = False, chunk: int = 500
+) -> Any:
     """Data [N, D] as the states [N, d] of one visit, a function of the seed; a few at a time.
 
     With `by_item` what is drawn for an item depends on it and the seed alone, whatever stands
-    beside it, so that equal items get equal states.
+    beside it, so that equal items get equal states. Stored data become stored states, by item.
     """
+    if isinstance(x, Stored) and frame.random:
+        return x.then(partial(states, frame, seed=seed, by_item=True, chunk=chunk))
     prepared = frame.prepare(x)
     if not frame.random:
         return prepared

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ndsm_jax.machine import available_memory, in_words
+from ndsm_jax.rows import Rows, extent
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +36,13 @@ def check_room(num: int, *widths: int) -> None:
         )
 
 
-def box(data: np.ndarray, *, same_units: bool = False) -> dict[str, list[float]]:
+def box(data: Rows, *, same_units: bool = False) -> dict[str, list[float]]:
     """The range of data [n, D] by feature, of JSON types.
 
     Of all together where there are more than `WIDTH`, or where they have the same units: of pixels
     some hardly ever vary.
     """
-    low, high = np.fmin.reduce(data, axis=0), np.fmax.reduce(data, axis=0)  # missing cells are NaN
+    low, high = extent(data)
     if same_units or len(low) > WIDTH:
         low, high = np.fmin.reduce(low, keepdims=True), np.fmax.reduce(high, keepdims=True)
     return {"low": low.astype(float).tolist(), "high": high.astype(float).tolist()}

@@ -29,6 +29,7 @@ from ndsm_jax.config.parts import (
     check_structure,
     examples,
     fit,
+    fit_size,
     stand_in,
     told_labels,
 )
@@ -80,6 +81,7 @@ FREE = frozenset(
         "data.name",
         "data.box",
         "config.data.dir",
+        "config.data.in_memory",
         "config.sample",
         "config.evaluate",
         "config.train.steps",
@@ -333,7 +335,7 @@ def set_aside(config: Config, dataset: Dataset) -> tuple[Dataset, HeldOut | None
     count = max(1, min(max(share, FEWEST_HELD_OUT), num // 3))
     rest, rows = hold_out(dataset, count, c.seed)
     told = None if told_labels(config, dataset) is None else rows.labels
-    return rest, HeldOut(data=rows.x, condition=told, every=c.held_out_every, patience=c.patience)
+    return rest, HeldOut(data=rows.x[:], condition=told, every=c.held_out_every, patience=c.patience)
 
 
 MEMORY_REMEDIES = {
@@ -376,7 +378,8 @@ def foreseen(
       ValueError: settings that contradict one another, or that need more memory than there is.
     """
     check_samples(config, dataset)
-    check_sizes(config, *dataset.train.shape)
+    num, dim = dataset.train.shape
+    check_sizes(config, fit_size(config, dataset.train) if dataset.is_stored else num, dim)
     parts = _stand_in_of(config, dataset, some)
     experiment = build(config, dataset.shape, parts, quiet=True)
     needed = needs(config, dataset, experiment)
@@ -799,10 +802,11 @@ def describe(config: Config, dataset: Dataset) -> str:
     params = jax.eval_shape(experiment.model.init, jax.random.key(0))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     fields = {name: value for name, value in vars(batch).items() if hasattr(value, "shape")}
+    read_from = ", read from there row by row" if dataset.is_stored else ""
     return "\n".join(
         [
             f"data {dataset.name}: {len(dataset.train)} training and {len(dataset.test)} held-out"
-            f" items of shape {dataset.shape} ({dataset.source})",
+            f" items of shape {dataset.shape} ({dataset.source}{read_from})",
             f"network {config.network.name}: {size:,} parameters",
             f"memory: about {in_words(needed)}",
             f"first batch, from x0 {(config.train.batch_size, width)}:",

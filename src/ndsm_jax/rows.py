@@ -146,18 +146,22 @@ def blocks(x: Rows, size: int = BLOCK) -> Iterator[tuple[int, np.ndarray]]:
         yield start, x[start : start + num]
 
 
-def part(x: Rows, seed: int, count: int = 0) -> np.ndarray | None:
-    """Numbers of rows, rising, that stand for all of stored data: `count`, or what memory may hold.
+def part_size(x: Rows) -> int:
+    """How many rows stand for all, see `part`."""
+    if not isinstance(x, Stored):
+        return len(x)
+    row = max(1, int(np.prod(x.shape[1:])) * x.dtype.itemsize)
+    return min(len(x), max(1000, min(PART, PART_BYTES // row)))
 
-    At random, a function of the seed. None: all, which are in memory, or no more than those.
+
+def part(x: Rows, seed: int) -> np.ndarray | None:
+    """Numbers of rows, rising, that stand for all of stored ones; None: all, which are in memory.
+
+    At random, a function of the seed.
     """
     if not isinstance(x, Stored):
         return None
-    row = max(1, int(np.prod(x.shape[1:])) * x.dtype.itemsize)
-    count = count or max(1000, min(PART, PART_BYTES // row))
-    if count >= len(x):
-        return np.arange(len(x))
-    return np.sort(np.random.default_rng(seed).choice(len(x), count, replace=False))
+    return np.sort(np.random.default_rng(seed).permutation(len(x))[: part_size(x)])
 
 
 def read(x: Any, numbers: np.ndarray | None) -> np.ndarray:

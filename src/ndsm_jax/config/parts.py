@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 
 from ndsm_jax import conditioning, frames, plugins, references
 from ndsm_jax.codec import Latent, standard_codec
-from ndsm_jax.columns import Column, squeezed
+from ndsm_jax.columns import Column, squeezed, squeezed_by
 from ndsm_jax.conditions import Classes
 from ndsm_jax.config.names import FITS, IN_COMPONENTS, NONLINEAR
 from ndsm_jax.config.own import checked, taken
@@ -24,10 +25,13 @@ from ndsm_jax.machine import available_memory
 from ndsm_jax.networks import Autoencoder
 from ndsm_jax.references import GaussianMixture, Reference
 from ndsm_jax.references.choosing import LADDER
+from ndsm_jax.rows import Rows, Stored, blocks, moments, part, part_size, read
 from ndsm_jax.runs import fingerprint
 from ndsm_jax.sampling.noise_levels import largest_distance
 from ndsm_jax.table_frame import frame_like, table_frame
 from ndsm_jax.training import memory
+
+logger = logging.getLogger(__name__)
 
 TILT_ITEMS = 4096
 """Draws of a reference among which its metastable states are looked for."""
@@ -103,21 +107,42 @@ def check_data(config: Config, dataset: Dataset) -> None:
     kind = frame_kind(config, dataset.shape, dataset.value_range, dataset.columns)
     if kind not in ("standardised", "shared") or config.autoencoder.kind != "none":
         return
-    rows, num = np.concatenate([dataset.train, dataset.test]), len(dataset.train)
-    for i, values in enumerate((rows.reshape(-1, 1) if kind == "shared" else rows).T):
-        if not squeezed(values):
+    stored, seen = dataset.is_stored, dataset.in_part(config.data.seed)
+    shared, num = kind == "shared", len(dataset.train)
+    rows = np.concatenate([seen.train, seen.test])
+    of_all = moments(dataset.train, shared=shared)[1] ** 0.5 if stored else None
+    for i, values in enumerate((rows.reshape(-1, 1) if shared else rows).T):
+        # What is far and rare may be in no part of the data, but is in the deviation of all.
+        deviation = values.std()
+        rare = of_all is not None and of_all[i] > 2 * deviation
+        if of_all is not None and rare:
+            deviation = of_all[i]
+        if not squeezed(values) and not (rare and squeezed_by(values, deviation)):
             continue
         middle = np.subtract(*np.quantile(values, (0.841, 0.159))) / 2
-        far = int(np.abs(values - np.median(values)).argmax())
-        row = far // dataset.dim if kind == "shared" else far
+        row, value = _farthest(dataset, None if shared else i, float(np.median(values)))
         where = f"training row {row}" if row < num else f"held-out row {row - num}"
         remedy = "set data.name=table with the rows in one .npy file, for a scale by quantiles"
         raise ValueError(
-            f"data.frame={kind!r}: the middle of {'all' if kind == 'shared' else f'feature {i}'} is"
-            f" {middle:.3g} wide, and the deviation {values.std():.3g}, by far values such as"
-            f" {values[far]:.6g} in {where}, beside which a model sees nothing of the others;"
-            f" {'clip them' if kind == 'shared' else remedy}, or mend the row"
+            f"data.frame={kind!r}: the middle of {'all' if shared else f'feature {i}'} is"
+            f" {middle:.3g} wide, and the deviation {deviation:.3g}, by far values such as"
+            f" {value:.6g} in {where}, beside which a model sees nothing of the others;"
+            f" {'clip them' if shared or stored else remedy}, or mend the row"
         )
+
+
+def _farthest(dataset: Dataset, feature: int | None, middle: float) -> tuple[int, float]:
+    """The row, training rows first, whose value of a feature (None: of any) is farthest from the
+    middle, and the value."""
+    best, found = -1.0, (0, middle)
+    for first, x in ((0, dataset.train), (len(dataset.train), dataset.test)):
+        for start, block in blocks(x):
+            values = block if feature is None else block[:, feature : feature + 1]
+            far = np.abs(values - middle)
+            if far.max() > best:
+                best, at = far.max(), np.unravel_index(far.argmax(), far.shape)
+                found = first + start + int(at[0]), float(values[at])
+    return found
 
 
 def check_samples(config: Config, dataset: Dataset) -> None:
@@ -125,7 +150,7 @@ def check_samples(config: Config, dataset: Dataset) -> None:
     if takes_mixture(config):
         c = config.mixture
         _, dim = _frame_stand_in(config, dataset.shape, dataset.value_range, dataset.columns)
-        size = min(c.subset or len(dataset.train), len(dataset.train))
+        size = fit_size(config, dataset.train)
         references.check_samples(size, dim, c.num_components, c.covariance)
 
 
@@ -153,7 +178,10 @@ def fit(config: Config, dataset: Dataset, *, frame: Frame | None = None) -> Part
     if labels is not None:
         prior = reference if isinstance(reference, GaussianMixture) else None
         prior = prior if takes_mixture(config) else None
-        classes = conditioning.classes(labels, dataset.num_classes, prior=prior, states=states)
+        some = part(states, config.mixture.seed)
+        classes = conditioning.classes(
+            read(labels, some), dataset.num_classes, prior=prior, states=read(states, some)
+        )
     return Parts(frame=frame, reference=reference, report=report, classes=classes)
 
 
@@ -174,18 +202,38 @@ def told_labels(config: Config, dataset: Dataset) -> np.ndarray | None:
     return dataset.train_labels
 
 
+def fit_size(config: Config, x: Rows) -> int:
+    """Of how many of the data x [N, d] the reference is fitted to: mixture.subset, or all.
+
+    Of data that are not in memory a part that is.
+    """
+    size = config.mixture.subset if takes_mixture(config) else 0
+    if not size and isinstance(x, Stored):
+        size = part_size(x)
+    return min(size or len(x), len(x))
+
+
 def fit_reference(
-    config: Config, states: np.ndarray, *, start: GaussianMixture | None = None
+    config: Config, states: Rows, *, start: GaussianMixture | None = None
 ) -> tuple[Reference, Any]:
     """The reference fitted to states [N, d], and a report of the fit, to be read, or None.
 
-    The fit of a mixture starts from the mixture `start` if there is one.
+    The fit of a mixture starts from the mixture `start` if there is one. Of states that are not in
+    memory a part is read, as large as `fit_size` says.
 
     Raises:
       ValueError: settings that do not fit the data.
     """
+    if isinstance(states, Stored):
+        logger.info(
+            "the reference is fitted to %d of %d items, as these are not in memory%s",
+            fit_size(config, states),
+            len(states),
+            " (mixture.subset)" if takes_mixture(config) else "",
+        )
     if takes_mixture(config):
         return _fit_mixture(config, states, start)
+    states = read(states, part(states, config.data.seed))
     if open_to_any(config):
         return _fit_other(config, states)
     if config.process.name == "variance_exploding":
@@ -350,9 +398,11 @@ def _mixture_stand_in(config: Config, dim: int) -> GaussianMixture:
 
 
 def _fit_mixture(
-    config: Config, states: np.ndarray, start: GaussianMixture | None
+    config: Config, states: Rows, start: GaussianMixture | None
 ) -> tuple[GaussianMixture, Any]:
     options = dataclasses.asdict(config.mixture)
+    if isinstance(states, Stored):
+        options["subset"] = fit_size(config, states)
     power = options.pop("weight_power")
     fitted, report = references.fit(states, options.pop("num_components"), start=start, **options)
     if power != 1:

@@ -28,7 +28,7 @@ from ndsm_jax.config.names import (
 from ndsm_jax.config.options import PLUGIN, POSITIVE, Section, When, hint, option
 from ndsm_jax.control_variates import ESTIMATORS
 from ndsm_jax.datasets import DATASETS
-from ndsm_jax.datasets.dataset import LAYOUTS
+from ndsm_jax.datasets.dataset import IN_MEMORY, LAYOUTS
 from ndsm_jax.datasets.tables import HEADERS
 from ndsm_jax.integrators import GRIDS, INTEGRATORS
 from ndsm_jax.networks import DTYPES, NETWORKS, PRECONDITIONS, SYMMETRIES
@@ -201,6 +201,13 @@ class DataConfig(Section):
         "of arrays of images [N, a, b, c]; auto: as their shape tells, or else an error",
         choices=LAYOUTS,
         when={"data.name": ("array", PLUGIN)},
+    )
+    in_memory: str = option(
+        "auto",
+        "keep items in memory; otherwise their rows are read when they are needed; auto: unless"
+        " their states take more than half of the memory that is free",
+        choices=IN_MEMORY,
+        when={"data.name": ("array", "tfds", PLUGIN)},
     )
     flips: bool = option(
         False,

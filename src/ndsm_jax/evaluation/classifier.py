@@ -107,7 +107,7 @@ def train_classifier(
     axis.
 
     Args:
-      dataset: the data.
+      dataset: the data; of those that are not in memory a part (`Dataset.in_part`).
       network: what to train; an `ImageCNN` by default.
       seed: of the initialisation, the batches and the shifts.
       epochs: as few as give 1400 steps by default: 3 for MNIST, 128 for the digits.
@@ -126,6 +126,7 @@ def train_classifier(
             f"{dataset.shape}{' without labels' if unlabelled else ''}. Evaluate it without a "
             "classifier."
         )
+    dataset = dataset.in_part(seed)
     x, labels = dataset.train, dataset.train_labels
     if network is None:
         height, width, channels = dataset.shape

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from ndsm_jax.checks import COUNT, arguments
+from ndsm_jax.rows import Rows, Stored, blocks
 
 Array = np.ndarray
 
 
 @arguments(x="finite numbers [n, e]", y="finite numbers [m, e]")
-def nearest_distances(x: Array, y: Array) -> tuple[Array, Array]:
-    """Distance from each x [n, d] to its nearest y [m, d], and that item's index: ([n], [n])."""
+def nearest_distances(x: Array, y: Rows) -> tuple[Array, Array]:
+    """Distance from each x [n, d] to its nearest y [m, d], and that item's index: ([n], [n]).
+
+    Of stored y block by block.
+    """
     from sklearn.metrics import pairwise_distances_argmin_min
 
-    index, distance = pairwise_distances_argmin_min(x, y)
+    distance, index = np.full(len(x), np.inf), np.zeros(len(x), np.int64)
+    for start, block in _parts(y):
+        at, near = pairwise_distances_argmin_min(x, block)
+        closer = near < distance
+        distance, index = np.where(closer, near, distance), np.where(closer, start + at, index)
     return distance, index
+
+
+def _parts(y: Rows) -> Iterator[tuple[int, Array]]:
+    """Blocks of stored rows, or all that are in memory."""
+    return blocks(y) if isinstance(y, Stored) else iter([(0, np.asarray(y))])
 
 
 @arguments(real="finite numbers [n, e]", fake="finite numbers [m, e]", k=COUNT)
@@ -61,26 +76,34 @@ def precision_recall_density_coverage(real: Array, fake: Array, k: int = 5) -> d
 
 
 @arguments(distance="finite numbers [n]", index="integers [n]", train="finite numbers [m, e]")
-def is_memorised(distance: Array, index: Array, train: Array) -> Array:
+def is_memorised(distance: Array, index: Array, train: Rows) -> Array:
     """Whether points are closer to a training item than half that item's own nearest neighbour.
 
     Takes what `nearest_distances(points, train)` returns; [n] booleans. The ratio test of
     memorisation (cf. Yoon et al. 2023): true for copies of (distinct) training items. Chance hits
     are common in low dimension: compare with the share for held-out data.
     """
-    from sklearn.neighbors import NearestNeighbors
-
     used, inverse = np.unique(index, return_inverse=True)
     # The first neighbour of a training item is itself.
-    spacing = NearestNeighbors(n_neighbors=2).fit(train).kneighbors(train[used])[0][:, 1]
+    spacing = two_nearest(train[used], train)[0][:, 1]
     return distance < 0.5 * spacing[inverse]
 
 
-def two_nearest(x: Array, train: Array) -> tuple[Array, Array]:
-    """Distances from each x [n, d] to its two nearest items of train, and their indices: [n, 2]."""
+def two_nearest(x: Array, train: Rows) -> tuple[Array, Array]:
+    """Distances from each x [n, d] to its two nearest items of train, and their indices: [n, 2].
+
+    Of stored items block by block.
+    """
     from sklearn.neighbors import NearestNeighbors
 
-    return NearestNeighbors(n_neighbors=2).fit(train).kneighbors(x)
+    distances, indices = np.empty((len(x), 0)), np.empty((len(x), 0), np.int64)
+    for start, block in _parts(train):
+        near, at = NearestNeighbors(n_neighbors=min(2, len(block))).fit(block).kneighbors(x)
+        distances = np.concatenate([distances, near], axis=1)
+        indices = np.concatenate([indices, start + at], axis=1)
+        order = np.argsort(distances, axis=1, kind="stable")[:, :2]
+        distances, indices = (np.take_along_axis(a, order, axis=1) for a in (distances, indices))
+    return distances, indices
 
 
 def neighbour_ratios(distances: Array) -> Array:

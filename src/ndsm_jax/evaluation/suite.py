@@ -27,6 +27,7 @@ from ndsm_jax.evaluation.neighbours import (
     two_nearest,
 )
 from ndsm_jax.evaluation.reference import Summary, summarise
+from ndsm_jax.rows import Rows, Stored
 
 if TYPE_CHECKING:
     from ndsm_jax.datasets import Dataset
@@ -112,6 +113,9 @@ def evaluate(
     included) is measured in `coordinates`. The classifier and the distance to the support see the
     points themselves.
 
+    Of data that are not in memory all training items are looked at for the nearest ones, and a
+    seeded part of each split for all else (`Dataset.in_part`).
+
     Args:
         samples: [n, d] points of the model, in the units of the data.
         prior_samples: [p, d] points of the prior, in the same.
@@ -142,10 +146,12 @@ def evaluate(
     _check(dataset.dim, samples=samples, prior_samples=prior_samples)
     _check(dataset.dim, training_set=dataset.train, held_out_set=dataset.test)
 
+    whole, dataset = dataset, dataset.in_part(seed)
     rng = np.random.default_rng(seed)
     sets = {"value": samples, "floor": dataset.train, "prior": prior_samples}
     into = _finite_or_nan(coordinates)
     train = into(dataset.train)
+    near = whole.train.then(into) if isinstance(whole.train, Stored) else train
     inside = {key: _inside_box(into(points), train) for key, points in sets.items()}
     valid = {key: sets[key][mask] for key, mask in inside.items()}
     usable = [key for key, points in valid.items() if len(points) >= MIN_POINTS]
@@ -165,7 +171,7 @@ def evaluate(
     for key, x in points.items():
         at = into(x)
         columns[key] |= _against_held_out(at, compared_with, bandwidth, seed)
-        columns[key] |= _against_training(compared_with if key == "floor" else at, train)
+        columns[key] |= _against_training(compared_with if key == "floor" else at, near)
         columns[key] |= _to_support(x, dataset.name)
         if key in fractions:
             columns[key]["mode_tv"] = total_variation(fractions[key], data_fractions)
@@ -194,8 +200,8 @@ def evaluate(
             "prior": fractions["prior"].tolist(),
         },
         "counts": {
-            "train": len(dataset.train),
-            "test": len(dataset.test),
+            "train": len(whole.train),
+            "test": len(whole.test),
             "samples": len(samples),
             "prior": len(prior_samples),
             "compared": size,
@@ -275,7 +281,7 @@ def _against_held_out(x: Array, held_out: Array, bandwidth: float, seed: int) ->
     }
 
 
-def _against_training(x: Array, train: Array) -> dict[str, float]:
+def _against_training(x: Array, train: Rows) -> dict[str, float]:
     distances, indices = two_nearest(x, train)
     distance, index = distances[:, 0], indices[:, 0]
     q10, q50, q90 = np.quantile(distance, (0.1, 0.5, 0.9))

@@ -226,11 +226,13 @@ def train_autoencoder(
         metrics = {"loss": done.loss, **done.aux}
         return state | {"codec": codec, "optimizer": done.moments}, metrics
 
+    seen = dataset.in_part(c.seed)
+
     def one(step: int, state: Tree) -> tuple[Tree, Metrics]:
         rows = batch_indices(c.seed, step, len(dataset.train), c.batch_size)
         state, metrics = update(state, dataset.train[rows], step)
         if step + 1 == c.steps:
-            state |= {"codec": standardised(state["codec"], dataset.train, seed=c.seed)}
+            state |= {"codec": standardised(state["codec"], seen.train, seed=c.seed)}
         return state, metrics
 
     facts = _facts(dataclasses.replace(Config(), autoencoder=c), dataset)
@@ -244,7 +246,7 @@ def train_autoencoder(
 
 def reconstruction_figure(codec: Codec, dataset: Dataset, *, columns: int = 12) -> Any:
     """Held-out images above their reconstructions from the posterior's mean."""
-    x = np.random.default_rng(0).permutation(dataset.test)[:columns]
+    x = dataset.test[np.random.default_rng(0).permutation(len(dataset.test))[:columns]]
     mean, _ = posterior(codec, x)
     rows = {"held out": x, "reconstruction": decode(codec, mean)}
     return plots.rows_figure(rows, dataset.shape, columns=columns)
@@ -338,7 +340,8 @@ def train_joint(
     def refit(state: Tree, step: int) -> Tree:
         now = dataclasses.replace(codec, params=state["params"]["codec"])
         rows = np.random.default_rng([config.train.seed, step]).permutation(len(dataset.train))
-        z = encode(now, dataset.train[rows[: one_start.mixture.subset or len(rows)]], seed=step)
+        rows = rows[: one_start.mixture.subset or part_size(dataset.train)]
+        z = encode(now, dataset.train[rows], seed=step)
         prior, report = fit_reference(one_start, z, start=state["prior"])
         logger.info("step %d: %s", step, report)
         return state | {"prior": prior}

@@ -13,6 +13,7 @@ import numpy as np
 from ndsm_jax.checks import COUNT, SEEDS, arguments, number, one_of, whole
 from ndsm_jax.references.choosing import choose
 from ndsm_jax.references.mixtures import COVARIANCES, GaussianMixture, LowRank, check_rank, mixture
+from ndsm_jax.rows import Rows, Stored
 
 INITS = ("kmeans", "k-means++", "random", "random_from_data")
 
@@ -63,7 +64,7 @@ class FitReport:
     start=GaussianMixture,
 )
 def fit(
-    data: np.ndarray,
+    data: Rows,
     num_components: int,
     *,
     covariance: str = "spherical",
@@ -84,7 +85,8 @@ def fit(
     mixtures of probabilistic PCA (Tipping and Bishop 1999).
 
     Args:
-      data: samples [N, d], finite.
+      data: samples [N, d], finite. Of stored ones (`rows.Stored`) those that are used are read, and
+        as many that are left over.
       num_components: K; 0: as `choose` finds it for this kind of covariance (for tied_spherical
         and low_rank, which start from its fit, for spherical).
       covariance: one of `COVARIANCES`.
@@ -107,16 +109,18 @@ def fit(
     """
     from sklearn.mixture import GaussianMixture as ScikitMixture
 
-    data = np.asarray(data, np.float64)
+    stored = isinstance(data, Stored)
+    data = data if stored else np.asarray(data, np.float64)
     if covariance == "low_rank":
         check_rank(rank, data.shape[1])
     order = np.random.default_rng(seed).permutation(len(data))
     size = min(subset, len(data)) if subset else len(data)
     check_samples(size, data.shape[1], num_components, covariance)
     kind = covariance if covariance in ("diag", "tied", "full") else "spherical"
+    used = np.asarray(data[order[:size]], np.float64)
     if num_components == 0:
         num_components = choose(
-            data[order[:size]], covariances=(kind,), min_covariance=min_covariance, seed=seed
+            used, covariances=(kind,), min_covariance=min_covariance, seed=seed
         ).num_components
         check_samples(size, data.shape[1], num_components, covariance)
     if start is not None and start.means.shape != (num_components, data.shape[1]):
@@ -124,8 +128,7 @@ def fit(
             f"references.fit: start has means {list(start.means.shape)}, and"
             f" {[num_components, data.shape[1]]} are fitted; give a mixture of the same size"
         )
-    used = data[order[:size]]
-    left_over = data[order[size:]]
+    left_over = data[order[size : 2 * size if stored else None]]
     model = ScikitMixture(
         num_components,
         covariance_type=kind,

@@ -234,7 +234,8 @@ def _evaluated(
 ) -> Evaluation:
     config, experiment = run.config, run.experiment
     check_room(experiment, num or config.sample.num)
-    likely = likelihood(run, dataset)
+    seen = dataset.in_part(config.evaluate.seed)
+    likely = likelihood(run, seen)
     dataset = completed(experiment.frame, dataset)
     made = drawn(run, num, progress=progress)
     classifier = evaluation.evaluator_if_labelled(dataset, seed=config.evaluate.seed)
@@ -320,6 +321,7 @@ def _pictures(
     """PNG pictures by name, also written to workdir/evaluation/."""
     shown = 100 if dataset.is_image else 4000
     # Held-out items may be sorted by class.
+    whole, dataset = dataset, dataset.in_part(run.config.evaluate.seed)
     test = np.random.default_rng(run.config.evaluate.seed).permutation(dataset.test)
     sets = {"data (held out)": test, "samples": made.samples, "prior": made.prior}
     modes = result["modes"]
@@ -340,7 +342,7 @@ def _pictures(
         ),
     }
     if dataset.is_image:
-        figures["neighbours"] = lambda: _neighbours_figure(dataset, made.samples, grey=grey)
+        figures["neighbours"] = lambda: _neighbours_figure(whole, made.samples, grey=grey)
     if dataset.columns:
         figures |= _table_figures(dataset, test, made.samples)
     elif made.components is not None and result.get("conditioning") is not None:

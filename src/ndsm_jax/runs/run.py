@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from ndsm_jax import parallel
+from ndsm_jax.rows import Stored, blocks
 from ndsm_jax.runs.checkpoints import Checkpoints, Restored, read_host
 from ndsm_jax.runs.lock import Lock, locked
 from ndsm_jax.runs.writers import MetricWriter, NoWriter, Writer
@@ -156,12 +157,15 @@ def fingerprint(tree: Any) -> int:
     for text in words.nodes(structure):
         crc = zlib.crc32(text.encode(), crc)
     for leaf in leaves:
-        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float | complex):
+        if not isinstance(
+            leaf, jax.Array | np.ndarray | np.generic | int | float | complex | Stored
+        ):
             crc = zlib.crc32(words(leaf).encode(), crc)
             continue
-        array = _on_host(leaf)
+        array = leaf if isinstance(leaf, Stored) else _on_host(leaf)
         crc = zlib.crc32(f"{array.dtype}{array.shape}".encode(), crc)
-        crc = zlib.crc32(np.ascontiguousarray(array).tobytes(), crc)
+        for _, block in blocks(array) if array.ndim else ((0, array),):
+            crc = zlib.crc32(np.ascontiguousarray(block).tobytes(), crc)
     return crc
 
 
