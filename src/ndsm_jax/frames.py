@@ -156,7 +156,9 @@ def standardised(x: Rows, *, shared: bool = False) -> Standardised:
     # Rounding of the mean leaves a constant feature a tiny deviation.
     constant = scale <= 1e-12 * np.abs(shift)
     first = np.asarray(x[0], np.float64)
-    return Standardised(shift=np.where(constant, first, shift), scale=np.where(constant, 0.0, scale))
+    return Standardised(
+        shift=np.where(constant, first, shift), scale=np.where(constant, 0.0, scale)
+    )
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("start",), meta_fields=("period",))
@@ -385,9 +387,7 @@ def chained(outer: Frame, inner: Frame) -> Frame:
     return inner if type(outer) is Identity else Chained(outer=outer, inner=inner)
 
 
-def states(
-    frame: Frame, x: Rows, *, seed: int = 0, by_item: bool = False, chunk: int = 500
-) -> Any:
+def states(frame: Frame, x: Rows, *, seed: int = 0, by_item: bool = False, chunk: int = 500) -> Any:
     """Data [N, D] as the states [N, d] of one visit, a function of the seed; a few at a time.
 
     With `by_item` what is drawn for an item depends on it and the seed alone, whatever stands

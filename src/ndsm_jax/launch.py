@@ -335,7 +335,9 @@ def set_aside(config: Config, dataset: Dataset) -> tuple[Dataset, HeldOut | None
     count = max(1, min(max(share, FEWEST_HELD_OUT), num // 3))
     rest, rows = hold_out(dataset, count, c.seed)
     told = None if told_labels(config, dataset) is None else rows.labels
-    return rest, HeldOut(data=rows.x[:], condition=told, every=c.held_out_every, patience=c.patience)
+    return rest, HeldOut(
+        data=rows.x[:], condition=told, every=c.held_out_every, patience=c.patience
+    )
 
 
 MEMORY_REMEDIES = {
@@ -391,7 +393,7 @@ def needs(config: Config, dataset: Dataset, experiment: Experiment) -> dict[str,
     """Bytes that a training needs, see `training.memory.needed`."""
     return memory.needed(
         experiment,
-        len(dataset.train),
+        0 if dataset.is_stored else len(dataset.train),
         experiment.frame.prepare(dataset.train[:1]).shape[1],
         batch_size=config.train.batch_size,
         ahead_mb=config.noising.ahead_mb,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -89,12 +90,12 @@ class Stored:
         return self.shape[0]
 
     def __getitem__(self, rows: Any, /) -> np.ndarray:
-        """The rows of a slice or of an array of numbers [n], read: [n, ...]; of one number [...]."""
+        """The rows of a slice, or of a number or an array of them [...], read: [..., ...]."""
         if isinstance(rows, slice):
             rows = np.arange(*rows.indices(len(self)))
         numbers = np.asarray(rows)
-        if numbers.ndim == 0:
-            return self[numbers[None]][0]
+        if numbers.ndim != 1:
+            return self[numbers.reshape(-1)].reshape(*numbers.shape, *self.shape[1:])
         if numbers.size and not -len(self) <= numbers.min() <= numbers.max() < len(self):
             raise IndexError(f"rows {numbers.min()} to {numbers.max()} of {len(self)}")
         numbers = np.where(numbers < 0, numbers + len(self), numbers).astype(np.int64)
@@ -134,14 +135,13 @@ class Stored:
 
 
 def each(function: Callable[[np.ndarray], np.ndarray], x: Any) -> Any:
-    """function(x) for a function that takes each row by itself; of stored rows when they are read."""
+    """function(x), which takes each row by itself; of stored rows when they are read."""
     return x.then(function) if isinstance(x, Stored) else function(x)
 
 
-def blocks(x: Rows, size: int = BLOCK) -> Iterator[tuple[int, np.ndarray]]:
-    """The rows in order, about `size` bytes at a time: the number of the first, and them."""
-    one = max(1, int(np.prod(x.shape[1:])) * np.dtype(x.dtype).itemsize)
-    num = max(1, size // one)
+def blocks(x: Rows) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows in order, about `BLOCK` bytes at a time: the number of the first, and them."""
+    num = max(1, BLOCK // _row_bytes(x))
     for start in range(0, len(x), num):
         yield start, x[start : start + num]
 
@@ -150,8 +150,11 @@ def part_size(x: Rows) -> int:
     """How many rows stand for all, see `part`."""
     if not isinstance(x, Stored):
         return len(x)
-    row = max(1, int(np.prod(x.shape[1:])) * x.dtype.itemsize)
-    return min(len(x), max(1000, min(PART, PART_BYTES // row)))
+    return min(len(x), max(1000, min(PART, PART_BYTES // _row_bytes(x))))
+
+
+def _row_bytes(x: Rows) -> int:
+    return max(1, math.prod(x.shape[1:]) * np.dtype(x.dtype).itemsize)
 
 
 def part(x: Rows, seed: int) -> np.ndarray | None:
@@ -194,10 +197,8 @@ def moments(x: Rows, *, shared: bool = False) -> tuple[np.ndarray, np.ndarray]:
 
 def extent(x: Rows) -> tuple[np.ndarray, np.ndarray]:
     """The least and the largest value of each feature of rows [N, d], but for NaN: [d], [d]."""
-    low = high = None
+    low = high = x[0]
     for _, block in blocks(x):
-        least, most = np.fmin.reduce(block, axis=0), np.fmax.reduce(block, axis=0)
-        low = least if low is None else np.fmin(low, least)
-        high = most if high is None else np.fmax(high, most)
-    assert low is not None and high is not None
+        low = np.fmin(low, np.fmin.reduce(block, axis=0))
+        high = np.fmax(high, np.fmax.reduce(block, axis=0))
     return low, high

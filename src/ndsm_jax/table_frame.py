@@ -20,6 +20,7 @@ from ndsm_jax.columns import Column, Scale, fit_scale
 from ndsm_jax.frames import Identity, states
 from ndsm_jax.measurements import Measurement, given
 from ndsm_jax.references import GaussianMixture
+from ndsm_jax.rows import Rows
 
 LEVEL_DISTANCE = 2.0
 """Between any two levels of a category; a balanced column of two has variance 1."""
@@ -94,15 +95,16 @@ class TableFrame(Identity):
         found = {c.name: slice(end - c.width, end) for c, end in zip(order, ends, strict=True)}
         return {column.name: found[column.name] for column in self.columns}
 
-    def prepare(self, x: np.ndarray) -> np.ndarray:
+    def prepare(self, x: Rows) -> np.ndarray:
         """See `Frame`: the two ends of each stretch, levels, and which cells are missing.
 
         Raises:
           ValueError: missing cells, where the table that the frame was fitted to has none.
         """
+        rows = as_array(x)
         if self.completion is None:
-            _refuse_missing(x, "the frame knows none; fit it to a table that has some")
-        return self._encoded(x)
+            _refuse_missing(rows, "the frame knows none; fit it to a table that has some")
+        return self._encoded(rows)
 
     def enter(self, key: Array, x: Array) -> tuple[Array, Any]:
         """See `Frame`."""

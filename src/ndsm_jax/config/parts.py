@@ -224,7 +224,7 @@ def fit_reference(
     Raises:
       ValueError: settings that do not fit the data.
     """
-    if isinstance(states, Stored):
+    if isinstance(states, Stored) and fit_size(config, states) < len(states):
         logger.info(
             "the reference is fitted to %d of %d items, as these are not in memory%s",
             fit_size(config, states),

@@ -1,4 +1,4 @@
-"""A data set, in memory or not: its type, the checks of raw items, the seeded splits and subsets."""
+"""A data set, in memory or not: its type, the checks of raw items, seeded splits and subsets."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ TRAIN, TEST, SPLIT, TRAIN_SIZE, TEST_SIZE, HELD_OUT = range(6)
 class Dataset:
     """A data set. States are flat; `shape` is the shape of one item before flattening.
 
-    States are arrays, or `rows.Stored` where they are not in memory (data.in_memory). Their type is float32, except that a user's own data (`array`, `file.py:function`) which come in
-    float64 stay in float64. Both splits have the same type.
+    States are arrays, or `rows.Stored` where they are not in memory (data.in_memory). Their type is
+    float32, except that a user's own data (`array`, `file.py:function`) which come in float64 stay
+    in float64. Both splits have the same type.
 
     Attributes:
       name: as given to `load`; for `file.py:function` the name of the function.
@@ -105,7 +106,7 @@ class Dataset:
         """
         if not self.is_stored:
             return self
-        splits = {}
+        splits: dict[str, Any] = {}
         for name, x, labels in (
             ("train", self.train, self.train_labels),
             ("test", self.test, self.test_labels),

@@ -59,7 +59,7 @@ class FileItems:
         found = np.empty((len(rows), *self.shape[1:]), self.dtype)
         if not found.size:
             return found
-        content = memoryview(found.reshape(-1).view(np.uint8))
+        content = found.reshape(-1).view(np.uint8).data
         size = len(content) // len(rows)
         edges = np.flatnonzero(np.diff(rows) != 1) + 1
         firsts = np.concatenate([[0], edges]).tolist()

@@ -128,6 +128,7 @@ def train_classifier(
         )
     dataset = dataset.in_part(seed)
     x, labels = dataset.train, dataset.train_labels
+    assert labels is not None
     if network is None:
         height, width, channels = dataset.shape
         network = ImageCNN(shape=(height, width, channels), num_classes=dataset.num_classes)

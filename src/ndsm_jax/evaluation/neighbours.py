@@ -96,7 +96,8 @@ def two_nearest(x: Array, train: Rows) -> tuple[Array, Array]:
     """
     from sklearn.neighbors import NearestNeighbors
 
-    distances, indices = np.empty((len(x), 0)), np.empty((len(x), 0), np.int64)
+    distances: Array = np.empty((len(x), 0))
+    indices: Array = np.empty((len(x), 0), np.int64)
     for start, block in _parts(train):
         near, at = NearestNeighbors(n_neighbors=min(2, len(block))).fit(block).kneighbors(x)
         distances = np.concatenate([distances, near], axis=1)

@@ -172,9 +172,9 @@ def fid_report(
             f"fid_report: {bad} of {len(samples)} samples are not finite; leave them out and say "
             "how many."
         )
+    dataset = dataset.in_part(0)
     if dataset.train_labels is None:
         raise ValueError(f"fid_report needs labelled data; {dataset.name!r} has none.")
-    dataset = dataset.in_part(0)
     count = min(len(samples), len(dataset.test), MAX_COUNT)
     train = reference(dataset, classifier, split="train", folder=folder)
     floor = reference(dataset, classifier, split="test", count=count, folder=folder)

@@ -29,6 +29,7 @@ from ndsm_jax.datasets import Dataset, batch_indices
 from ndsm_jax.latent.objective import joint_terms, normal_divergence, reconstruction_loss
 from ndsm_jax.launch import Restored, launch, restore
 from ndsm_jax.optimisation import averaged, descend
+from ndsm_jax.rows import part_size
 from ndsm_jax.runs import Run, fingerprint, loop, replace_file
 
 logger = logging.getLogger(__name__)

@@ -57,7 +57,7 @@ def needed(
 
     Args:
       experiment: its parts; of the reference the shapes count alone.
-      rows, width: of the prepared data [N, m].
+      rows, width: of the prepared data [N, m]; rows = 0 where they are not in memory.
       batch_size: data points a step.
       ahead_mb: see `training.train`.
       select: whether the best average is kept, too.
@@ -83,6 +83,7 @@ def needed(
         * block
         * (
             2.0 * size_of(batch)
+            + size_of(items)  # read ahead
             + _largest(lambda x: noised(experiment, jax.random.key(0), *x), items)
         ),
         "programs": PROGRAMS * (2 if convolutions else 1),

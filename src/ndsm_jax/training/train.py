@@ -16,7 +16,9 @@ from ndsm_jax import parallel
 from ndsm_jax.checks import COUNT, FLAG, POSITIVE, SEEDS, arguments, function, whole
 from ndsm_jax.datasets import batch_indices
 from ndsm_jax.experiment import Experiment
+from ndsm_jax.rows import Rows, Stored
 from ndsm_jax.runs import Run, fingerprint, has_checkpoints, in_words, loop
+from ndsm_jax.training.ahead import ReadAhead
 from ndsm_jax.training.held_out import HeldOut, exhausted, make_look, verdict
 from ndsm_jax.training.state import TrainState, init_state
 from ndsm_jax.training.step import make_dispatch, make_noise, minibatches_ahead, steps_on_host
@@ -30,8 +32,9 @@ REMEDY = (
 )
 
 
-CHECKED = 64
-"""Data points at which the drift is looked at before training."""
+CHECKED, SEEN = 64, 10_000
+"""Data points at which the drift is looked at before training; and whose deviations are, of data
+that are not in memory."""
 
 UNEVEN, TABLE = 1e4, 64
 """Ratio of the coordinates' standard deviations from which a frame is recommended, where they are
@@ -53,7 +56,7 @@ as few as those of a table."""
 )
 def train(
     experiment: Experiment,
-    data: np.ndarray,
+    data: Rows,
     *,
     steps: int,
     batch_size: int = 64,
@@ -77,7 +80,8 @@ def train(
 
     Args:
       experiment: its parts.
-      data: in their own coordinates; the frame takes them to the process's.
+      data: in their own coordinates; the frame takes them to the process's. Those that are not in
+        memory (`rows.Stored`) are read a block of minibatches ahead, and must be finite then.
       steps: to train to, from step 0.
       batch_size: data points a step; each is noised at several times.
       condition: what the network is told of each item, a pytree of arrays [N, ...], see
@@ -154,14 +158,22 @@ def train(
     block = minibatches_ahead(experiment, x, batch_size, ahead_mb)
     ahead = None
 
+    source = _Finite(x) if isinstance(x, Stored) else x
+
+    def minibatches(first: int) -> tuple[Any, Any]:
+        """Prepared data [A, B, m] of a block of steps, and what the network is told of them."""
+        numbers = range(first, first + block)
+        rows = np.stack([batch_indices(seed, n, len(x), batch_size) for n in numbers])
+        return parallel.gathered((source, condition), rows, axis=1)
+
+    read = ReadAhead(minibatches, every=block, last=steps)
+
     def advance(step: int, state: TrainState, most: int) -> tuple[TrainState, dict[str, Any]]:
         nonlocal ahead
         first = step % block
         num = min(most, block - first)
         if ahead is None or first == 0:
-            numbers = range(step - first, step - first + block)
-            rows = np.stack([batch_indices(seed, n, len(x), batch_size) for n in numbers])
-            items, told = parallel.gathered((x, condition), rows, axis=1)
+            items, told = read(step - first)
             ahead = noise(experiment, items, step - first, told)
         # Of what a look has changed, the new leaves are not in their place.
         state = parallel.placed(state, where)
@@ -179,19 +191,20 @@ def train(
             seed=seed,
             condition=condition,
         )
-    state = loop.run(
-        state,
-        advance,
-        run,
-        first=step,
-        last=steps,
-        remedy=REMEDY,
-        pack=lambda state: {"train": state, "kept": keep},
-        look=look,
-        look_every=held_out.every if held_out is not None else 0,
-        picture=picture,
-        progress=progress,
-    )
+    with read:
+        state = loop.run(
+            state,
+            advance,
+            run,
+            first=step,
+            last=steps,
+            remedy=REMEDY,
+            pack=lambda state: {"train": state, "kept": keep},
+            look=look,
+            look_every=held_out.every if held_out is not None else 0,
+            picture=picture,
+            progress=progress,
+        )
     if select:
         logger.info("%s", verdict(state))
     return state
@@ -199,7 +212,7 @@ def train(
 
 def default_run(
     experiment: Experiment,
-    prepared: np.ndarray,
+    prepared: Rows,
     folder: pathlib.Path | str,
     *,
     batch_size: int,
@@ -235,7 +248,7 @@ def default_run(
     return Run(folder=pathlib.Path(folder), facts=facts)
 
 
-def _checked(experiment: Experiment, data: np.ndarray) -> np.ndarray:
+def _checked(experiment: Experiment, data: Rows) -> Any:
     """The prepared data [N, m]. Raises ValueError where they are of no use."""
     x = _check_rows("data", experiment, data)
     key, row = jax.random.key(0), jax.ShapeDtypeStruct((1, x.shape[1]), np.float32)
@@ -251,7 +264,7 @@ def _checked(experiment: Experiment, data: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"train: the drift of process {experiment.process.name!r} is not finite at the data"
         )
-    spread = x.std(axis=0)
+    spread = (x[:SEEN] if isinstance(x, Stored) else x).std(axis=0)
     spread = spread[spread > 0]
     # Of an image's pixels some hardly ever vary, and that is no matter of units.
     if 0 < spread.size <= TABLE and spread.max() > UNEVEN * spread.min():
@@ -264,9 +277,9 @@ def _checked(experiment: Experiment, data: np.ndarray) -> np.ndarray:
     return x
 
 
-def _check_rows(what: str, experiment: Experiment, data: np.ndarray) -> np.ndarray:
+def _check_rows(what: str, experiment: Experiment, data: Rows) -> Any:
     """Prepared rows [N, m]. Raises ValueError for a wrong shape and values that are not finite."""
-    data = np.asarray(data)
+    data = data if isinstance(data, Stored) else np.asarray(data)
     if data.ndim != 2 or not len(data):
         raise ValueError(f"train: {what} of shape {data.shape}; [N, D] is needed")
     expected = experiment.frame.data_dim
@@ -276,10 +289,16 @@ def _check_rows(what: str, experiment: Experiment, data: np.ndarray) -> np.ndarr
             f" {type(experiment.frame).__name__} is of {expected}"
         )
     x = experiment.frame.prepare(data)
+    if not isinstance(x, Stored):
+        _check_finite(what, x, np.arange(len(x)), len(x))
+    return x
+
+
+def _check_finite(what: str, x: np.ndarray, numbers: np.ndarray, total: int) -> None:
+    """Raises ValueError where prepared rows [n, m], of these numbers among all, are not finite."""
     finite = np.isfinite(x).all(axis=1)
     if not finite.all():
         raise ValueError(
-            f"train: {np.sum(~finite)} of {len(x)} rows of the {what} are not finite, first row"
-            f" {np.argmin(finite)}; remove or repair them"
+            f"train: {np.sum(~finite)} of {total} rows of the {what} are not finite, first row"
+            f" {numbers[np.argmin(finite)]}; remove or repair them"
         )
-    return x
