@@ -33,8 +33,8 @@ REMEDY = (
 
 
 CHECKED, SEEN = 64, 10_000
-"""Data points at which the drift is looked at before training; and whose deviations are, of data
-that are not in memory."""
+"""Data points at which the drift is looked at before training; and, of data that are not in memory,
+those that are looked at themselves: the others are when they are read."""
 
 UNEVEN, TABLE = 1e4, 64
 """Ratio of the coordinates' standard deviations from which a frame is recommended, where they are
@@ -264,7 +264,7 @@ def _checked(experiment: Experiment, data: Rows) -> Any:
         raise ValueError(
             f"train: the drift of process {experiment.process.name!r} is not finite at the data"
         )
-    spread = (x[:SEEN] if isinstance(x, Stored) else x).std(axis=0)
+    spread = _seen(x).std(axis=0)
     spread = spread[spread > 0]
     # Of an image's pixels some hardly ever vary, and that is no matter of units.
     if 0 < spread.size <= TABLE and spread.max() > UNEVEN * spread.min():
@@ -289,9 +289,14 @@ def _check_rows(what: str, experiment: Experiment, data: Rows) -> Any:
             f" {type(experiment.frame).__name__} is of {expected}"
         )
     x = experiment.frame.prepare(data)
-    if not isinstance(x, Stored):
-        _check_finite(what, x, np.arange(len(x)), len(x))
+    seen = _seen(x)
+    _check_finite(what, seen, np.arange(len(seen)), len(x))
     return x
+
+
+def _seen(x: Rows) -> np.ndarray:
+    """Prepared rows that are looked at before training."""
+    return x[:SEEN] if isinstance(x, Stored) else np.asarray(x)
 
 
 def _check_finite(what: str, x: np.ndarray, numbers: np.ndarray, total: int) -> None:
