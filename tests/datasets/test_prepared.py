@@ -98,6 +98,13 @@ def test_cifar_is_written_and_read(tmp_path: Path, name: str, form: Binary, pack
     expected = np.concatenate([images[file] for file in form.train])
     np.testing.assert_array_equal(levels(data.train, data), expected)
     np.testing.assert_array_equal(levels(data.test, data), images[next(iter(form.test))])
+    left = load("tfds", dir=str(root), tfds=name, in_memory="no", num_train=12)
+    assert left.is_stored
+    some = load("tfds", dir=str(root), tfds=name, num_train=12)
+    np.testing.assert_array_equal(left.train[:], some.train)
+    np.testing.assert_array_equal(left.train[[5, 2, 5]], some.train[[5, 2, 5]])
+    np.testing.assert_array_equal(left.train_labels, some.train_labels)
+    assert (left.digest, left.class_names) == (some.digest, some.class_names)
     assert data.train_labels is not None
     wanted = np.concatenate([np.arange(FEW[name]) % 10 for _ in form.train])
     np.testing.assert_array_equal(data.train_labels, wanted)

@@ -70,7 +70,7 @@ def test_npz_that_is_not_compressed_with_labels_and_test(tmp_path: Path) -> None
     assert left.class_names == ("a", "b")
 
 
-OWN = '''
+OWN = """
 import numpy as np
 from ndsm_jax.datasets import Samples
 from ndsm_jax.rows import Stored
@@ -89,7 +89,7 @@ def labelled():
 
 def mapped(file="x.npy"):
     return {"x": np.load(file, mmap_mode="r", allow_pickle=False)}
-'''
+"""
 
 
 @pytest.mark.parametrize("function", ["source", "labelled", "mapped"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 
@@ -13,11 +14,13 @@ import scipy.stats
 from conftest import assert_mean
 from scipy.spatial.distance import cdist
 
-from ndsm_jax import evaluation, references
+from ndsm_jax import evaluation, references, rows
 from ndsm_jax.conditioning import PRIOR_COUNT, class_log_weights
 from ndsm_jax.datasets import Dataset, load
 from ndsm_jax.evaluation.agreement import _share
+from ndsm_jax.evaluation.neighbours import two_nearest
 from ndsm_jax.evaluation.suite import expected_total_variation
+from ndsm_jax.rows import Stored
 
 
 def gaussians(rng, n, m, d):
@@ -475,3 +478,36 @@ def test_classifier_takes_colour_images_and_few_steps(rng):
         source="test",
     )
     assert evaluation.train_classifier(dataset, epochs=30).test_accuracy == 1
+
+
+# --- data that are not in memory ------------------------------------------------------------------
+
+
+def test_nearest_items_of_stored_data_are_those_of_arrays(rng, monkeypatch):
+    monkeypatch.setattr(rows, "BLOCK", 200)
+    x, y = gaussians(rng, 20, 101, 3)
+    y[50] = y[3]  # a tie
+    ours, theirs = (evaluation.nearest_distances(x, of) for of in (Stored.of(y), y))
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-12)
+    np.testing.assert_array_equal(ours[1], theirs[1])
+    exact = np.sort(cdist(x, y), axis=1)[:, :2]
+    for of in (Stored.of(y), y):
+        distances, indices = two_nearest(x, of)
+        np.testing.assert_allclose(distances, exact, rtol=1e-12)
+        np.testing.assert_allclose(np.linalg.norm(x - y[indices[:, 1]], axis=1), exact[:, 1])
+    copies = y[[7, 60, 99]] + 1e-9
+    found = evaluation.nearest_distances(copies, Stored.of(y))
+    np.testing.assert_array_equal(evaluation.is_memorised(*found, Stored.of(y)), [True] * 3)
+
+
+def test_the_suite_of_stored_data_is_that_of_arrays(rng, monkeypatch):
+    data = load("gaussians", num_train=300, num_test=60)
+    samples, prior = data.test + 0.1, rng.normal(size=(50, 2))
+    expected = evaluation.evaluate(samples, prior, data)
+    monkeypatch.setattr(rows, "BLOCK", 500)
+    left = dataclasses.replace(data, train=Stored.of(data.train), test=Stored.of(data.test))
+    found = evaluation.evaluate(samples, prior, left)
+    assert found["counts"] == expected["counts"]
+    for name, row in expected["metrics"].items():
+        for key in ("value", "floor", "prior"):
+            assert found["metrics"][name][key] == pytest.approx(row[key], rel=1e-5), name
