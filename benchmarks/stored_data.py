@@ -1,7 +1,7 @@
 """Training on data that stay in their file beside the same data in memory (Linux).
 
-A .npy file is written; each way of reading it is measured in a process of its own, in turn: the seconds
-until the data are loaded and checked, and until the first step (digest, units and fit of the mixture);
+A .npy file is written; each way of reading it is measured in a process of its own, in turn: seconds
+until the data are loaded and checked, and until the first step (digest, units, fit of the mixture);
 training steps a second, the median over the lines of the metrics but the first; and the peak of the
 resident memory above that before the data.
 

@@ -49,6 +49,7 @@ def test_nothing_is_read_before_it_is_asked_for(rng):
     stored = Stored.of(source)
     work = each(lambda x: 2 * x[:, :2], stored.take(np.arange(500)))
     assert (work.shape, max(source.asked)) == ((500, 2), 1)  # the first tells the shape
+    assert work[:0].shape == (0, 2)
     np.testing.assert_array_equal(work[10:12], 2 * source.array[10:12, :2])
     assert max(source.asked) == 2
 

@@ -96,7 +96,9 @@ class Stored:
         numbers = np.asarray(rows)
         if numbers.ndim != 1:
             return self[numbers.reshape(-1)].reshape(*numbers.shape, *self.shape[1:])
-        if numbers.size and not -len(self) <= numbers.min() <= numbers.max() < len(self):
+        if not numbers.size:  # of which no function need make anything
+            return np.empty((0, *self.shape[1:]), self.dtype)
+        if not -len(self) <= numbers.min() <= numbers.max() < len(self):
             raise IndexError(f"rows {numbers.min()} to {numbers.max()} of {len(self)}")
         numbers = np.where(numbers < 0, numbers + len(self), numbers).astype(np.int64)
         items = numbers if self.index is None else self.index[numbers]
