@@ -45,7 +45,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "network": {"name": "unet", "widths": (16, 32), "time_features": 32},
     },
 }
-BYTES, QUICK_BYTES = 3e9, 3e7
+FILES = ((1e9, "yes"), (1e9, "no"), (4e9, "no"))
+"""Bytes of a file, and data.in_memory: in memory the data take several times that while they load."""
+
+QUICK_FILES = ((3e7, "yes"), (3e7, "no"))
 STEPS, QUICK_STEPS = 1000, 40
 BLOCK = 10_000
 
@@ -115,10 +118,10 @@ def main(argv: Sequence[str]) -> None:
         return
     rows = []
     for setting in SETTINGS:
-        with tempfile.TemporaryDirectory(dir=FOLDER.value) as folder:
-            path = pathlib.Path(folder) / "x.npy"
-            write(path, setting, QUICK_BYTES if quick else BYTES)
-            for in_memory in ("yes", "no"):
+        for size, in_memory in QUICK_FILES if quick else FILES:
+            with tempfile.TemporaryDirectory(dir=FOLDER.value) as folder:
+                path = pathlib.Path(folder) / "x.npy"
+                write(path, setting, size)
                 command = [sys.executable, __file__, f"--file={path}", f"--setting={setting}"]
                 command += [f"--in_memory={in_memory}", *(["--quick"] if quick else [])]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)

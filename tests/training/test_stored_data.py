@@ -2,7 +2,11 @@
 
 import dataclasses
 import importlib
+import json
 import os
+import pathlib
+import subprocess
+import sys
 
 import chex
 import jax
@@ -17,6 +21,8 @@ from ndsm_jax.rows import Stored
 from ndsm_jax.training import train
 from ndsm_jax.training.ahead import ReadAhead
 from tests.training.tiny_runs import run, tiny
+
+ROOT = pathlib.Path(__file__).parents[2]
 
 # The package has a function of the name of its module.
 training_loop = importlib.import_module("ndsm_jax.training.train")
@@ -161,3 +167,17 @@ def test_reading_ahead_gives_what_was_asked_for_and_ends():
         with pytest.raises(OSError, match="gone"):
             ahead(30)
     assert max(asked) == 30
+
+
+@pytest.mark.slow
+def test_a_file_of_three_gigabytes_trains_in_a_fraction_of_its_size(tmp_path):
+    """Peak of the resident memory above that before the data, programs and compiling included."""
+    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float32, (10**6, 784))
+    x[::1000] = np.random.default_rng(0).normal(size=(1000, 784))  # the others are holes
+    x.flush()
+    command = [sys.executable, ROOT / "benchmarks/stored_data.py", f"--file={tmp_path / 'x.npy'}"]
+    command += ["--setting=mlp, 784 float32", "--in_memory=no", "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["file_mb"] > 3100
+    assert found["peak_mb"] < 1500
