@@ -46,7 +46,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     },
 }
 FILES = ((1e9, "yes"), (1e9, "no"), (4e9, "no"))
-"""Bytes of a file, and data.in_memory: in memory the data take several times that while they load."""
+"""Bytes of a file, and data.in_memory: what is loaded into memory takes several times its size."""
 
 QUICK_FILES = ((3e7, "yes"), (3e7, "no"))
 STEPS, QUICK_STEPS = 1000, 40

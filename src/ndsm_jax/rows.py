@@ -12,7 +12,7 @@ import numpy as np
 BLOCK = 2**25
 """Bytes of rows, as they come out, that are worked on at once."""
 
-PART, PART_BYTES = 100_000, 2**29
+PART, PART_BYTES = 100_000, 2**28
 """Rows of stored data, and bytes of them, that stand for all where an algorithm needs its data in
 memory."""
 
@@ -148,25 +148,25 @@ def blocks(x: Rows) -> Iterator[tuple[int, np.ndarray]]:
         yield start, x[start : start + num]
 
 
-def part_size(x: Rows) -> int:
+def part_size(x: Rows, size: int = PART_BYTES) -> int:
     """How many rows stand for all, see `part`."""
     if not isinstance(x, Stored):
         return len(x)
-    return min(len(x), max(1000, min(PART, PART_BYTES // _row_bytes(x))))
+    return min(len(x), max(1000, min(PART, size // _row_bytes(x))))
 
 
 def _row_bytes(x: Rows) -> int:
     return max(1, math.prod(x.shape[1:]) * np.dtype(x.dtype).itemsize)
 
 
-def part(x: Rows, seed: int) -> np.ndarray | None:
+def part(x: Rows, seed: int, size: int = PART_BYTES) -> np.ndarray | None:
     """Numbers of rows, rising, that stand for all of stored ones; None: all, which are in memory.
 
-    At random, a function of the seed.
+    At random, a function of the seed; as many as `size` bytes hold, at most `PART`, at least 1000.
     """
     if not isinstance(x, Stored):
         return None
-    return np.sort(np.random.default_rng(seed).permutation(len(x))[: part_size(x)])
+    return np.sort(np.random.default_rng(seed).permutation(len(x))[: part_size(x, size)])
 
 
 def read(x: Any, numbers: np.ndarray | None) -> np.ndarray:

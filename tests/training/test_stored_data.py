@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from ndsm_jax import frames, processes, references, rows
+from ndsm_jax.config.parts import check_data
 from ndsm_jax.experiment import experiment
 from ndsm_jax.launch import describe, foreseen, load_data, needs
 from ndsm_jax.networks import ScoreMLP
@@ -149,6 +150,24 @@ def test_memory_is_not_counted_for_what_is_not_in_it(data):
     assert sizes["no"].pop("states") == 0
     assert sizes["yes"] == sizes["no"]
     assert "x.npy, read from there row by row" in describe(data("no"), load_data(data("no")))
+
+
+def test_far_values_that_no_part_of_the_data_has_are_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "PART", 1000)
+    x = np.random.default_rng(0).normal(size=(5000, 2))
+    np.savez(tmp_path / "good.npz", x=x, test=x[:20])
+    x[4321, 1] = 1e6
+    np.savez(tmp_path / "far.npz", x=x, test=x[:20])
+    for name in ("good", "far"):
+        source = {"name": "array", "dir": str(tmp_path / f"{name}.npz"), "in_memory": "no"}
+        config = tiny(data=source | {"num_train": 0, "num_test": 0})
+        dataset = load_data(config)
+        if name == "good":
+            check_data(config, dataset)
+            continue
+        assert dataset.in_part(0).train.max() < 10
+        with pytest.raises(ValueError, match=r"feature 1 .*1e\+06 in training row 4321"):
+            check_data(config, dataset)
 
 
 def test_reading_ahead_gives_what_was_asked_for_and_ends():

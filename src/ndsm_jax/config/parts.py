@@ -33,6 +33,9 @@ from ndsm_jax.training import memory
 
 logger = logging.getLogger(__name__)
 
+SEEN_BYTES = 2**25
+"""Of each split of data that are not in memory, among which far values are looked for."""
+
 TILT_ITEMS = 4096
 """Draws of a reference among which its metastable states are looked for."""
 
@@ -107,7 +110,7 @@ def check_data(config: Config, dataset: Dataset) -> None:
     kind = frame_kind(config, dataset.shape, dataset.value_range, dataset.columns)
     if kind not in ("standardised", "shared") or config.autoencoder.kind != "none":
         return
-    stored, seen = dataset.is_stored, dataset.in_part(config.data.seed)
+    stored, seen = dataset.is_stored, dataset.in_part(config.data.seed, SEEN_BYTES)
     shared, num = kind == "shared", len(dataset.train)
     rows = np.concatenate([seen.train, seen.test])
     of_all = moments(dataset.train, shared=shared)[1] ** 0.5 if stored else None

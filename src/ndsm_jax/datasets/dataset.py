@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ndsm_jax.columns import Column
-from ndsm_jax.rows import Stored, blocks, each, part, read
+from ndsm_jax.rows import PART_BYTES, Stored, blocks, each, part, read
 
 MIN_SAMPLES = 10
 MAX_MAGNITUDE = 1e150
@@ -98,7 +98,7 @@ class Dataset:
         """Whether some states are not in memory."""
         return isinstance(self.train, Stored) or isinstance(self.test, Stored)
 
-    def in_part(self, seed: int) -> Dataset:
+    def in_part(self, seed: int, size: int = PART_BYTES) -> Dataset:
         """The data set with those states that are not in memory replaced by a part of them, read.
 
         A seeded part of each split with its labels, see `rows.part`, which keeps the order; itself
@@ -111,7 +111,7 @@ class Dataset:
             ("train", self.train, self.train_labels),
             ("test", self.test, self.test_labels),
         ):
-            numbers = part(x, seed)
+            numbers = part(x, seed, size)
             splits[name] = read(x, numbers)
             splits[f"{name}_labels"] = None if labels is None else read(labels, numbers)
         return dataclasses.replace(self, **splits)
