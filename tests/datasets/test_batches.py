@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ndsm_jax.datasets import batch_indices, batches
-from ndsm_jax.datasets.batches import permuted, share
+from ndsm_jax.datasets.batches import permuted
 
 
 def test_batches_are_epochs_without_replacement():
@@ -47,12 +47,3 @@ def test_batches_of_many_items_are_epochs_too(monkeypatch):
     rows = np.concatenate([batch_indices(3, step, 101, 10) for step in range(10)])
     assert (len(rows), len(set(rows.tolist()))) == (100, 100)
     np.testing.assert_array_equal(rows[30:40], batch_indices(3, 3, 101, 10))
-
-
-def test_processes_read_shares_of_a_minibatch_that_are_all_of_it():
-    rows = np.arange(24).reshape(2, 12)
-    parts = [rows[:, share(12, process, 4)] for process in range(4)]
-    np.testing.assert_array_equal(np.concatenate(parts, axis=1), rows)
-    assert {part.shape for part in parts} == {(2, 3)}
-    with pytest.raises(ValueError, match=r"train\.batch_size=10 .* 4 processes; .* such as 12"):
-        share(10, 0, 4)

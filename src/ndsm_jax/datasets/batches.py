@@ -28,23 +28,6 @@ def batch_indices(seed: int, step: int, num_items: int, batch_size: int) -> np.n
     return _rows(seed, epoch, num_items, start, start + batch_size)
 
 
-def share(batch_size: int, process: int, processes: int) -> slice:
-    """The columns of rows [A, B] that a process reads, where each reads its own: B / processes.
-
-    In the order of the processes, so that theirs beside one another are all.
-
-    Raises:
-      ValueError: a batch that cannot be divided by the number of processes.
-    """
-    if batch_size % processes:
-        raise ValueError(
-            f"train.batch_size={batch_size} cannot be divided by {processes} processes; give a"
-            f" multiple, such as {-(-batch_size // processes) * processes}"
-        )
-    size = batch_size // processes
-    return slice(process * size, (process + 1) * size)
-
-
 def _rows(seed: int, epoch: int, num_items: int, start: int, stop: int) -> np.ndarray:
     """Places `start` to `stop` of an epoch's order."""
     if num_items < LARGE:

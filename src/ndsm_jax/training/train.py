@@ -299,6 +299,19 @@ def _seen(x: Rows) -> np.ndarray:
     return x[:SEEN] if isinstance(x, Stored) else np.asarray(x)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Finite:
+    """Prepared rows that are not in memory, held to be finite when they are read."""
+
+    rows: Stored
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        found = self.rows[numbers]
+        flat = found.reshape(-1, found.shape[-1])
+        _check_finite("data", flat, numbers.reshape(-1), len(self.rows))
+        return found
+
+
 def _check_finite(what: str, x: np.ndarray, numbers: np.ndarray, total: int) -> None:
     """Raises ValueError where prepared rows [n, m], of these numbers among all, are not finite."""
     finite = np.isfinite(x).all(axis=1)
