@@ -67,6 +67,12 @@ class FileItems:
         places = (self.offset + rows[firsts].astype(np.int64) * size).tolist()
         try:
             with self.path.open("rb", buffering=0) as file:
+                if len(places) > 1 and hasattr(
+                    os, "posix_fadvise"
+                ):  # so that a disk has many to do
+                    for first, last, place in zip(firsts, lasts, places, strict=True):
+                        wanted = (last - first) * size
+                        os.posix_fadvise(file.fileno(), place, wanted, os.POSIX_FADV_WILLNEED)
                 for first, last, place in zip(firsts, lasts, places, strict=True):
                     _read_at(file, place, content[first * size : last * size])
                 same = stamp_of(file) == self.stamp
