@@ -162,7 +162,8 @@ def main(argv: Sequence[str]) -> None:
                 found = json.loads(done.stdout.splitlines()[-1])
                 rows.append({"name": f"{setting}, in memory: {how}", **found})
                 print(rows[-1], file=sys.stderr)
-    common.report(rows)
+    columns = ("name", "file_mb", "steps_per_second", "ratio", "peak_mb", "seconds")
+    common.report(rows, columns)
 
 
 if __name__ == "__main__":
