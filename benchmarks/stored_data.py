@@ -9,7 +9,6 @@ memory above that before the data.
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import pathlib
@@ -27,6 +26,7 @@ from absl import flags
 from ndsm_jax import app
 from ndsm_jax.config import Config
 from ndsm_jax.launch import fitted, foreseen, launch, load_data, train_as_configured
+from ndsm_jax.runs import Run, read_metrics
 
 FILE = flags.DEFINE_string("file", None, "Measure memory on this file here, and print it as JSON.")
 SETTING = flags.DEFINE_string("setting", None, "Which one, with --file.")
@@ -39,16 +39,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "dtype": "float32",
         "network": {"name": "mlp", "width": 256, "depth": 3},
         "steps": 200,
+        "files": ((5e8, ("yes", "no")), (4e9, ("no",))),
     },
     "unet, 32 x 32 x 3 uint8": {
         "item": (32, 32, 3),
         "dtype": "uint8",
         "network": {"name": "unet", "widths": (16, 32), "time_features": 32},
         "steps": 20,
+        "files": ((2e8, ("yes", "no")),),
     },
 }
-FILES = ((1e9, "yes"), (1e9, "no"), (4e9, "no"))
-"""Bytes of a file, and data.in_memory: what is loaded into memory takes several times its size."""
+"""Where "files" are bytes of a file, and data.in_memory: what is loaded takes several times that."""
 
 QUICK = 3e7
 ROUNDS, MEMORY_STEPS = 5, 20
@@ -107,36 +108,42 @@ def memory(path: str, setting: str, in_memory: str) -> dict[str, float]:
 
 
 def speeds(path: str, setting: str) -> list[dict[str, Any]]:
-    """Steps a second, and the time of a step over that in memory, the median over rounds."""
+    """Steps a second, without what comes before them, and over those in memory: medians of rounds.
+
+    The ways take turns, so that a machine whose speed drifts slows all of them alike.
+    """
     steps = SETTINGS[setting]["steps"]
     configs = {how: config_of(path, setting, how, steps) for how in ("yes", "no")}
     data = {how: load_data(config) for how, config in configs.items()}
     _, experiment = fitted(configs["no"], data["no"])
-
-    def trained(how: str, cold: bool = False) -> Any:
-        if cold:
-            with open(path, "rb") as file:
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        state = train_as_configured(configs[how], experiment, data[how], None, progress=False)
-        return state.step
-
-    timings = common.ratios(
-        {
-            "in memory": functools.partial(trained, "yes"),
-            "in the file": functools.partial(trained, "no"),
-            "in the file, forgotten": functools.partial(trained, "no", cold=True),
-        },
-        "in memory",
-        rounds=ROUNDS,
-    )
+    ways = {"in memory": "yes", "in the file": "no", "in the file, forgotten": "no"}
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(ROUNDS + 1):
+        for name, how in ways.items():
+            if name.endswith("forgotten"):
+                with open(path, "rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            with tempfile.TemporaryDirectory() as folder:
+                run = Run(
+                    folder=pathlib.Path(folder),
+                    facts={},
+                    log_every=steps,
+                    checkpoint_every=steps,
+                    tensorboard=False,
+                )
+                train_as_configured(
+                    configs[how], experiment, data[how], None, run=run, progress=False
+                )
+                rates[name].append(read_metrics(folder)[-1]["steps_per_second"])
+    ratios = np.array([rates[name][1:] for name in ways])  # the first round compiles
     return [
         {
             "name": f"{setting}, {name}",
             "file_mb": pathlib.Path(path).stat().st_size / 1e6,
-            "steps_per_second": steps / timing.seconds,
-            "ratio": timing.ratio,
+            "steps_per_second": float(np.median(ratios[i])),
+            "ratio": float(np.median(ratios[i] / ratios[0])),
         }
-        for name, timing in timings.items()
+        for i, name in enumerate(ways)
     ]
 
 
@@ -146,22 +153,22 @@ def main(argv: Sequence[str]) -> None:
         print(json.dumps(memory(FILE.value, SETTING.value, IN_MEMORY.value)))
         return
     rows = []
-    files = tuple((QUICK, how) for _, how in FILES[:2]) if common.QUICK.value else FILES
-    for setting in SETTINGS:
-        for size, how in files:
+    quick = common.QUICK.value
+    for setting, options in SETTINGS.items():
+        for size, ways in ((QUICK, ("yes", "no")),) if quick else options["files"]:
             with tempfile.TemporaryDirectory(dir=FOLDER.value) as folder:
                 path = pathlib.Path(folder) / "x.npy"
                 write(path, setting, size)
-                if (size, how) == files[0]:
+                if "yes" in ways:
                     rows += speeds(str(path), setting)
                     print(*rows[-3:], sep="\n", file=sys.stderr)
-                command = [sys.executable, __file__, f"--file={path}", f"--setting={setting}"]
-                done = subprocess.run(
-                    [*command, f"--in_memory={how}"], check=True, capture_output=True, text=True
-                )
-                found = json.loads(done.stdout.splitlines()[-1])
-                rows.append({"name": f"{setting}, in memory: {how}", **found})
-                print(rows[-1], file=sys.stderr)
+                for how in ways:
+                    command = [sys.executable, __file__, f"--file={path}", f"--setting={setting}"]
+                    command += [f"--in_memory={how}"]
+                    done = subprocess.run(command, check=True, capture_output=True, text=True)
+                    found = json.loads(done.stdout.splitlines()[-1])
+                    rows.append({"name": f"{setting}, in memory: {how}", **found})
+                    print(rows[-1], file=sys.stderr)
     columns = ("name", "file_mb", "steps_per_second", "ratio", "peak_mb", "seconds")
     common.report(rows, columns)
 

@@ -110,7 +110,7 @@ def fit(
     from sklearn.mixture import GaussianMixture as ScikitMixture
 
     stored = isinstance(data, Stored)
-    data = data if stored else np.asarray(data, np.float64)
+    data = data if stored else np.asarray(data)
     if covariance == "low_rank":
         check_rank(rank, data.shape[1])
     order = np.random.default_rng(seed).permutation(len(data))
