@@ -49,7 +49,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "files": ((2e8, ("yes", "no")),),
     },
 }
-"""Where "files" are bytes of a file, and data.in_memory: to load it takes several times its size."""
+"""Where "files" are bytes of a file, and data.in_memory: to load it takes many times its size."""
 
 QUICK = 3e7
 ROUNDS, MEMORY_STEPS = 5, 20
