@@ -9,6 +9,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "src" / "ndsm_jax"
 NUMERICS = (
     "checks.py",
     "arrays.py",
+    "rows.py",
     "linear_maps.py",
     "clock.py",
     "integrators.py",
