@@ -42,6 +42,7 @@ from ndsm_jax.frames import Frame
 from ndsm_jax.guidance import Reconstruction
 from ndsm_jax.machine import in_words
 from ndsm_jax.measurements import Measurement
+from ndsm_jax.references import GaussianMixture
 from ndsm_jax.runs import (
     Checkpoints,
     NonFiniteError,
@@ -669,14 +670,24 @@ def _restore(
     shape, limits = tuple(data["shape"]), data["value_range"]
     value_range = None if limits is None else (limits[0], limits[1])
     some, num_classes = _kept_examples(folder), len(classes_of(data))
-    parts = stand_in(config, shape, value_range, some, columns_of(data), num_classes)
+    directory = folder / "checkpoints"
+
+    def stand_in_of(config: Config) -> Parts:
+        return stand_in(config, shape, value_range, some, columns_of(data), num_classes)
+
+    parts = stand_in_of(config)
+    if config.mixture.num_components == 0:  # chosen: what the network is told depends on it
+        kept = shapes_as_saved(directory, {"kept": _arrays(parts)}, "kept")
+        if isinstance(kept["reference"], GaussianMixture):
+            number = kept["reference"].log_weights.shape[0]
+            mixture = dataclasses.replace(config.mixture, num_components=number)
+            parts = stand_in_of(dataclasses.replace(config, mixture=mixture))
     abstract = build(config, shape, parts, quiet=True)
     select = selects(config, data["num_train"])
     like = {
         "train": jax.eval_shape(lambda: init_state(abstract, seed=0, select=select)),
         "kept": _arrays(parts),
     }
-    directory = folder / "checkpoints"
     # What was fitted may have another size: a mixture's K, the draws of an energy.
     like["kept"] = shapes_as_saved(directory, like, "kept")
     with Checkpoints(directory) as checkpoints:

@@ -161,3 +161,16 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_fit(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file is a file; choose another folder"):
         run(tiny(), tmp_path / "file" / "run")
+
+
+def test_a_chosen_number_of_components_is_restored(tmp_path):
+    """One: the network is then in no local coordinates, and its kernels have other shapes."""
+    x = np.random.default_rng(0).normal(size=(200, 2))
+    np.save(tmp_path / "x.npy", x)
+    data = {"name": "array", "dir": str(tmp_path / "x.npy"), "num_train": 0, "num_test": 0}
+    config = tiny(data=data, mixture={"num_components": 0}, process={"name": "langevin"})
+    state = run(config, tmp_path / "run")
+    restored = restore(tmp_path / "run")
+    assert restored.experiment.components.num_components == 1
+    chex.assert_trees_all_equal(restored.state, state)
+    run(config, tmp_path / "run")  # resumes
