@@ -353,7 +353,9 @@ def _sizes(given: dict[str, Any]) -> dict[str, Any]:
 def _check(what: str, value: Any, rule: Any, sizes: dict[str, Any]) -> None:
     before = dict(sizes)
     if not _is(rule, value, sizes):
-        lacking = _why_not(value, rule, dict(before)) if isinstance(rule, Shape) else ""
+        rules = rule if isinstance(rule, tuple) else (rule,)
+        reasons = [_why_not(value, r, dict(before)) for r in rules if isinstance(r, Shape)]
+        lacking = next(filter(None, reasons), "")
         raise ValueError(f"{what}={shown(value)}{lacking}: {_in_words(rule, before)} is needed")
 
 
@@ -389,7 +391,7 @@ def _why_not(value: Any, rule: Shape, sizes: dict[str, Any]) -> str | None:
         return ""
     if rule.finite and not math.prod(shape):
         return " of which there are none"
-    if rule.finite and _known(value) and not np.isfinite(np.asarray(value)).all():
+    if rule.finite and _known(value) and not _is_finite(value):
         return " of which some are not finite"
     if rule.below in sizes and _known(value):
         values = np.asarray(value)
@@ -397,6 +399,14 @@ def _why_not(value: Any, rule: Shape, sizes: dict[str, Any]) -> str | None:
         if wrong.size:
             return f" with {wrong.flat[0]}"
     return None
+
+
+def _is_finite(array: Any) -> bool:
+    """By pieces: one in a file may be larger than memory."""
+    shape = array.shape
+    step = max(2**24 * shape[0] // math.prod(shape), 1) if shape else 1
+    pieces = (array[i : i + step] for i in range(0, shape[0], step)) if shape else [array]
+    return all(np.isfinite(np.asarray(piece)).all() for piece in pieces)
 
 
 def _fits(shape: tuple[int, ...], rule: Shape, sizes: dict[str, Any]) -> bool:

@@ -10,12 +10,10 @@ import scipy.special
 import scipy.stats
 from conftest import assert_mean
 from sklearn.datasets import load_digits
-from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as ScikitMixture
 
 from ndsm_jax import references
-from ndsm_jax.references import fitting
 
 K, D = 4, 3
 WEIGHTS = np.array([0.1, 0.2, 0.3, 0.4])
@@ -294,45 +292,6 @@ def test_tied_spherical_fit_is_a_fixed_point_of_em(rng):
 @pytest.fixture(scope="module")
 def digits():
     return load_digits().data / 8.0 - 1.0
-
-
-def test_one_low_rank_component_is_probabilistic_pca(digits):
-    pca = PCA(6, svd_solver="full").fit(digits)
-    shrink = (len(digits) - 1) / len(digits)  # scikit-learn divides by N - 1
-    pca.explained_variance_ *= shrink
-    pca.noise_variance_ *= shrink
-    options = {"covariance": "low_rank", "rank": 6, "min_covariance": 1e-9}
-    mixture, report = references.fit(digits, 1, **options)
-    assert report.converged
-    # EM stops at a gain of 1e-3 a sample; its fixed point is exact.
-    assert report.log_likelihood == pytest.approx(pca.score(digits), abs=3e-3)
-    c = references.LowRank(np.ones(1), np.asarray(mixture.directions, np.float64), np.ones((1, 6)))
-    for _ in range(40):
-        w, m, c = fitting._low_rank_m_step(digits, np.ones((len(digits), 1)), c.directions, 1e-12)
-    log_prob, _ = fitting._low_rank_e_step(digits, w, m, c)
-    np.testing.assert_allclose(log_prob, pca.score_samples(digits), rtol=1e-6)
-    np.testing.assert_allclose(c.direction_variances[0][::-1], pca.explained_variance_, rtol=1e-8)
-
-
-def test_low_rank_em_never_loses_likelihood(digits, rng):
-    """Every E-step against SciPy's densities; every M-step at least as likely as the last."""
-    weights, means = np.ones(4) / 4, digits[rng.choice(len(digits), 4)]
-    start = np.linalg.qr(rng.normal(size=(4, 64, 3))).Q
-    c = references.LowRank(np.full(4, 0.5), start, np.full((4, 3), 0.5))
-    gains = []
-    for i in range(25):
-        log_prob, r = fitting._low_rank_e_step(digits, weights, means, c)
-        if i in (0, 10):
-            parts = [
-                np.log(w) + scipy.stats.multivariate_normal(m, written_out(c, k)).logpdf(digits)
-                for k, (w, m) in enumerate(zip(weights, means, strict=True))
-            ]
-            np.testing.assert_allclose(log_prob, np.logaddexp.reduce(parts), rtol=1e-9)
-            np.testing.assert_allclose(r.T, np.exp(parts - log_prob), atol=1e-9)
-        gains.append(log_prob.mean())
-        weights, means, c = fitting._low_rank_m_step(digits, r, c.directions, 1e-9)
-    assert np.diff(gains).min() > -1e-9
-    assert gains[-1] - gains[0] > 10
 
 
 def test_low_rank_fits_digits_better_than_spherical(digits):

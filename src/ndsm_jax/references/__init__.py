@@ -13,7 +13,16 @@ from ndsm_jax.references.energy import (
     nuts_samples,
     rejection_samples,
 )
-from ndsm_jax.references.fitting import INITS, FitReport, check_samples, fit, fit_bytes, floored
+from ndsm_jax.references.fitting import (
+    INITS,
+    SOLVERS,
+    FitReport,
+    check_samples,
+    fit,
+    fit_bytes,
+    floored,
+    solver_for,
+)
 from ndsm_jax.references.mixtures import (
     COVARIANCES,
     GaussianMixture,
@@ -47,6 +56,7 @@ from ndsm_jax.references.tilted import (
 __all__ = [
     "COVARIANCES",
     "INITS",
+    "SOLVERS",
     "Centres",
     "Choice",
     "Conditional",
@@ -80,6 +90,7 @@ __all__ = [
     "nuts_samples",
     "rejection_samples",
     "reweighted",
+    "solver_for",
     "standard_normal",
     "student_t",
     "tilted",

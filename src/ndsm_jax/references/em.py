@@ -161,7 +161,9 @@ class Blocks:
     @functools.cached_property
     def scatter(self) -> np.ndarray:
         """sum_n x_n x_n^T: [d, d]."""
-        return _total(self, lambda x, number: _sums(_products, self.mesh, self.chunk, {}, x, number))
+        return _total(
+            self, lambda x, number: _sums(_products, self.mesh, self.chunk, {}, x, number)
+        )
 
 
 def blocks(rows: Rows, index: np.ndarray | None = None, centre: np.ndarray | None = None) -> Blocks:
@@ -237,8 +239,8 @@ def _square_distances(x: Array, means: Array) -> Array:
     """|x_n - mu_k|^2: [n, d], [K, d] -> [n, K]."""
     if x.shape[1] <= _DIRECT:
         return jnp.sum((x[:, None, :] - means[None]) ** 2, axis=2)
-    squares = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(means**2, axis=1)[None, :]
-    return jnp.maximum(squares - 2 * x @ means.T, 0.0)
+    norms = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(means**2, axis=1)[None, :]
+    return jnp.maximum(norms - 2 * x @ means.T, 0.0)
 
 
 class _Kind(NamedTuple):
@@ -402,9 +404,9 @@ def _low_rank_maximise(
 
         B = S W M^{-1},   G = s^2 M^{-1} + M^{-1} W^T S W M^{-1}
 
-    the step is Sigma = B G^{-1} B^T + s^2 I, s^2 = (tr S - tr B G^{-1} B^T) / d. EM has G = I in the
-    prior of the latent variables and approaches large variances slowly; this does not, and it
-    raises the likelihood, too. Where W is small against S it is Nystrom's approximation of S.
+    the step is Sigma = B G^{-1} B^T + s^2 I, s^2 = (tr S - tr B G^{-1} B^T) / d. Plain EM, which
+    takes W = B G^{-1}, approaches variances far above s^2 slowly; this does not, and the likelihood
+    rises, too. It forms no S.
     """
     trace, images = moments
     variances, directions, along = last
@@ -412,14 +414,16 @@ def _low_rank_maximise(
     trace = np.maximum(trace / counts - np.sum(shifts**2, axis=1), 0.0)
     images = images / counts[:, None, None]
     images -= shifts[:, :, None] * np.einsum("kd,kdq->kq", shifts, directions)[:, None, :]
-    scale = np.sqrt(np.maximum(along - variances[:, None], 0.0))  # of W = U scale; M is `along`
-    to_latent = (scale / along)[:, None, :]
+    scale = np.sqrt(np.maximum(along - variances[:, None], 0.0))  # W = U scale, and M is `along`
+    to_latent: np.ndarray = (scale / along)[:, None, :]
     b = images * to_latent
-    g = to_latent * (directions.transpose(0, 2, 1) @ images) * to_latent.transpose(0, 2, 1)
-    g = (g + g.transpose(0, 2, 1)) / 2
-    values, vectors = np.linalg.eigh(g + np.eye(scale.shape[1]) * (variances[:, None] / along)[:, None])
+    g: np.ndarray = (
+        to_latent * (directions.transpose(0, 2, 1) @ images) * to_latent.transpose(0, 2, 1)
+    )
+    g += np.eye(scale.shape[1]) * (variances[:, None] / along)[:, None, :]
+    values, vectors = np.linalg.eigh((g + g.transpose(0, 2, 1)) / 2)
     root = vectors / np.sqrt(np.maximum(values, np.finfo(float).tiny))[:, None, :]
-    new, singular, _ = np.linalg.svd(b @ root, full_matrices=False)
+    new, singular = np.linalg.svd(b @ root, full_matrices=False)[:2]
     residual = np.maximum(trace - np.sum(singular**2, axis=1), 0.0) / dim
     return LowRank(residual, new, singular**2 + residual[:, None])
 
@@ -486,7 +490,7 @@ def _params(kind: str, e: Estimate, constant: float) -> dict[str, Any]:
     num, dim = e.means.shape
     roots, log_det = _KINDS[kind].roots(e.covariances, dim)
     offset = np.log(e.weights) - 0.5 * (log_det + dim * np.log(2 * np.pi)) - constant
-    values = {"offset": offset, "means": e.means, **roots}
+    values: dict[str, Any] = {"offset": offset, "means": e.means, **roots}
     if kind == "tied_spherical":
         values["precision"] = np.broadcast_to(roots["precision"], num)
     return {name: np.asarray(value, np.float32) for name, value in values.items()}
@@ -552,6 +556,11 @@ def iterate(
             data, kind, estimate, min_covariance=min_covariance, constant=constant
         )
         found.append(log_likelihood)
+        if not np.isfinite(log_likelihood):
+            raise FloatingPointError(
+                "references.fit: the likelihood is not finite in float32; standardise the data, or"
+                " set mixture.solver to scikit-learn"
+            )
         if abs(found[-1] - found[-2]) < tolerance:
             break
     return Run(
@@ -577,7 +586,8 @@ def _seeds(key: Array, x: Array, num: int, trials: int) -> Array:
 
     def add(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         means, nearest = state
-        drawn = jax.random.categorical(jax.random.fold_in(rest, i), jnp.log(nearest), shape=(trials,))
+        one = jax.random.fold_in(rest, i)
+        drawn = jax.random.categorical(one, jnp.log(nearest), shape=(trials,))
         left = jnp.minimum(_square_distances(x, x[drawn]), nearest[:, None])
         best = jnp.argmin(left.sum(axis=0))
         return means.at[i].set(x[drawn[best]]), left[:, best]
@@ -587,7 +597,7 @@ def _seeds(key: Array, x: Array, num: int, trials: int) -> Array:
         return jax.lax.fori_loop(1, num, add, (means, nearest))[0]
 
 
-def _round(kind: str, means: np.ndarray, variance: float, rank: int, seed: int) -> Estimate:
+def _round(kind: str, means: np.ndarray, variance: float) -> Estimate:
     """Equal round components of almost no variance: their E-step is k-means' partition."""
     num, dim = means.shape
     covariances: Any = np.full(num, variance)
@@ -599,10 +609,6 @@ def _round(kind: str, means: np.ndarray, variance: float, rank: int, seed: int) 
         covariances = variance * np.eye(dim)
     elif kind == "full":
         covariances = np.tile(variance * np.eye(dim), (num, 1, 1))
-    elif kind == "low_rank":
-        normals = np.random.default_rng(seed).normal(size=(num, dim, rank))
-        directions = np.linalg.qr(normals).Q
-        covariances = LowRank(covariances, directions, np.full((num, rank), 1.01 * variance))
     return Estimate(np.full(num, 1 / num), means, covariances)
 
 
@@ -611,34 +617,32 @@ def _lloyd(data: Blocks, means: np.ndarray, variance: float) -> np.ndarray:
     last = np.inf
     for _ in range(_LLOYD):
         found, _ = step(
-            data, "tied_spherical", _round("tied_spherical", means, variance, 0, 0), min_covariance=0
+            data, "tied_spherical", _round("tied_spherical", means, variance), min_covariance=0
         )
-        inertia = float(found.covariances) + 0.0
-        means = found.means
-        if last - inertia <= _SETTLED * last:
+        means, inertia = found.means, float(found.covariances)
+        if inertia >= (1 - _SETTLED) * last:
             break
         last = inertia
     return means
 
 
 def start(
-    data: Blocks, kind: str, num: int, *, init: str, rank: int, min_covariance: float, seed: int
+    data: Blocks, kind: str, num: int, *, init: str, min_covariance: float, seed: int
 ) -> Estimate:
     """The M-step of a first partition of the rows.
 
     Args:
       data: rows, as many as are to be held in memory.
-      kind: of covariance.
+      kind: of covariance, not low_rank.
       num: K.
       init: kmeans, the clusters of k-means from the seeds of k-means++; k-means++ and
         random_from_data, what is nearest to such seeds, or to rows drawn at random; random,
         responsibilities at random.
-      rank: of low_rank.
       min_covariance: added to all variances.
       seed: of the start.
     """
     x = jnp.concatenate([block for block, _ in data])[: len(data)]
-    variance = 1e-6 * max(float(jnp.mean(x**2)), np.finfo(np.float32).tiny)
+    variance = 1e-6 * max(float(jnp.mean(x**2)), 1e-30)
     rng = np.random.default_rng(seed)
     key = jax.random.key(int(rng.integers(2**32)))
     means = np.zeros((num, data.dim))
@@ -648,9 +652,16 @@ def start(
         means = np.asarray(x[rng.choice(len(data), num, replace=False)], np.float64)
     if init == "kmeans":
         means = _lloyd(data, means, variance)
-    first = _round(kind, means, variance, rank, seed)
     by_chance = key if init == "random" else None
+    first = _round(kind, means, variance)
     return step(data, kind, first, min_covariance=min_covariance, key=by_chance)[0]
+
+
+def _first_directions(e: Estimate, rank: int, seed: int) -> Estimate:
+    """A spherical estimate as one of low rank, with a hint of variance along random directions."""
+    normals = np.random.default_rng(seed).normal(size=(*e.means.shape, rank))
+    along = np.repeat(1.01 * np.asarray(e.covariances)[:, None], rank, axis=1)
+    return e._replace(covariances=LowRank(e.covariances, np.linalg.qr(normals).Q, along))
 
 
 def seeded_rows(num: int, dim: int, num_components: int, kind: str) -> int:
@@ -660,79 +671,54 @@ def seeded_rows(num: int, dim: int, num_components: int, kind: str) -> int:
 
 
 def fit(
-    rows: Rows,
+    data: Blocks,
     num_components: int,
     *,
     covariance: str,
-    index: np.ndarray | None = None,
     rank: int = 8,
     num_inits: int = 1,
     init: str = "kmeans",
     min_covariance: float = 1e-4,
     max_iterations: int = 200,
     seed: int = 0,
-    start_from: Estimate | None = None,
+    first: Estimate | None = None,
 ) -> Run:
-    """A mixture by EM; see `references.fit`, whose arguments these are.
+    """A mixture by EM; its means are less the centre of the data.
 
-    The starts run on some of the rows, and the best of them goes on with all: short runs of EM
-    before a long one (Biernacki, Celeux and Govaert 2003, Comput. Stat. Data Anal. 41).
+    Starts are made, and run, on some of the rows (`seeded_rows`), and the best of them goes on with
+    all: short runs of EM before a long one (Biernacki, Celeux and Govaert 2003, Comput. Stat. Data
+    Anal. 41). One of low rank is made of a spherical run.
 
     Args:
-      rows: [N, d].
-      index: numbers of the rows that are taken, increasing; None: all.
-      start_from: an estimate to start from, in place of others.
+      data: rows.
+      first: an estimate to start from, in place of others.
+      num_components, covariance, rank, num_inits, init, min_covariance, max_iterations, seed: see
+        `references.fit`.
+
+    Raises:
+      FloatingPointError: a likelihood that is not finite.
     """
-    data = blocks(rows, index)
-    options: Any = {"min_covariance": min_covariance, "max_iterations": max_iterations}
-    if start_from is not None:
-        means = start_from.means - data.centre
-        run = iterate(data, covariance, start_from._replace(means=means), **options)
-    else:
-        size = seeded_rows(len(data), data.dim, num_components, covariance)
-        some = data
-        if size < len(data):
-            own = np.random.default_rng(seed).choice(len(data), size, replace=False)
-            own.sort()
-            some = blocks(rows, own if index is None else index[own], data.centre)
-        run = _best_start(
-            some, covariance, num_components, num_inits, seed, init=init, rank=rank, **options
+    em = partial(iterate, min_covariance=min_covariance, max_iterations=max_iterations)
+    if first is not None:
+        return em(data, covariance, first)
+    some = _some(data, seeded_rows(len(data), data.dim, num_components, covariance), seed)
+
+    def run_from(seed: int) -> Run:
+        kind = "spherical" if covariance == "low_rank" else covariance
+        first = start(
+            some, kind, num_components, init=init, min_covariance=min_covariance, seed=seed
         )
-        if some is not data:
-            run = iterate(data, covariance, run.estimate, **options)
-    return dataclasses.replace(
-        run, estimate=run.estimate._replace(means=run.estimate.means + data.centre)
-    )
+        if covariance == "low_rank":
+            first = _first_directions(em(some, kind, first).estimate, rank, seed)
+        return em(some, covariance, first)
+
+    run = max((run_from(seed + i) for i in range(num_inits)), key=lambda r: r.log_likelihoods[-1])
+    return run if some is data else em(data, covariance, run.estimate)
 
 
-def _best_start(
-    data: Blocks,
-    kind: str,
-    num: int,
-    num_inits: int,
-    seed: int,
-    *,
-    init: str,
-    rank: int,
-    min_covariance: float,
-    max_iterations: int,
-) -> Run:
-    runs = (
-        iterate(
-            data,
-            kind,
-            start(
-                data,
-                kind,
-                num,
-                init=init,
-                rank=rank,
-                min_covariance=min_covariance,
-                seed=seed + i,
-            ),
-            min_covariance=min_covariance,
-            max_iterations=max_iterations,
-        )
-        for i in range(num_inits)
-    )
-    return max(runs, key=lambda run: run.log_likelihoods[-1])
+def _some(data: Blocks, size: int, seed: int) -> Blocks:
+    """So many of the rows, drawn at random."""
+    if size == len(data):
+        return data
+    own = np.sort(np.random.default_rng(seed).choice(len(data), size, replace=False))
+    return blocks(data.rows, own if data.index is None else data.index[own], data.centre)

@@ -6,24 +6,27 @@ import dataclasses
 import warnings
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ndsm_jax.checks import COUNT, SEEDS, arguments, number, one_of, whole
-from ndsm_jax.references.choosing import choose
+from ndsm_jax.checks import COUNT, SEEDS, Needs, arguments, number, one_of, whole
+from ndsm_jax.references import em
+from ndsm_jax.references.choosing import KINDS, choose
+from ndsm_jax.references.choosing import SUBSET as CHOICE_SUBSET
 from ndsm_jax.references.mixtures import COVARIANCES, GaussianMixture, LowRank, check_rank, mixture
-from ndsm_jax.rows import Rows, Stored
 
 INITS = ("kmeans", "k-means++", "random", "random_from_data")
+SOLVERS = ("auto", "scikit-learn", "jax")
 
-_SUBSPACE_ITERATIONS = 8  # per M-step of a low-rank fit
+LARGE = 1e9
+"""N d K from which `auto` takes JAX: there scikit-learn takes longer than programs to compile."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitReport:
     """What `fit` did: sizes, EM convergence, the mixture's shape, and how well it holds out."""
 
+    solver: str
     num_samples: int
     iterations: int
     converged: bool
@@ -42,7 +45,7 @@ class FitReport:
         return "\n".join(
             [
                 f"Gaussian mixture: {len(self.weights)} components from {self.num_samples} samples,"
-                f" EM {state} in {self.iterations} iterations,",
+                f" EM ({self.solver}) {state} in {self.iterations} iterations,",
                 f"  log-likelihood per sample {self.log_likelihood:.3f}"
                 + (f" (held out {held_out:.3f})" if held_out is not None else ""),
                 *rows,
@@ -50,8 +53,22 @@ class FitReport:
         )
 
 
+def _are_rows(value: Any) -> bool:
+    """Whether rows are read from it as they are needed: not of arrays, nor of lists."""
+    shape = getattr(value, "shape", None)
+    return (
+        isinstance(shape, tuple)
+        and len(shape) == 2
+        and not hasattr(value, "__array__")
+        and all(hasattr(value, name) for name in ("__len__", "__getitem__"))
+    )
+
+
+ROWS = Needs("an object whose slices are such rows", _are_rows)
+
+
 @arguments(
-    data="finite numbers [N, d]",
+    data=(ROWS, "finite numbers [N, d]"),
     num_components=whole(0, 100_000),
     covariance=one_of(COVARIANCES),
     rank=COUNT,
@@ -60,11 +77,12 @@ class FitReport:
     init=one_of(INITS),
     min_covariance=number(low=0),
     max_iterations=COUNT,
+    solver=one_of(SOLVERS),
     seed=SEEDS,
     start=GaussianMixture,
 )
 def fit(
-    data: Rows,
+    data: np.ndarray | em.Rows,
     num_components: int,
     *,
     covariance: str = "spherical",
@@ -74,29 +92,31 @@ def fit(
     init: str = "kmeans",
     min_covariance: float = 1e-4,
     max_iterations: int = 200,
+    solver: str = "auto",
     seed: int = 0,
     start: GaussianMixture | None = None,
 ) -> tuple[GaussianMixture, FitReport]:
-    """Fits a mixture by expectation-maximisation (scikit-learn), the preprocessing of 2405.15625.
+    """Fits a mixture by expectation-maximisation, the preprocessing of 2405.15625.
 
     The samples that a `subset` leaves over measure the held-out likelihood. scikit-learn has
-    neither `tied_spherical` nor `low_rank`. Both start from its spherical fit and run an EM of
-    their own, whose M-step pools the variances to sum_k w_k sigma_k^2, respectively is that of
-    mixtures of probabilistic PCA (Tipping and Bishop 1999).
+    neither `tied_spherical`, whose M-step pools the variances, nor `low_rank`, mixtures of
+    probabilistic PCA (Tipping and Bishop 1999); see `em`.
 
     Args:
-      data: samples [N, d], finite. Of stored ones (`rows.Stored`) those that are used are read, and
-        as many that are left over.
+      data: samples [N, d], finite. Those in a file, `np.load(path, mmap_mode="r")` or any
+        `em.Rows`, are read in blocks, once an iteration, by the solver jax.
       num_components: K; 0: as `choose` finds it for this kind of covariance (for tied_spherical
-        and low_rank, which start from its fit, for spherical).
+        and low_rank for spherical).
       covariance: one of `COVARIANCES`.
       rank: q, the directions of a `low_rank` component, less than d; other kinds ignore it.
       subset: number of samples used, chosen at random; 0 means all.
-      num_inits: starts, the best likelihood wins.
+      num_inits: starts, the best likelihood wins; by jax that of some of the samples, see `em.fit`.
       init: what EM starts from, one of `INITS` (scikit-learn's init_params): clusters of k-means,
         its seeds alone, random responsibilities, or random samples as means.
       min_covariance: added to every variance (or diagonal), in squared units of the data.
       max_iterations: of EM, per start.
+      solver: one of `SOLVERS`: scikit-learn, in float64; jax, in float32 in blocks on all devices;
+        auto: see `solver_for`.
       seed: of subset and starts.
       start: a mixture of the same kind and size to start from, in place of k-means.
 
@@ -105,64 +125,118 @@ def fit(
 
     Raises:
       ValueError: fewer than two samples a component, for tied and full fewer than d + K, as every
-        covariance is singular then; a rank that does not fit, or NaN in the data.
+        covariance is singular then; a rank that does not fit, NaN in the data, or a solver that
+        has not this kind of covariance.
+      FloatingPointError: numbers too large for float32.
     """
-    from sklearn.mixture import GaussianMixture as ScikitMixture
-
-    stored = isinstance(data, Stored)
-    data = data if stored else np.asarray(data)
+    rows = data if _are_rows(data) else np.asarray(data)
+    num, dim = rows.shape
     if covariance == "low_rank":
-        check_rank(rank, data.shape[1])
-    order = np.random.default_rng(seed).permutation(len(data))
-    size = min(subset, len(data)) if subset else len(data)
-    check_samples(size, data.shape[1], num_components, covariance)
-    kind = covariance if covariance in ("diag", "tied", "full") else "spherical"
-    used = np.asarray(data[order[:size]], np.float64)
+        check_rank(rank, dim)
+    size = min(subset, num) if subset else num
+    check_samples(size, dim, num_components, covariance)
+    order = np.random.default_rng(seed).permutation(num)
     if num_components == 0:
+        kind = covariance if covariance in KINDS else "spherical"
+        some = _taken(rows, order[: min(size, CHOICE_SUBSET)])
         num_components = choose(
-            used, covariances=(kind,), min_covariance=min_covariance, seed=seed
+            some, covariances=(kind,), min_covariance=min_covariance, seed=seed
         ).num_components
-        check_samples(size, data.shape[1], num_components, covariance)
-    if start is not None and start.means.shape != (num_components, data.shape[1]):
+        check_samples(size, dim, num_components, covariance)
+    if start is not None and (start.means.shape, start.covariance) != (
+        (num_components, dim),
+        covariance,
+    ):
         raise ValueError(
-            f"references.fit: start has means {list(start.means.shape)}, and"
-            f" {[num_components, data.shape[1]]} are fitted; give a mixture of the same size"
+            f"references.fit: start has means {list(start.means.shape)} and {start.covariance}"
+            f" covariances, and {[num_components, dim]} and {covariance} are fitted; give a mixture"
+            " of the same kind and size"
         )
-    left_over = data[order[size : 2 * size if stored else None]]
-    model = ScikitMixture(
-        num_components,
-        covariance_type=kind,
-        n_init=num_inits,
-        init_params=init,
-        reg_covar=float(min_covariance),
-        max_iter=max_iterations,
-        random_state=seed,
-        **({} if start is None else _start_values(start)),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # non-convergence is reported below
-        model.fit(used)
-    if covariance == "tied_spherical":
-        _pool_variances(model, used, min_covariance, max_iterations)
-    if covariance == "low_rank":
-        _fit_low_rank(model, used, rank, min_covariance, max_iterations)
-    weights = model.weights_
-    fitted = mixture(weights, model.means_, model.covariances_, covariance=covariance)
-
-    def mean_log_prob(samples: np.ndarray) -> float:
-        chunks = jax.lax.map(fitted.log_prob, jnp.asarray(samples, jnp.float32), batch_size=1024)
-        return float(chunks.mean())
-
+    used = em.blocks(rows, np.sort(order[:size]) if size < num else None)
+    solver = solver_for(size, dim, num_components, covariance, solver)
+    if solver == "jax":
+        run = em.fit(
+            used,
+            num_components,
+            covariance=covariance,
+            rank=rank,
+            num_inits=num_inits,
+            init=init,
+            min_covariance=min_covariance,
+            max_iterations=max_iterations,
+            seed=seed,
+            first=None if start is None else _estimate(start, used.centre),
+        )
+        estimate, iterations, converged = run.estimate, len(run.log_likelihoods), run.converged
+    else:
+        model = _scikit_mixture(
+            _taken(rows, order[:size]),
+            num_components,
+            covariance_type=covariance,
+            n_init=num_inits,
+            init_params=init,
+            reg_covar=float(min_covariance),
+            max_iter=max_iterations,
+            random_state=seed,
+            **({} if start is None else _start_values(start)),
+        )
+        estimate = em.Estimate(model.weights_, model.means_ - used.centre, model.covariances_)
+        iterations, converged = model.n_iter_, model.converged_
+    weights, means, covariances = estimate
+    fitted = mixture(weights, means + used.centre, covariances, covariance=covariance)
+    held_out = None
+    if size < num:
+        left_over = em.blocks(rows, np.sort(order[size:]), used.centre)
+        held_out = em.mean_log_likelihood(left_over, covariance, estimate)
     report = FitReport(
+        solver=solver,
         num_samples=size,
-        iterations=int(model.n_iter_),
-        converged=bool(model.converged_),
-        log_likelihood=mean_log_prob(used),
-        held_out_log_likelihood=mean_log_prob(left_over) if len(left_over) else None,
+        iterations=int(iterations),
+        converged=bool(converged),
+        log_likelihood=em.mean_log_likelihood(used, covariance, estimate),
+        held_out_log_likelihood=held_out,
         weights=tuple(float(w) for w in weights),
         variances=tuple(float(v) for v in fitted.component_variances()),
     )
     return fitted, report
+
+
+def solver_for(
+    num: int, dim: int, num_components: int, covariance: str, solver: str = "auto"
+) -> str:
+    """The solver that `fit` takes for samples [num, dim].
+
+    `auto` is scikit-learn for small data, N d K < `LARGE`, where it has this kind of covariance.
+
+    Raises:
+      ValueError: scikit-learn for a kind that it has not.
+    """
+    if solver == "scikit-learn" and covariance not in KINDS:
+        raise ValueError(
+            f"mixture.solver='scikit-learn' has no {covariance} covariances; set it to auto or jax"
+        )
+    if solver != "auto":
+        return solver
+    small = covariance in KINDS and float(num) * dim * num_components < LARGE
+    return "scikit-learn" if small else "jax"
+
+
+def _taken(rows: Any, index: np.ndarray) -> np.ndarray:
+    """Rows of these numbers in this order, in float64. They are read in increasing order."""
+    order = np.argsort(index)
+    found = np.empty((len(index), rows.shape[1]))
+    found[order] = rows[index[order]]
+    return found
+
+
+def _scikit_mixture(data: np.ndarray, num_components: int, **options: Any) -> Any:
+    """scikit-learn's mixture, fitted."""
+    from sklearn.mixture import GaussianMixture as ScikitMixture
+
+    model = ScikitMixture(num_components, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # non-convergence is reported
+        return model.fit(data)
 
 
 def check_samples(size: int, dim: int, num_components: int, covariance: str) -> None:
@@ -235,14 +309,14 @@ def floored(mixture: GaussianMixture, smallest: float) -> GaussianMixture:
 
 def _start_values(m: GaussianMixture) -> dict[str, np.ndarray]:
     """What scikit-learn's EM takes to start from a mixture."""
-    if m.covariance == "diag":
+    if m.covariance == "spherical":
+        precisions = 1 / np.asarray(m.component_variances(), np.float64)
+    elif m.covariance == "diag":
         precisions = np.asarray(m.precision_factor, np.float64) ** 2
-    elif m.covariance in ("tied", "full"):
+    else:
         factor = np.asarray(m.precision_factor, np.float64)
         precisions = factor @ factor.transpose(0, 2, 1)
         precisions = precisions[0] if m.covariance == "tied" else precisions
-    else:  # whose fits start from a spherical one
-        precisions = 1 / np.asarray(m.component_variances(), np.float64)
     weights = np.exp(np.asarray(m.log_weights, np.float64))
     return {
         "weights_init": weights / weights.sum(),
@@ -251,98 +325,20 @@ def _start_values(m: GaussianMixture) -> dict[str, np.ndarray]:
     }
 
 
-def _pool_variances(
-    model: Any, data: np.ndarray, min_covariance: float, max_iterations: int
-) -> None:
-    """EM for one variance shared by all components, started from a fitted spherical model.
-
-    Changes the scikit-learn model in place; its covariances_ becomes a scalar.
-    """
-    num_samples, dim = data.shape
-    variance = float(model.weights_ @ model.covariances_)
-    model.converged_ = False
-    for model.n_iter_ in range(1, max_iterations + 1):
-        model.precisions_cholesky_ = np.full(len(model.weights_), variance**-0.5)
-        r = model.predict_proba(data)
-        counts = r.sum(axis=0)
-        model.means_ = r.T @ data / counts[:, None]
-        model.weights_ = counts / num_samples
-        scatter = np.sum(data**2) - counts @ np.sum(model.means_**2, axis=1)
-        previous, variance = variance, scatter / (num_samples * dim) + min_covariance
-        model.converged_ = abs(variance - previous) < 1e-6 * variance
-        if model.converged_:
-            break
-    model.covariances_ = variance
-
-
-def _fit_low_rank(
-    model: Any, data: np.ndarray, rank: int, min_covariance: float, max_iterations: int
-) -> None:
-    """EM for a mixture of probabilistic PCA, started from a fitted spherical model.
-
-    Changes the scikit-learn model in place; its covariances_ becomes a `LowRank`. Converged as in
-    scikit-learn: when the log-likelihood per sample gains less than the model's `tol`.
-    """
-    r = model.predict_proba(data)
-    start = np.random.default_rng(0).normal(size=(*model.means_.shape, rank))
-    directions = np.linalg.qr(start).Q
-    model.converged_ = False
-    for model.n_iter_ in range(1, max_iterations + 1):
-        model.weights_, model.means_, model.covariances_ = _low_rank_m_step(
-            data, r, directions, min_covariance
-        )
-        log_prob, r = _low_rank_e_step(data, model.weights_, model.means_, model.covariances_)
-        directions = model.covariances_.directions
-        previous, model.lower_bound_ = model.lower_bound_, float(log_prob.mean())
-        model.converged_ = abs(model.lower_bound_ - previous) < model.tol
-        if model.converged_:
-            break
-
-
-def _low_rank_m_step(
-    data: np.ndarray, r: np.ndarray, directions: np.ndarray, min_covariance: float
-) -> tuple[np.ndarray, np.ndarray, LowRank]:
-    """Weights, means and covariances from responsibilities r [N, K] and the last U_k [K, d, q].
-
-    The expected log-likelihood is largest where U_k and lambda_k are the leading eigenpairs of the
-    covariance S_k weighted by r_k, and s_k^2 the mean of its other eigenvalues (Tipping and Bishop
-    1999). Subspace iterations from the last U_k approach them without forming S_k. Each can only
-    raise the eigenvalues found (Courant-Fischer), so the likelihood does not fall either, but for
-    the min_covariance added to all variances.
-    """
-    dim, rank = directions.shape[1:]
-    counts = r.sum(axis=0) + 10 * np.finfo(r.dtype).eps  # as scikit-learn: no division by zero
-    means = r.T @ data / counts[:, None]
-    found = []
-    for k, basis in enumerate(directions):
-        rows = r[:, k] > 1e-12  # in many dimensions most samples belong to one component
-        scaled = np.sqrt(r[rows, k] / counts[k])[:, None] * (data[rows] - means[k])
-        for _ in range(_SUBSPACE_ITERATIONS):
-            basis = np.linalg.qr(scaled.T @ (scaled @ basis)).Q
-        eigenvalues, rotation = np.linalg.eigh(basis.T @ (scaled.T @ (scaled @ basis)))
-        variance = (np.sum(scaled**2) - eigenvalues.sum()) / (dim - rank)
-        variance = max(variance, 0.0) + min_covariance  # below 0 by rounding
-        found.append(
-            (variance, basis @ rotation, np.maximum(eigenvalues + min_covariance, variance))
-        )
-    covariances = LowRank(*(np.stack(part) for part in zip(*found, strict=True)))
-    return counts / counts.sum(), means, covariances
-
-
-def _low_rank_e_step(
-    data: np.ndarray, weights: np.ndarray, means: np.ndarray, covariances: LowRank
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log density [N] and responsibilities [N, K], in float64: what EM gains may be small."""
-    from scipy.special import logsumexp
-
-    variances, directions, direction_variances = covariances
-    _, dim, rank = directions.shape
-    squares = np.sum(data**2, axis=1)[:, None] - 2 * data @ means.T + np.sum(means**2, axis=1)
-    offsets = [data @ u - mean @ u for u, mean in zip(directions, means, strict=True)]
-    along = np.stack(offsets, axis=1) ** 2
-    mahalanobis = (squares - along.sum(axis=2)) / variances
-    mahalanobis += np.sum(along / direction_variances, axis=2)
-    log_det = (dim - rank) * np.log(variances) + np.log(direction_variances).sum(axis=1)
-    joint = np.log(weights) - 0.5 * (mahalanobis + log_det + dim * np.log(2 * np.pi))
-    log_prob = logsumexp(joint, axis=1)
-    return log_prob, np.exp(joint - log_prob[:, None])
+def _estimate(m: GaussianMixture, centre: np.ndarray) -> em.Estimate:
+    """What EM in JAX takes to start from a mixture."""
+    factor = np.asarray(m.factor, np.float64)
+    covariances: Any
+    if m.covariance == "low_rank":
+        directions = np.asarray(m.directions, np.float64)
+        along = np.asarray(m.direction_std, np.float64) ** 2
+        covariances = LowRank(factor[:, 0] ** 2, directions, along)
+    elif m.covariance in ("tied", "full"):
+        covariances = factor @ factor.transpose(0, 2, 1)
+        covariances = covariances[0] if m.covariance == "tied" else covariances
+    else:
+        covariances = factor**2 if m.covariance == "diag" else factor[:, 0] ** 2
+        covariances = covariances[0] if m.covariance == "tied_spherical" else covariances
+    weights = np.exp(np.asarray(m.log_weights, np.float64))
+    means = np.asarray(m.means, np.float64) - centre
+    return em.Estimate(weights / weights.sum(), means, covariances)
