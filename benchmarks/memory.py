@@ -30,6 +30,13 @@ from ndsm_jax.launch import foreseen, launch, load_data, set_aside
 SETTING = flags.DEFINE_string("setting", None, "Measure this one here, and print it as JSON.")
 
 TRAIN = {"select": "last", "picture_every": 0, "tensorboard": False}
+FULL = {
+    "num_components": 30,
+    "covariance": "full",
+    "min_covariance": 0.1,
+    "num_inits": 1,
+    "max_iterations": 3,
+}
 SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     "small mlp": {"train": TRAIN | {"steps": 70}},
     "wide mlp": {"network": {"width": 2048}, "train": TRAIN | {"steps": 3}},
@@ -58,24 +65,20 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "fit, spherical": {
         "data": {"name": "noise"},
-        "mixture": {"num_components": 50, "num_inits": 1},
+        "mixture": {"num_components": 50, "num_inits": 1, "solver": "scikit-learn"},
     },
-    "fit, full": {
-        "data": {"name": "noise"},
-        "mixture": {
-            "num_components": 30,
-            "covariance": "full",
-            "min_covariance": 0.1,
-            "num_inits": 1,
-            "max_iterations": 3,
-        },
+    "fit, full": {"data": {"name": "noise"}, "mixture": FULL | {"solver": "scikit-learn"}},
+    "fit by jax, spherical": {
+        "data": {"name": "much noise"},
+        "mixture": {"num_components": 50, "num_inits": 1, "max_iterations": 3, "solver": "jax"},
     },
+    "fit by jax, full": {"data": {"name": "noise"}, "mixture": FULL | {"solver": "jax"}},
 }
 QUICK = ("small mlp",)
 
 
-def noise() -> Dataset:
-    x = np.random.default_rng(0).normal(size=(6000, 784)).astype(np.float32)
+def noise(num: int) -> Dataset:
+    x = np.random.default_rng(0).standard_normal((num, 784), np.float32)
     return Dataset(
         name="noise",
         train=x,
@@ -97,14 +100,15 @@ def resident(name: str) -> float:
 def measured(name: str) -> dict[str, float]:
     """Of one setting, the estimate and the peak, MB."""
     tree = {section: dict(keys) for section, keys in SETTINGS[name].items()}
-    of_noise = tree.get("data", {}).get("name") == "noise"
-    config = Config.from_dict(tree | ({"data": {"name": "digits"}} if of_noise else {}))
-    dataset = noise() if of_noise else load_data(config)
+    num = {"noise": 6000, "much noise": 60_000}.get(tree.get("data", {}).get("name", ""))
+    config = Config.from_dict(tree | ({"data": {"name": "digits"}} if num else {}))
+    dataset = noise(num) if num else load_data(config)
     rest, _ = set_aside(config, dataset)
     if name.startswith("fit"):
         c = config.mixture
         num, dim = rest.train.shape
-        needed = references.fit_bytes(num, dim, c.num_components, c.covariance)
+        sizes = (num, dim, c.num_components, c.covariance)
+        needed = references.fit_bytes(*sizes, solver=c.solver)
         foreseen(Config(), load_data(Config()))  # what is imported and compiled in any case
     else:
         needed = foreseen(config, rest)[2]

@@ -271,8 +271,10 @@ def _check_fit(config: Config, num: int, dim: int) -> None:
     c = config.mixture
     used = min(c.subset or num, num)
     components = c.num_components or max(k for k in LADDER if k <= max(1, used // 10))
+    solver = references.solver_for(used, dim, components, c.covariance, c.solver)
+    needed = references.fit_bytes(num, dim, components, c.covariance, c.rank, solver)
     memory.check(
-        {"the mixture's fit": references.fit_bytes(num, dim, components, c.covariance, c.rank)},
+        {"the mixture's fit": needed},
         available_memory(),
         {
             "the mixture's fit": "lower mixture.num_components, mixture.rank or data.num_train, or"

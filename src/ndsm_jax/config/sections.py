@@ -35,7 +35,7 @@ from ndsm_jax.networks import DTYPES, NETWORKS, PRECONDITIONS, SYMMETRIES
 from ndsm_jax.noising import JACOBIANS, PATH_WEIGHTS, SCHEDULES, SIMULATIONS, TIME_LAWS
 from ndsm_jax.objectives import OBJECTIVES
 from ndsm_jax.optimisation import LEARNING_RATES, OPTIMISERS
-from ndsm_jax.references import COVARIANCES, INITS
+from ndsm_jax.references import COVARIANCES, INITS, SOLVERS
 from ndsm_jax.sampling import SAMPLERS
 
 # --- where options have an effect ---
@@ -296,6 +296,13 @@ class MixtureConfig(Section):
     )
     max_iterations: int = option(
         200, "of expectation-maximisation, per start", low=1, high=100_000, when=MIXTURE
+    )
+    solver: str = option(
+        "auto",
+        "of the fit: scikit-learn in float64, or jax in float32 on all devices; auto: scikit-learn"
+        " for small data and kinds of covariance that it has",
+        choices=SOLVERS,
+        when=MIXTURE,
     )
     seed: int = option(0, "of subset and starts", low=0, high=SEED, when=MIXTURE)
 

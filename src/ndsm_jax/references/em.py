@@ -315,7 +315,9 @@ def _diagonal_maximise(squares: Any, counts: Any, shifts: Any, **_: Any) -> Any:
 # Tied and full: with Sigma^{-1} = P P^T the distance is |P^T (x - mu)|^2.
 
 
-def _inverse_root(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _matrix_roots(matrices: Any, dim: int) -> tuple[dict[str, Any], Any]:
+    from scipy.linalg.lapack import dtrtri
+
     try:
         factor = np.linalg.cholesky(matrices)
     except np.linalg.LinAlgError as error:
@@ -323,12 +325,8 @@ def _inverse_root(matrices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             "a covariance is not positive definite; raise mixture.min_covariance"
         ) from error
     log_det = 2 * np.log(np.diagonal(factor, axis1=-2, axis2=-1)).sum(axis=-1)
-    return np.swapaxes(np.linalg.inv(factor), -1, -2), log_det
-
-
-def _matrix_roots(matrices: Any, dim: int) -> tuple[dict[str, Any], Any]:
-    root, log_det = _inverse_root(matrices)
-    return {"root": root}, log_det
+    inverses = [dtrtri(one, lower=1)[0].T for one in factor.reshape(-1, dim, dim)]
+    return {"root": np.reshape(inverses, factor.shape)}, log_det
 
 
 def _tied_distances(p: Any, x: Array) -> tuple[Array, Any]:

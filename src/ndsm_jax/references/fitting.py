@@ -18,7 +18,7 @@ from ndsm_jax.references.mixtures import COVARIANCES, GaussianMixture, LowRank, 
 INITS = ("kmeans", "k-means++", "random", "random_from_data")
 SOLVERS = ("auto", "scikit-learn", "jax")
 
-LARGE = 1e9
+LARGE = 2e7
 """N d K from which `auto` takes JAX: there scikit-learn takes longer than programs to compile."""
 
 
@@ -257,18 +257,33 @@ def check_samples(size: int, dim: int, num_components: int, covariance: str) -> 
         )
 
 
-def fit_bytes(num: int, dim: int, num_components: int, covariance: str, rank: int = 8) -> float:
+def fit_bytes(
+    num: int,
+    dim: int,
+    num_components: int,
+    covariance: str,
+    rank: int = 8,
+    solver: str = "scikit-learn",
+) -> float:
     """Bytes of memory that `fit` takes at its peak for data [num, dim], beside the data.
 
-    In float64: the data, those used and one product of their size; per sample three numbers a
-    component; the covariances and their inverse roots, those of the best fit so far, and the
-    factors of the mixture. And 200 MB of scikit-learn and of the programs that measure the fit.
+    By scikit-learn, in float64: the data, those used and one product of their size; per sample
+    three numbers a component; the covariances and their inverse roots, those of the best fit so
+    far, and the factors of the mixture. And 200 MB of scikit-learn and of the programs that measure
+    the fit. By jax: the rows that are kept, twice those that starts are made on, and two blocks,
+    in float32, one block in float64; sums in float32 on devices and in float64; 300 MB of programs.
     Measured: docs/reliability.md.
     """
     n, d, k = num, dim, num_components
     own = {"full": k * d * d, "tied": d * d, "diag": k * d, "low_rank": 3 * k * d * rank}
+    covariances = own.get(covariance, k)
+    if solver == "jax":
+        kept = 4 * n * d if 4 * n * d <= em.KEPT else 0
+        starts = 8 * em.seeded_rows(n, d, k, covariance) * d
+        block = 16 * min(em.BLOCK, n * d)
+        return 300e6 + kept + starts + block + 8.0 * (3 * k * d + 7 * covariances)
     data, responsibilities = 3 * n * d, 3 * n * k
-    return 200e6 + 8.0 * (data + responsibilities + 2 * k * d + 6 * own.get(covariance, k))
+    return 200e6 + 8.0 * (data + responsibilities + 2 * k * d + 6 * covariances)
 
 
 @arguments(mixture=GaussianMixture, smallest=number(low=0))
