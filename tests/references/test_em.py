@@ -224,7 +224,8 @@ class Recorded:
     """Rows that are read from an array, with a record of the slices."""
 
     def __init__(self, x: np.ndarray) -> None:
-        self._x, self.shape, self.read = x, x.shape, []
+        self._x, self.shape = x, x.shape
+        self.read: list[int] = []
 
     def __len__(self) -> int:
         return len(self._x)
