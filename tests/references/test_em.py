@@ -245,9 +245,7 @@ def test_rows_that_are_not_kept_are_read_in_blocks_once_an_iteration(rng, monkey
     expected = em.iterate(whole, "full", first, **options)
     monkeypatch.setattr(em, "KEPT", 0)
     rows = Recorded(x)
-    data = em.Blocks(
-        rows=rows, index=None, centre=whole.centre, mesh=whole.mesh, chunk=32, numbers=12 * 64 * 3
-    )
+    data = em.Blocks(rows=rows, index=None, centre=whole.centre, chunk=32, numbers=12 * 64 * 3)
     run = em.iterate(data, "full", first, **options)
     assert data.size == 192
     assert rows.read == [192, 192, 192, 192, 192, 41] * 4

@@ -28,8 +28,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 
+from ndsm_jax import parallel
 from ndsm_jax.references.mixtures import LowRank
 
 TOLERANCE = 1e-3
@@ -93,10 +94,6 @@ class Run:
 # --- rows on devices ---
 
 
-def _devices() -> Mesh:
-    return Mesh(np.array(jax.local_devices()), ("data",))
-
-
 def _chunk() -> int:
     """Rows whose responsibilities exist at once: on a CPU as many as its caches hold."""
     return 256 if jax.default_backend() == "cpu" else 8192
@@ -106,11 +103,12 @@ def _chunk() -> int:
 class Blocks:
     """Rows less a centre, in float32 blocks of one shape; iterated over, once a pass.
 
+    The rows of a block are spread over all devices, and a process reads those of its own.
+
     Attributes:
       rows: the data, N of them at least.
       index: numbers of those that are taken, increasing; None: all.
       centre: what is taken off, [d].
-      mesh: the devices over which the rows of a block are spread.
       chunk: rows of a device that are worked on at once.
       numbers: in a block, at most.
     """
@@ -118,7 +116,6 @@ class Blocks:
     rows: Rows
     index: np.ndarray | None
     centre: np.ndarray
-    mesh: Mesh
     chunk: int
     numbers: int = BLOCK
 
@@ -134,7 +131,7 @@ class Blocks:
     @functools.cached_property
     def size(self) -> int:
         """Rows of a block: whole chunks on every device, with the least padding."""
-        step = self.chunk * self.mesh.size
+        step = self.chunk * parallel.num_devices()
         most = max(self.numbers // self.dim // step, 1) * step
         count = -(-len(self) // most)
         return -(-len(self) // (count * step)) * step
@@ -148,22 +145,26 @@ class Blocks:
         return list(self._read())
 
     def _read(self) -> Iterator[tuple[Array, Array]]:
-        by_rows = NamedSharding(self.mesh, PartitionSpec("data"))
         for start in range(0, len(self), self.size):
-            stop = min(start + self.size, len(self))
-            block = np.zeros((self.size, self.dim), np.float32)
-            taken = slice(start, stop) if self.index is None else self.index[start:stop]
-            block[: stop - start] = np.asarray(self.rows[taken], np.float64) - self.centre
-            number = np.full(self.size, -1, np.int32)
-            number[: stop - start] = np.arange(start, stop)
-            yield jax.device_put(block, by_rows), jax.device_put(number, by_rows)
+            number = np.arange(start, start + self.size, dtype=np.int32)
+            number[number >= len(self)] = -1
+            x = jnp.asarray(parallel.gathered(self, number))
+            yield x, jnp.asarray(parallel.spread(number))
+
+    def __getitem__(self, number: np.ndarray) -> np.ndarray:
+        """Rows of consecutive numbers, and zeros where they end with -1: [n, d], on the host."""
+        there = number[number >= 0]
+        found = np.zeros((len(number), self.dim), np.float32)
+        if len(there):
+            taken = slice(there[0], there[-1] + 1)
+            index = taken if self.index is None else self.index[taken]
+            found[: len(there)] = np.asarray(self.rows[index], np.float64) - self.centre
+        return found
 
     @functools.cached_property
     def scatter(self) -> np.ndarray:
         """sum_n x_n x_n^T: [d, d]."""
-        return _total(
-            self, lambda x, number: _sums(_products, self.mesh, self.chunk, {}, x, number)
-        )
+        return np.asarray(_total(self, partial(_sums, _products, self.chunk, {})))
 
 
 def blocks(rows: Rows, index: np.ndarray | None = None, centre: np.ndarray | None = None) -> Blocks:
@@ -183,15 +184,12 @@ def blocks(rows: Rows, index: np.ndarray | None = None, centre: np.ndarray | Non
             raise ValueError("references.fit: data are not finite; leave out rows with NaN or inf")
         centre = total / num
     # No chunk is longer than the rows of a device: few rows are not padded to many.
-    mesh = _devices()
-    own = -(-(len(rows) if index is None else len(index)) // mesh.size)
-    return Blocks(rows=rows, index=index, centre=centre, mesh=mesh, chunk=min(_chunk(), own))
+    own = -(-(len(rows) if index is None else len(index)) // parallel.num_devices())
+    return Blocks(rows=rows, index=index, centre=centre, chunk=min(_chunk(), own))
 
 
-@partial(jax.jit, static_argnames=("sums", "mesh", "chunk"))
-def _sums(
-    sums: Callable[..., Any], mesh: Mesh, chunk: int, params: Any, x: Array, number: Array
-) -> Any:
+@partial(jax.jit, static_argnames=("sums", "chunk"))
+def _sums(sums: Callable[..., Any], chunk: int, params: Any, x: Array, number: Array) -> Any:
     """sums(params, rows, numbers) over the chunks of a block, on all devices."""
 
     def of_device(params: Any, x: Array, number: Array) -> Any:
@@ -202,13 +200,17 @@ def _sums(
         def add(total: Any, part: tuple[Array, Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, sums(params, *part)), None
 
-        return jax.lax.psum(jax.lax.scan(add, zeros, parts)[0], "data")
+        return jax.lax.psum(jax.lax.scan(add, zeros, parts)[0], parallel.ROWS)
 
-    rows, whole = PartitionSpec("data"), PartitionSpec()
+    rows, whole = PartitionSpec(parallel.ROWS), PartitionSpec()
     # TF32, the default of recent GPUs, has 10 bits: too few for squared distances.
     with jax.default_matmul_precision("highest"):
         return jax.shard_map(
-            of_device, mesh=mesh, in_specs=(whole, rows, rows), out_specs=whole, check_vma=False
+            of_device,
+            mesh=parallel.mesh(),
+            in_specs=(whole, rows, rows),
+            out_specs=whole,
+            check_vma=False,
         )(params, x, number)
 
 
@@ -515,7 +517,7 @@ def step(
       key: of random responsibilities, in place of those of `e`.
     """
     params = _params(kind, e, constant) | ({} if key is None else {"key": key})
-    sums = _total(data, partial(_sums, _STEPS[kind], data.mesh, data.chunk, params))
+    sums = _total(data, partial(_sums, _STEPS[kind], data.chunk, params))
     counts = sums["counts"] + _EMPTY
     # A component without rows stays where it is.
     means = (sums["first"] + _EMPTY * e.means) / counts[:, None]
@@ -529,7 +531,7 @@ def step(
 def mean_log_likelihood(data: Blocks, kind: str, e: Estimate, constant: float = 0.0) -> float:
     """Of a row; see `step`."""
     params = _params(kind, e, constant)
-    total = _total(data, partial(_sums, _LOG_LIKELIHOODS[kind], data.mesh, data.chunk, params))
+    total = _total(data, partial(_sums, _LOG_LIKELIHOODS[kind], data.chunk, params))
     return float(total) / len(data) + constant
 
 
@@ -553,12 +555,7 @@ def iterate(
         estimate, log_likelihood = step(
             data, kind, estimate, min_covariance=min_covariance, constant=constant
         )
-        found.append(log_likelihood)
-        if not np.isfinite(log_likelihood):
-            raise FloatingPointError(
-                "references.fit: the likelihood is not finite in float32; standardise the data, or"
-                " set mixture.solver to scikit-learn"
-            )
+        found.append(_finite(log_likelihood))
         if abs(found[-1] - found[-2]) < tolerance:
             break
     return Run(
@@ -566,6 +563,15 @@ def iterate(
         log_likelihoods=tuple(found[1:]),
         converged=bool(abs(found[-1] - found[-2]) < tolerance),
     )
+
+
+def _finite(value: float) -> float:
+    if not np.isfinite(value):
+        raise FloatingPointError(
+            "references.fit: numbers are too large or too small for float32; standardise the data,"
+            " or set mixture.solver to scikit-learn"
+        )
+    return value
 
 
 # --- starts ---
@@ -639,8 +645,8 @@ def start(
       min_covariance: added to all variances.
       seed: of the start.
     """
-    x = jnp.concatenate([block for block, _ in data])[: len(data)]
-    variance = 1e-6 * max(float(jnp.mean(x**2)), 1e-30)
+    x = data[np.arange(len(data))]
+    variance = _finite(1e-6 * max(float(np.vdot(x, x)) / x.size, 1e-30))
     rng = np.random.default_rng(seed)
     key = jax.random.key(int(rng.integers(2**32)))
     means = np.zeros((num, data.dim))
