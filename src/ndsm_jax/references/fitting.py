@@ -270,18 +270,19 @@ def fit_bytes(
     By scikit-learn, in float64: the data, those used and one product of their size; per sample
     three numbers a component; the covariances and their inverse roots, those of the best fit so
     far, and the factors of the mixture. And 200 MB of scikit-learn and of the programs that measure
-    the fit. By jax: the rows that are kept, twice those that starts are made on, and two blocks,
-    in float32, one block in float64; sums in float32 on devices and in float64; 300 MB of programs.
+    the fit. By jax: the rows in float32, or two blocks of them where they are not kept; a block as
+    it is centred in float64, or twice the rows that starts are made on and covariances, sums and
+    roots; and 100 MB of programs.
     Measured: docs/reliability.md.
     """
     n, d, k = num, dim, num_components
     own = {"full": k * d * d, "tied": d * d, "diag": k * d, "low_rank": 3 * k * d * rank}
     covariances = own.get(covariance, k)
     if solver == "jax":
-        kept = 4 * n * d if 4 * n * d <= em.KEPT else 0
+        block = 20 * min(em.BLOCK, n * d)
+        held = 4 * n * d if 4 * n * d <= em.KEPT else 8 * em.BLOCK
         starts = 8 * em.seeded_rows(n, d, k, covariance) * d
-        block = 16 * min(em.BLOCK, n * d)
-        return 300e6 + kept + starts + block + 8.0 * (3 * k * d + 7 * covariances)
+        return 100e6 + held + max(block, starts + 8.0 * (3 * k * d + 5.5 * covariances))
     data, responsibilities = 3 * n * d, 3 * n * k
     return 200e6 + 8.0 * (data + responsibilities + 2 * k * d + 6 * covariances)
 
