@@ -26,6 +26,7 @@ from ndsm_jax.config import Config
 from ndsm_jax.launch import load_data
 from ndsm_jax.references import em
 
+WHOLE = flags.DEFINE_bool("whole", True, "Whole fits, too.")
 STARTS = flags.DEFINE_integer("starts", 1, "Starts of whole fits.", lower_bound=1)
 ONLY = flags.DEFINE_list("only", [], "Names of the settings, if not all.")
 
@@ -137,12 +138,13 @@ def main(argv: Sequence[str]) -> None:
         num, dim, k, kind = SETTINGS[name]
         x = rows(num, dim, common.SEED.value)
         row: dict[str, Any] = {"name": f"{num} x {dim}, {k} {kind}"}
-        row["first_s"], _ = whole(x, k, kind, "jax")
+        if WHOLE.value:
+            row["first_s"], _ = whole(x, k, kind, "jax")
         each = iterations(x, k, kind, more=1 if num * dim * k > LONG else 3)
         row |= {"scikit_ms": 1e3 * each["scikit-learn"], "jax_ms": 1e3 * each["jax"]}
         row["ratio"] = each["ratio"]
         for solver, short in (("jax", "jax"), ("scikit-learn", "scikit")):
-            if solver == "jax" or num * dim * k <= LONG:
+            if WHOLE.value and (solver == "jax" or num * dim * k <= LONG):
                 seconds, report = whole(x, k, kind, solver)
                 row |= {f"{short}_s": seconds, f"{short}_iterations": report.iterations}
                 row[f"{short}_log_likelihood"] = report.log_likelihood
