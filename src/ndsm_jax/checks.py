@@ -353,9 +353,7 @@ def _sizes(given: dict[str, Any]) -> dict[str, Any]:
 def _check(what: str, value: Any, rule: Any, sizes: dict[str, Any]) -> None:
     before = dict(sizes)
     if not _is(rule, value, sizes):
-        rules = rule if isinstance(rule, tuple) else (rule,)
-        reasons = [_why_not(value, r, dict(before)) for r in rules if isinstance(r, Shape)]
-        lacking = next(filter(None, reasons), "")
+        lacking = _why_not(value, rule, dict(before)) if isinstance(rule, Shape) else ""
         raise ValueError(f"{what}={shown(value)}{lacking}: {_in_words(rule, before)} is needed")
 
 

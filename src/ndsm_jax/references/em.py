@@ -22,7 +22,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from jax.sharding import PartitionSpec
 
 from ndsm_jax import parallel
 from ndsm_jax.references.mixtures import LowRank
+from ndsm_jax.rows import Rows
 
 TOLERANCE = 1e-3
 """Gain of the mean log-likelihood below which EM has converged, scikit-learn's."""
@@ -50,22 +51,6 @@ _LLOYD = 30  # iterations of k-means, at most
 _SETTLED = 1e-3  # relative gain of k-means below which it ends
 _DIRECT = 8  # dimensions up to which differences are taken as they are
 _EMPTY = 10 * np.finfo(np.float64).eps  # added to counts, as scikit-learn does: no division by zero
-
-
-class Rows(Protocol):
-    """Data that may be larger than memory, `np.load(path, mmap_mode="r")` for one.
-
-    A slice and increasing integers give rows as an array.
-    """
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, d)."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: Any) -> np.ndarray: ...
 
 
 class Estimate(NamedTuple):

@@ -9,11 +9,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ndsm_jax.checks import COUNT, SEEDS, Needs, arguments, number, one_of, whole
+from ndsm_jax.checks import COUNT, SEEDS, arguments, number, one_of, whole
 from ndsm_jax.references import em
 from ndsm_jax.references.choosing import KINDS, choose
 from ndsm_jax.references.choosing import SUBSET as CHOICE_SUBSET
 from ndsm_jax.references.mixtures import COVARIANCES, GaussianMixture, LowRank, check_rank, mixture
+from ndsm_jax.rows import Rows, Stored
 
 INITS = ("kmeans", "k-means++", "random", "random_from_data")
 SOLVERS = ("auto", "scikit-learn", "jax")
@@ -53,22 +54,8 @@ class FitReport:
         )
 
 
-def _are_rows(value: Any) -> bool:
-    """Whether rows are read from it as they are needed: not of arrays, nor of lists."""
-    shape = getattr(value, "shape", None)
-    return (
-        isinstance(shape, tuple)
-        and len(shape) == 2
-        and not hasattr(value, "__array__")
-        and all(hasattr(value, name) for name in ("__len__", "__getitem__"))
-    )
-
-
-ROWS = Needs("an object whose slices are such rows", _are_rows)
-
-
 @arguments(
-    data=(ROWS, "finite numbers [N, d]"),
+    data="finite numbers [N, d]",
     num_components=whole(0, 100_000),
     covariance=one_of(COVARIANCES),
     rank=COUNT,
@@ -82,7 +69,7 @@ ROWS = Needs("an object whose slices are such rows", _are_rows)
     start=GaussianMixture,
 )
 def fit(
-    data: np.ndarray | em.Rows,
+    data: Rows,
     num_components: int,
     *,
     covariance: str = "spherical",
@@ -103,8 +90,9 @@ def fit(
     probabilistic PCA (Tipping and Bishop 1999); see `em`.
 
     Args:
-      data: samples [N, d], finite. Those in a file, `np.load(path, mmap_mode="r")` or any
-        `em.Rows`, are read in blocks, once an iteration, by the solver jax.
+      data: samples [N, d], finite. Those in a file, `np.load(path, mmap_mode="r")` or
+        `rows.Stored`, are read in blocks, once an iteration, by the solver jax; of stored ones as
+        many measure the held-out likelihood as are used.
       num_components: K; 0: as `choose` finds it for this kind of covariance (for tied_spherical
         and low_rank for spherical).
       covariance: one of `COVARIANCES`.
@@ -129,7 +117,8 @@ def fit(
         has not this kind of covariance.
       FloatingPointError: numbers too large for float32.
     """
-    rows = data if _are_rows(data) else np.asarray(data)
+    stored = isinstance(data, Stored)
+    rows = data if stored else np.asarray(data)
     num, dim = rows.shape
     if covariance == "low_rank":
         check_rank(rank, dim)
@@ -186,7 +175,8 @@ def fit(
     fitted = mixture(weights, means + used.centre, covariances, covariance=covariance)
     held_out = None
     if size < num:
-        left_over = em.blocks(rows, np.sort(order[size:]), used.centre)
+        others = order[size : 2 * size if stored else None]
+        left_over = em.blocks(rows, np.sort(others), used.centre)
         held_out = em.mean_log_likelihood(left_over, covariance, estimate)
     report = FitReport(
         solver=solver,
