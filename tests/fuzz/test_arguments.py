@@ -127,6 +127,7 @@ FUNCTIONS: dict[str, Case] = {
             "init": "kmeans",
             "min_covariance": 1e-3,
             "max_iterations": 5,
+            "solver": "auto",
             "seed": 0,
             "start": None,
         },

@@ -241,8 +241,10 @@ def test_rows_that_are_not_kept_are_read_in_blocks_once_an_iteration(rng, monkey
     options: Any = {"min_covariance": 1e-3, "max_iterations": 4, "tolerance": 0.0}
     expected = em.iterate(whole, "full", first, **options)
     monkeypatch.setattr(em, "KEPT", 0)
-    rows = Recorded(x)
-    data = em.Blocks(rows=rows, index=None, centre=whole.centre, chunk=32, numbers=12 * 64 * 3)
+    source = Recorded(x)
+    data = em.Blocks(
+        rows=Stored.of(source), index=None, centre=whole.centre, chunk=32, numbers=12 * 64 * 3
+    )
     run = em.iterate(data, "full", first, **options)
     assert data.size == 192
     assert source.read == [192, 192, 192, 192, 192, 41] * 4
