@@ -21,8 +21,8 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -34,7 +34,7 @@ from ndsm_jax.config.parts import Parts, examples, fit
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.datasets.boltzmann import TorsionModel
 from ndsm_jax.evaluation import METRICS, ImageClassifier, evaluator_if_labelled
-from ndsm_jax.evaluation.boltzmann import BOLTZMANN_METRICS, torsion_scores
+from ndsm_jax.evaluation.boltzmann import torsion_scores
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.launch import Restored, foreseen, load_data, train_as_configured
 from ndsm_jax.objectives import OBJECTIVES
@@ -93,6 +93,7 @@ DATA: Mapping[str, Data] = {
     "torsion_angles": Data("torsion_angles.py", {}, "kl"),
 }
 
+FINITE, RATE = "finite_fraction", "steps / s"
 COLUMNS: Mapping[str, str] = {
     "sliced_wasserstein": "sliced Wasserstein",
     "frechet_distance": "Frechet distance",
@@ -100,14 +101,15 @@ COLUMNS: Mapping[str, str] = {
     "two_sample_accuracy": "two-sample accuracy",
     "mode_tv": "mode TV",
     "recall": "recall",
-    "finite_fraction": "finite",
+    FINITE: "finite",
 }
-RATE = "steps / s"
 BETTER: Mapping[str, str] = {
-    **{name: METRICS[name][0] for name in COLUMNS if name in METRICS},
-    **{name: "lower" for name in COLUMNS if name in BOLTZMANN_METRICS},
+    **{name: METRICS[name][0] for name in COLUMNS if name in METRICS and name != FINITE},
+    "kl": "lower",
     RATE: "higher",
 }
+"""Of the columns that are a contest: all but the share of samples that is finite."""
+
 ALONE, FLOOR = "the reference alone", "real data (floor)"
 
 QUIET: Changes = {"train": {"picture_every": 0, "tensorboard": False}}
@@ -145,8 +147,8 @@ SCALES: Mapping[str, Settings] = {
             "torsion_angles.py": {"train": {"steps": 3000}},
         },
         left_out={
-            "digits-critically_damped-local_dsm-*": "left out: the exponential of a dense 256 x 256"
-            " matrix for every state takes REPLACE seconds a step"
+            "digits-critically_damped-local_dsm-*": "the covariance of a dense linearisation in 128"
+            " dimensions, for 256 states, takes 0.3 s a step"
         },
     ),
     "full": Settings(
@@ -235,10 +237,10 @@ def _measured(study: Study, cell: Cell) -> dict[str, Any]:
     config, dataset = config_of(study.scale, cell), _dataset(study.scale, cell.data)
     try:
         foreseen(config, dataset, examples(config, dataset))
+        parts = resolvable(config, _fitted(study.scale, cell.data, cell.row, cell.seed))
+        experiment = build(config, dataset.shape, parts)
     except ValueError as error:
         return {"does not apply": str(error)}
-    parts = resolvable(config, _fitted(study.scale, cell.data, cell.row, cell.seed))
-    experiment = build(config, dataset.shape, parts)
     try:
         state, rate = _trained(config, experiment, dataset)
         run = Restored(
@@ -318,8 +320,10 @@ def _divergences(samples: np.ndarray, prior: np.ndarray, seed: int) -> dict[str,
 
 # --- the rule of the tables ---
 
+Name = TypeVar("Name", bound=Hashable)
 
-def best(values: Mapping[str, Sequence[float]], better: str) -> set[str]:
+
+def best(values: Mapping[Name, Sequence[float]], better: str) -> set[Name]:
     """The names of the best mean, and of those within one standard error of the difference of it.
 
     Args:
@@ -332,18 +336,16 @@ def best(values: Mapping[str, Sequence[float]], better: str) -> set[str]:
     if not known:
         return set()
     sign = -1.0 if better == "higher" else 1.0
-    means = {name: sign * x.mean() for name, x in known.items()}
-    first = min(means, key=lambda name: means[name])
+    first = known[min(known, key=lambda name: sign * known[name].mean())]
+    behind = {name: sign * (x.mean() - first.mean()) for name, x in known.items()}
+    return {name for name, x in known.items() if behind[name] <= _error(x, first)}
 
-    def variance(x: np.ndarray) -> float:
-        return float(x.var(ddof=1) / len(x)) if len(x) > 1 else 0.0
 
-    def tied(name: str) -> bool:
-        error = math.sqrt(variance(known[name]) + variance(known[first]))
-        alone = min(len(known[name]), len(known[first])) < 2
-        return bool(means[name] - means[first] <= (0.0 if alone else error))
-
-    return {name for name in known if tied(name)}
+def _error(x: np.ndarray, y: np.ndarray) -> float:
+    """Standard error of the difference of two means; 0 where one of them is of one number."""
+    if min(len(x), len(y)) < 2:
+        return 0.0
+    return math.sqrt(x.var(ddof=1) / len(x) + y.var(ddof=1) / len(y))
 
 
 def shortened(reason: str) -> str:
@@ -355,6 +357,7 @@ def shortened(reason: str) -> str:
 
 PAGE = CONFIGS.parent / "docs" / "comparison.md"
 MARK = "<!-- tables: made by experiments/reproduce.py --experiment=comparison -->"
+DIVERGED = "diverged"
 
 Found = Mapping[Cell, Mapping[str, Any]]
 Numbers = dict[str, list[float]]
@@ -373,9 +376,9 @@ def _report(study: Study, everything: Collection[Cell]) -> None:
     for data in SCALES[study.scale].data:
         of_data = {cell: part for cell, part in found.items() if cell.data == data}
         measured = numbers(of_data)
-        if not measured:
+        if not any("metrics" in part for part in of_data.values()):
             continue
-        title, reasons = _title(data, of_data), dict[str, str]()
+        title, reasons = _title(of_data), dict[str, str]()
         overview = _overview(study.scale, data, of_data, measured, reasons)
         table = _table(study.scale, measured, _references(of_data))
         study.table(data, table, title=title)
@@ -415,11 +418,20 @@ def _references(found: Found) -> dict[str, Numbers]:
     }
 
 
-def _title(data: str, found: Found) -> str:
-    facts = next(part for part in found.values() if "metrics" in part)
+def _number(values: Sequence[float]) -> str:
+    if not values:
+        return ""
+    return mean_and_error(values) if np.isfinite(values).all() else DIVERGED
+
+
+def _title(found: Found) -> str:
+    facts = [part for part in found.values() if "metrics" in part]
+    evaluations = [part["evaluations"] for part in facts]
+    few, many = min(evaluations), max(evaluations)
     return (
-        f"{facts['steps']:,} steps, {facts['samples']:,} samples; mean ± standard error over"
-        f" seeds. Bold: the best of a column, and what is within a standard error of it."
+        f"{facts[0]['steps']:,} steps, {facts[0]['samples']:,} samples of {few}"
+        f"{'' if few == many else f' to {many}'} evaluations; mean ± standard error over the seeds"
+        " there are. Bold: the best of a column, and what is within a standard error of it."
     )
 
 
@@ -432,30 +444,29 @@ def _overview(
 ) -> list[dict[str, str]]:
     """The distance by which the data set is judged; `reasons` gets a letter for each."""
     settings, key = SCALES[scale], DATA[data].distance
-    first = best({" ".join(k): x[key] for k, x in measured.items()}, BETTER[key])
+    first = best({name: x[key] for name, x in measured.items()}, BETTER[key])
 
     def entry(row: str, objective: str) -> str:
         if (row, objective) in measured:
             values = measured[row, objective][key]
-            text = f"{np.mean(values):.3g}" if np.isfinite(values).all() else "diverged"
-            return f"**{text}**" if f"{row} {objective}" in first else text
+            text = f"{np.mean(values):.3g}" if np.isfinite(values).all() else DIVERGED
+            return f"**{text}**" if (row, objective) in first else text
         cell = Cell(data=data, row=row, objective=objective, seed=0)
-        left_out = (why for p, why in settings.left_out.items() if fnmatch.fnmatch(cell.name, p))
-        part = found.get(cell, {})
-        reason = next(left_out, shortened(part.get("does not apply", "")))
-        if not reason:
-            return "not yet"
-        return f"does not apply ({reasons.setdefault(reason, _letter(len(reasons)))})"
+        for pattern, reason in settings.left_out.items():
+            if fnmatch.fnmatch(cell.name, pattern):
+                return f"left out ({lettered(reason)})"
+        if reason := shortened(found.get(cell, {}).get("does not apply", "")):
+            return f"does not apply ({lettered(reason)})"
+        return "not yet"
+
+    def lettered(reason: str) -> str:
+        return reasons.setdefault(reason, chr(ord("a") + len(reasons)))
 
     names = settings.rows or tuple(rows())
     return [
         {COLUMNS[key]: objective} | {row: entry(row, objective) for row in names}
         for objective in settings.objectives
     ]
-
-
-def _letter(n: int) -> str:
-    return chr(ord("a") + n)
 
 
 def _table(
@@ -468,15 +479,15 @@ def _table(
     keys = [key for key in (*COLUMNS, RATE) if key in known]
     rivals = {**measured, (ALONE, ""): references[ALONE]}
     firsts = {
-        key: best({", ".join(k): x[key] for k, x in rivals.items() if key in x}, BETTER[key])
-        for key in keys
+        key: best({k: x[key] for k, x in rivals.items() if key in x}, better)
+        for key, better in BETTER.items()
     }
 
     def line(name: tuple[str, str], columns: Numbers, of: str) -> dict[str, str]:
         cells = {"process": name[0], "objective": name[1]}
         for key in keys:
-            text = mean_and_error(columns[key]) if columns.get(key) else ""
-            wins = ", ".join(name) in firsts[key]
+            text = _number(columns.get(key, ()))
+            wins = name in firsts.get(key, ())
             cells[COLUMNS.get(key, key)] = f"**{text}**" if wins else text
         return cells | {"seeds": of}
 
