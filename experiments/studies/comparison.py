@@ -27,6 +27,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from ndsm_jax import plots
 from ndsm_jax.config import SMOKE, Config
 from ndsm_jax.config.assemble import build, resolvable
 from ndsm_jax.config.names import PROCESSES
@@ -174,9 +175,13 @@ class Cell:
         return f"{self.data}-{slug(self.row)}-{self.objective}-{self.seed}"
 
 
+def _names(settings: Settings) -> tuple[str, ...]:
+    return tuple(settings.rows or rows())
+
+
 def cells(settings: Settings) -> Iterator[Cell]:
     """All of a scale: a seed on all data before the next, one fit after the other."""
-    names = settings.rows or tuple(rows())
+    names = _names(settings)
     for seed, row, data, objective in itertools.product(
         range(settings.seeds), names, settings.data, settings.objectives
     ):
@@ -365,22 +370,26 @@ Numbers = dict[str, list[float]]
 
 
 def _report(study: Study, everything: Collection[Cell]) -> None:
-    """Tables and page of the cells that are there."""
-    parts = study.root / "parts"
+    """Tables, figure and page of the cells that are there."""
+    settings, parts = SCALES[study.scale], study.root / "parts"
     found = {
         cell: study.part(cell.name, _of(study.scale, cell), dict)
         for cell in everything
         if (parts / f"{cell.name}.json").exists()
     }
-    text, scores = [], {}
-    for data in SCALES[study.scale].data:
+    text, scores, ratios = [], {}, {}
+    for data in settings.data:
         of_data = {cell: part for cell, part in found.items() if cell.data == data}
         measured = numbers(of_data)
         if not any("metrics" in part for part in of_data.values()):
             continue
         title, reasons = _title(of_data), dict[str, str]()
         overview = _overview(study.scale, data, of_data, measured, reasons)
-        table = _table(study.scale, measured, _references(of_data))
+        references = _references(of_data)
+        ratios[f"{data}: {COLUMNS[DATA[data].distance]}"] = _ratios(
+            study.scale, DATA[data].distance, measured, references
+        )
+        table = _table(study.scale, measured, references)
         study.table(data, table, title=title)
         because = "\n".join(f"- ({letter}) {reason}." for reason, letter in reasons.items())
         heading = f"## {data.replace('_', ' ').capitalize()}"
@@ -389,6 +398,10 @@ def _report(study: Study, everything: Collection[Cell]) -> None:
     head = PAGE.read_text().partition(MARK)[0].rstrip() if PAGE.exists() else "# Comparison"
     page = "\n\n".join(filter(None, [head, MARK, *text]))
     replace_file(study.root / PAGE.name, f"{page}\n".encode())
+    if ratios:
+        study.figure(
+            "comparison", plots.ratios_figure(settings.objectives, _names(settings), ratios)
+        )
     study.metrics({"scores": scores})
 
 
@@ -462,11 +475,28 @@ def _overview(
     def lettered(reason: str) -> str:
         return reasons.setdefault(reason, chr(ord("a") + len(reasons)))
 
-    names = settings.rows or tuple(rows())
     return [
-        {COLUMNS[key]: objective} | {row: entry(row, objective) for row in names}
+        {COLUMNS[key]: objective} | {row: entry(row, objective) for row in _names(settings)}
         for objective in settings.objectives
     ]
+
+
+def _ratios(
+    scale: str,
+    key: str,
+    measured: Mapping[tuple[str, str], Numbers],
+    references: Mapping[str, Numbers],
+) -> np.ndarray:
+    """A distance over that of real data, [objectives, processes]; nan where there is none."""
+    settings = SCALES[scale]
+    floor = np.mean(references[FLOOR].get(key, [np.nan]))
+    found = {name: np.mean(columns[key]) / floor for name, columns in measured.items()}
+    return np.array(
+        [
+            [found.get((row, objective), np.nan) for row in _names(settings)]
+            for objective in settings.objectives
+        ]
+    )
 
 
 def _table(

@@ -1,4 +1,4 @@
-"""The comparison of objectives and processes: the rule of its tables, its cells, and two of them."""
+"""The comparison of objectives and processes: its cells, the rule of its tables, its page."""
 
 import json
 
@@ -81,7 +81,8 @@ def test_cells_and_the_page_of_them(tmp_path, monkeypatch):
     names = {path.stem for path in (tmp_path / "parts").iterdir()}
     assert names == {"rings_and_bars-langevin-dsm-0", "rings_and_bars-langevin-path_dsm-0"}
     text = (tmp_path / "comparison.md").read_text()
-    assert "\n\nWhat was found.\n\n" in text and "of before" not in text
+    assert "\n\nWhat was found.\n\n" in text
+    assert "of before" not in text
     assert "| dsm | does not apply (a) | not yet |" in text
     assert "- (a) objective.name='dsm' needs a process with a known kernel, and process" in text
     assert "20 steps, 200 samples of 40 evaluations" in text
@@ -93,9 +94,11 @@ def test_cells_and_the_page_of_them(tmp_path, monkeypatch):
         f"| {comparison.FLOOR}",
     ]
     assert rows[2][-1] == "1 of 1 |"
+    assert (tmp_path / "figures" / "comparison.png").read_bytes().startswith(b"\x89PNG")
     scores = json.loads((tmp_path / "metrics.json").read_text())["scores"]["rings_and_bars"]
     (measured,) = scores.values()
-    assert measured["finite_fraction"] == [1.0] and 0 < measured["steps / s"][0] < np.inf
+    assert measured["finite_fraction"] == [1.0]
+    assert 0 < measured["steps / s"][0] < np.inf
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()}
     comparison.reproduce(study, only="*-langevin-*")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()} == written
