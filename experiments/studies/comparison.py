@@ -372,12 +372,13 @@ Numbers = dict[str, list[float]]
 def _report(study: Study, everything: Collection[Cell]) -> None:
     """Tables, figure and page of the cells that are there."""
     settings, parts = SCALES[study.scale], study.root / "parts"
+    # Nothing is measured: the files are there.
     found = {
         cell: study.part(cell.name, _of(study.scale, cell), dict)
         for cell in everything
         if (parts / f"{cell.name}.json").exists()
     }
-    text, scores, ratios = [], {}, {}
+    text, scores, told_apart = [], {}, {}
     for data in settings.data:
         of_data = {cell: part for cell, part in found.items() if cell.data == data}
         measured = numbers(of_data)
@@ -385,11 +386,8 @@ def _report(study: Study, everything: Collection[Cell]) -> None:
             continue
         title, reasons = _title(of_data), dict[str, str]()
         overview = _overview(study.scale, data, of_data, measured, reasons)
-        references = _references(of_data)
-        ratios[f"{data}: {COLUMNS[DATA[data].distance]}"] = _ratios(
-            study.scale, DATA[data].distance, measured, references
-        )
-        table = _table(study.scale, measured, references)
+        told_apart[data.replace("_", " ")] = _accuracies(study.scale, measured)
+        table = _table(study.scale, measured, _references(of_data))
         study.table(data, table, title=title)
         because = "\n".join(f"- ({letter}) {reason}." for reason, letter in reasons.items())
         heading = f"## {data.replace('_', ' ').capitalize()}"
@@ -398,10 +396,9 @@ def _report(study: Study, everything: Collection[Cell]) -> None:
     head = PAGE.read_text().partition(MARK)[0].rstrip() if PAGE.exists() else "# Comparison"
     page = "\n\n".join(filter(None, [head, MARK, *text]))
     replace_file(study.root / PAGE.name, f"{page}\n".encode())
-    if ratios:
-        study.figure(
-            "comparison", plots.ratios_figure(settings.objectives, _names(settings), ratios)
-        )
+    if told_apart:
+        names = settings.objectives, _names(settings)
+        study.figure("comparison", plots.scores_figure(*names, told_apart, limits=(0.5, 1.0)))
     study.metrics({"scores": scores})
 
 
@@ -455,15 +452,22 @@ def _overview(
     measured: Mapping[tuple[str, str], Numbers],
     reasons: dict[str, str],
 ) -> list[dict[str, str]]:
-    """The distance by which the data set is judged; `reasons` gets a letter for each."""
-    settings, key = SCALES[scale], DATA[data].distance
-    first = best({name: x[key] for name, x in measured.items()}, BETTER[key])
+    """The distance by which the data set is judged, and two-sample accuracy; `reasons` gets a
+    letter for each."""
+    settings, keys = SCALES[scale], (DATA[data].distance, "two_sample_accuracy")
+    firsts = {
+        key: best({name: x[key] for name, x in measured.items() if key in x}, BETTER[key])
+        for key in keys
+    }
 
     def entry(row: str, objective: str) -> str:
         if (row, objective) in measured:
-            values = measured[row, objective][key]
-            text = f"{np.mean(values):.3g}" if np.isfinite(values).all() else DIVERGED
-            return f"**{text}**" if (row, objective) in first else text
+            entries = []
+            for key in keys:
+                values = measured[row, objective].get(key, [np.nan])
+                text = f"{np.mean(values):.3g}" if np.isfinite(values).all() else DIVERGED
+                entries.append(f"**{text}**" if (row, objective) in firsts[key] else text)
+            return " / ".join(dict.fromkeys(entries))
         cell = Cell(data=data, row=row, objective=objective, seed=0)
         for pattern, reason in settings.left_out.items():
             if fnmatch.fnmatch(cell.name, pattern):
@@ -476,26 +480,18 @@ def _overview(
         return reasons.setdefault(reason, chr(ord("a") + len(reasons)))
 
     return [
-        {COLUMNS[key]: objective} | {row: entry(row, objective) for row in _names(settings)}
-        for objective in settings.objectives
+        {" / ".join(COLUMNS[key] for key in keys): row}
+        | {objective: entry(row, objective) for objective in settings.objectives}
+        for row in _names(settings)
     ]
 
 
-def _ratios(
-    scale: str,
-    key: str,
-    measured: Mapping[tuple[str, str], Numbers],
-    references: Mapping[str, Numbers],
-) -> np.ndarray:
-    """A distance over that of real data, [objectives, processes]; nan where there is none."""
-    settings = SCALES[scale]
-    floor = np.mean(references[FLOOR].get(key, [np.nan]))
-    found = {name: np.mean(columns[key]) / floor for name, columns in measured.items()}
+def _accuracies(scale: str, measured: Mapping[tuple[str, str], Numbers]) -> np.ndarray:
+    """Two-sample accuracies [objectives, processes]; nan where there is none."""
+    settings, key = SCALES[scale], "two_sample_accuracy"
+    found = {name: np.mean(columns.get(key, [np.nan])) for name, columns in measured.items()}
     return np.array(
-        [
-            [found.get((row, objective), np.nan) for row in _names(settings)]
-            for objective in settings.objectives
-        ]
+        [[found.get((row, o), np.nan) for row in _names(settings)] for o in settings.objectives]
     )
 
 

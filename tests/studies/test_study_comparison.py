@@ -83,7 +83,8 @@ def test_cells_and_the_page_of_them(tmp_path, monkeypatch):
     text = (tmp_path / "comparison.md").read_text()
     assert "\n\nWhat was found.\n\n" in text
     assert "of before" not in text
-    assert "| dsm | does not apply (a) | not yet |" in text
+    assert "| langevin | does not apply (a) | **" in text
+    assert "| straight_line | not yet | not yet |" in text
     assert "- (a) objective.name='dsm' needs a process with a known kernel, and process" in text
     assert "20 steps, 200 samples of 40 evaluations" in text
     table = (tmp_path / "tables" / "rings_and_bars.md").read_text()
