@@ -382,7 +382,9 @@ def _report(study: Study, everything: Collection[Cell]) -> None:
     for data in settings.data:
         of_data = {cell: part for cell, part in found.items() if cell.data == data}
         measured = numbers(of_data)
+        heading = f"## {data.replace('_', ' ').capitalize()}"
         if not any("metrics" in part for part in of_data.values()):
+            text += [heading, "Nothing is measured yet."]
             continue
         title, reasons = _title(of_data), dict[str, str]()
         overview = _overview(study.scale, data, of_data, measured, reasons)
@@ -390,7 +392,6 @@ def _report(study: Study, everything: Collection[Cell]) -> None:
         table = _table(study.scale, measured, _references(of_data))
         study.table(data, table, title=title)
         because = "\n".join(f"- ({letter}) {reason}." for reason, letter in reasons.items())
-        heading = f"## {data.replace('_', ' ').capitalize()}"
         text += [heading, title, markdown(overview), because, markdown(table)]
         scores[data] = {f"{row}, {objective}": x for (row, objective), x in measured.items()}
     head = PAGE.read_text().partition(MARK)[0].rstrip() if PAGE.exists() else "# Comparison"
