@@ -549,6 +549,33 @@ def associations_figure(names: Sequence[str], matrices: Mapping[str, np.ndarray]
     return figure
 
 
+def scores_figure(
+    rows: Sequence[str],
+    columns: Sequence[str],
+    panels: Mapping[str, np.ndarray],
+    *,
+    limits: Limits,
+) -> Any:
+    """Matrices [R, C] of scores, written into their cells, one a title; nan is grey.
+
+    The colours, from yellow to red between the `limits`, are those of all panels.
+    """
+    across, dark = min(2, len(panels)), 0.3 * limits[0] + 0.7 * limits[1]
+    figure, axes = _grid(len(panels), across, 0.9 + 0.45 * len(columns), 3.6, extra=0.4)
+    for axis, (title, matrix) in zip(axes, panels.items(), strict=False):
+        axis.imshow(matrix, cmap="YlOrRd", vmin=limits[0], vmax=limits[1], aspect="auto")
+        for (i, j), value in np.ndenumerate(matrix):
+            if np.isfinite(value):
+                colour = "white" if value > dark else "black"
+                axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=6, color=colour)
+        axis.set_facecolor("#dddddd")
+        axis.set_title(title, fontsize="medium")
+        axis.set_xticks(np.arange(len(columns)), columns, rotation=40, ha="right")
+        axis.set_yticks(np.arange(len(rows)), rows)
+        axis.tick_params(labelsize=7)
+    return figure
+
+
 def pairs_figure(
     columns: Sequence[Column],
     pairs: Sequence[tuple[int, int]],
