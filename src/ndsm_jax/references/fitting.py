@@ -90,7 +90,7 @@ def fit(
     probabilistic PCA (Tipping and Bishop 1999); see `em`.
 
     Args:
-      data: samples [N, d], finite. Those in a file, `np.load(path, mmap_mode="r")` or
+      data: samples [N, d], finite. Those in a file, mapped by `numpy.load` or
         `rows.Stored`, are read in blocks, once an iteration, by the solver jax; of stored ones as
         many measure the held-out likelihood as are used.
       num_components: K; 0: as `choose` finds it for this kind of covariance (for tied_spherical
