@@ -21,6 +21,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ndsm_jax import frames, references
+from ndsm_jax.checks import COUNT, FLAG, FOLDER, Needs, arguments, check, one_of, whole
 from ndsm_jax.columns import Column
 from ndsm_jax.config import Config, check_effect, check_key
 from ndsm_jax.config.parts import Parts, data_frame, examples
@@ -57,6 +58,32 @@ end, many can be held out until then.
 
 FULL_DIM = 64
 """Most coordinates for which full covariances are tried."""
+
+
+def _is_random_state(value: Any) -> bool:
+    try:
+        check_random_state(value)
+    except ValueError:
+        return False
+    return True
+
+
+RANDOM_STATE = Needs(
+    "None, a whole number from 0 to 2**32 - 1, or a numpy.random.RandomState", _is_random_state
+)
+
+PARAMETERS: Mapping[str, Any] = {
+    "num_components": COUNT,
+    "covariance": one_of(references.COVARIANCES),
+    "steps": COUNT,
+    "patience": whole(),
+    "batch_size": COUNT,
+    "columns": Mapping,
+    "settings": Mapping,
+    "random_state": RANDOM_STATE,
+    "verbose": FLAG,
+}
+"""What each has to be, which scikit-learn has looked at in `fit`."""
 
 PARAMETERS_FILE = "estimator.json"
 
@@ -118,9 +145,18 @@ class NDSM(BaseEstimator):
         """Fits mixture and score to rows X [N, D]; y is ignored.
 
         Raises:
-          ValueError: fewer than 10 rows, rows that are no table (`tables.read`), or settings that
+          ValueError: a parameter that is something else, fewer than 10 rows, rows that are no table (`tables.read`), or settings that
             do not exist, do not fit, or that nothing reads.
         """
+        for name, wanted in PARAMETERS.items():
+            value = getattr(self, name)
+            if value is not None or name not in (
+                "num_components",
+                "covariance",
+                "columns",
+                "settings",
+            ):
+                check(f"NDSM: {name}", value, wanted)
         _check_dense(X)
         validate_data(self, X, skip_check_array=True)
         seed = self._seed(self.random_state)
@@ -158,6 +194,7 @@ class NDSM(BaseEstimator):
         self._like = _Like.of(X, self)
         return self
 
+    @arguments(n_samples=COUNT, random_state=RANDOM_STATE)
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
         """`n_samples` rows, as those that were fitted.
 
@@ -186,6 +223,7 @@ class NDSM(BaseEstimator):
         """Mean of `score_samples`; y is ignored."""
         return float(np.mean(self.score_samples(X)))
 
+    @arguments(cells=Mapping)
     def condition(self, cells: Mapping[Any, Any]) -> Conditional:
         """Rows with these cells: `condition({"alcohol": 13.0}).sample(10)`.
 
@@ -206,6 +244,7 @@ class NDSM(BaseEstimator):
             row[0, place] = tables.encode(self.columns_[place : place + 1], cell)[0, 0]
         return Conditional(estimator=self, row=row)
 
+    @arguments(random_state=RANDOM_STATE)
     def impute(self, X: Any, random_state: Any = None) -> Any:
         """Rows X with their missing cells drawn given the others, each row by its own: one draw.
 
@@ -312,6 +351,7 @@ class NDSM(BaseEstimator):
 
     # --- one folder ---
 
+    @arguments(folder=FOLDER)
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes the fitted estimator into a folder: a run, as the commands and `load` read it.
 
@@ -329,6 +369,7 @@ class NDSM(BaseEstimator):
         replace_file(pathlib.Path(folder) / PARAMETERS_FILE, json_text(own).encode())
 
     @classmethod
+    @arguments(folder=FOLDER)
     def load(cls, folder: str | pathlib.Path) -> NDSM:
         """The estimator that `save` wrote.
 
@@ -383,6 +424,7 @@ class Conditional:
     estimator: NDSM
     row: np.ndarray
 
+    @arguments(n_samples=COUNT, random_state=RANDOM_STATE)
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
         """As `NDSM.sample`, given the cells, which are as they were given."""
         of = self.estimator

@@ -27,13 +27,14 @@ from jax import Array
 from jax.tree_util import Partial
 
 from ndsm_jax import exported, frames, training
+from ndsm_jax.checks import FILE, FLAG, FOLDER, FUNCTION, Needs, arguments, sequence
 from ndsm_jax.conditions import Classes, joined
 from ndsm_jax.config.assemble import build
 from ndsm_jax.config.parts import Parts
 from ndsm_jax.contrast import Contrast
 from ndsm_jax.frames import Frame
 from ndsm_jax.likelihood import Flow
-from ndsm_jax.model import Model, load
+from ndsm_jax.model import MODEL, Model, load
 from ndsm_jax.processes import Process
 from ndsm_jax.references import GaussianMixture
 from ndsm_jax.reports.card import card
@@ -48,6 +49,12 @@ FORMAT = "ndsm_jax.export 1"
 """Of the archive, in its manifest; raised when readers of the last one would not understand."""
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+
+PLATFORM = sequence(
+    Needs("a word", lambda v: isinstance(v, str)),
+    f"a list of some of {', '.join(PLATFORMS)}",
+    fewest=1,
+)
 
 CHECKED = 4
 """Samples by which a file is compared with its run, once it is written."""
@@ -242,6 +249,7 @@ class Programs:
     without: Mapping[str, str]
 
 
+@arguments(model=MODEL)
 def core(model: Model) -> Core:
     """What the programs of a model compute with.
 
@@ -273,6 +281,7 @@ def core(model: Model) -> Core:
     )
 
 
+@arguments(model=MODEL, platforms=PLATFORM)
 def programs(model: Model, *, platforms: Sequence[str] = PLATFORMS) -> Programs:
     """The model as programs for batches of any size n; data in their own units and precision.
 
@@ -435,6 +444,7 @@ def _in_short(error: Exception) -> str:
 # --- the archive ---
 
 
+@arguments(path=FILE, model=MODEL, made=Programs, card=FUNCTION)
 def write(path: pathlib.Path, model: Model, made: Programs, *, card: Callable[[str], str]) -> None:
     """Writes programs as an archive that `exported.load` reads.
 
@@ -481,6 +491,7 @@ def write(path: pathlib.Path, model: Model, made: Programs, *, card: Callable[[s
     part.replace(path)
 
 
+@arguments(path=FILE)
 def read(path: str | pathlib.Path) -> tuple[dict[str, Callable[..., np.ndarray]], dict[str, Any]]:
     """`exported.load`, whatever is wrong with the file said in one line.
 
@@ -565,6 +576,7 @@ def _needs(package: str) -> None:
 # --- parameters alone ---
 
 
+@arguments(model=MODEL)
 def parameters(model: Model) -> dict[str, Any]:
     """What training and fits found: `network`, what sampling uses of it, and what was fitted."""
     chosen = model.state.chosen if model.config.sample.ema else model.state.params
@@ -580,6 +592,7 @@ def named(tree: Any) -> dict[str, np.ndarray]:
     }
 
 
+@arguments(path=FILE, model=MODEL, card=FUNCTION)
 def write_parameters(path: pathlib.Path, model: Model, *, card: Callable[[str], str]) -> None:
     """Writes `parameters` as safetensors, and the card beside them, of the same name in .md."""
     _needs("safetensors")
@@ -606,6 +619,7 @@ def write_parameters(path: pathlib.Path, model: Model, *, card: Callable[[str], 
     path.with_suffix(".md").write_text(card(use), encoding="utf-8", errors="surrogateescape")
 
 
+@arguments(path=FILE, model=MODEL)
 def read_parameters(path: str | pathlib.Path, model: Model) -> Model:
     """The model with the arrays of a file of `write_parameters` in the place of its own.
 
@@ -650,6 +664,14 @@ def read_parameters(path: str | pathlib.Path, model: Model) -> Model:
 # --- a run ---
 
 
+@arguments(
+    workdir=FOLDER,
+    out=FILE,
+    sample=Mapping,
+    licence=str,
+    platforms=PLATFORM,
+    allow_changed_source=FLAG,
+)
 def export_run(
     workdir: str | pathlib.Path,
     out: str | pathlib.Path,

@@ -13,7 +13,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from ndsm_jax import launch, measurements, training
-from ndsm_jax.checks import COUNT, FLAG, SEEDS, arguments, number
+from ndsm_jax.checks import COUNT, FLAG, FOLDER, SEEDS, Needs, arguments, number, one_of, whole
 from ndsm_jax.columns import Column
 from ndsm_jax.config import Config
 from ndsm_jax.config.parts import Parts
@@ -21,6 +21,8 @@ from ndsm_jax.datasets import tables
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.guidance import GUIDANCES
 from ndsm_jax.training import TrainState
+
+MODEL = Needs("a Model, as ndsm_jax.load reads it,", lambda v: isinstance(v, Model))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,15 @@ class Model:
         """Of a table, else empty."""
         return launch.columns_of(self.facts["data"])
 
-    @arguments(num=COUNT, guidance_scale=number(low=0), seed=SEEDS, progress=FLAG)
+    @arguments(
+        num=COUNT,
+        guidance=one_of(GUIDANCES),
+        guidance_scale=number(low=0),
+        autoguide=MODEL,
+        seed=SEEDS,
+        components="integers [...]",
+        progress=FLAG,
+    )
     def sample(
         self,
         num: int = 1,
@@ -93,8 +103,6 @@ class Model:
         Raises:
           ValueError: as `training.draw`, `launch.labels_of` and `launch.weaker_score`.
         """
-        if guidance not in GUIDANCES:
-            raise ValueError(f"guidance={guidance!r}: choose one of {', '.join(GUIDANCES)}")
         known = None if given is None else measurements.given(self.matrix(given))
         weaker = None
         if autoguide is not None:
@@ -163,6 +171,7 @@ class Model:
             return np.asarray(x)
         return tables.encode(self.columns, x)
 
+    @arguments(folder=FOLDER)
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes the model as a run of one checkpoint, see `launch.save`."""
         launch.save(folder, dict(self.facts), self.parts, self.state, examples=self.examples)
@@ -173,6 +182,7 @@ def _score(score: Partial, y: jax.Array, t: jax.Array) -> jax.Array:
     return score(y, t)
 
 
+@arguments(folder=FOLDER, sample=Mapping, step=whole(), allow_changed_source=FLAG)
 def load(
     folder: str | pathlib.Path,
     *,
