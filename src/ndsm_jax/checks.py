@@ -84,8 +84,8 @@ def shape_of(text: str) -> Shape:
     """`"[..., d]"`, `"finite numbers [N, 3]"`, `"integers below K [n]"` (from 0 on), parsed.
 
     A name is one size in all arguments of a call, and `...` are as many axes in all of them, which
-    broadcast; `d`, `r` and `K` are those of the process, the reference or the object itself; `n + 1`
-    is one more than n. What else is no name and no number is any size. Where the text says
+    broadcast; `d`, `r` and `K` are those of the process, the reference or the object itself;
+    `n + 1` is one more than n. What else is no name and no number is any size. Where the text says
     `numbers`, lists are taken, too, and their leading axes broadcast as NumPy's do; `finite` ones
     are some.
     """
@@ -301,9 +301,12 @@ def fields(instance: Any, **wanted: Wanted) -> None:
             _check(f"{type(instance).__name__}: {name}", value, _rule(want), {})
 
 
-def check(what: str, value: Any, wanted: Wanted) -> None:
-    """The same of one value, `function: argument` in words. Raises ValueError likewise."""
-    _check(what, value, _rule(wanted), {})
+def check(what: str, value: Any, wanted: Wanted, **sizes: int) -> None:
+    """The same of one value, `function: argument` in words, and the sizes of axes that are known.
+
+    Raises ValueError likewise.
+    """
+    _check(what, value, _rule(wanted), sizes)
 
 
 def score(where: str, function: Callable[..., Any], dim: int) -> Callable[..., Any]:

@@ -50,7 +50,7 @@ def divergence(
         return value, jnp.sum(v * derivative, axis=-1)
 
     if probe is not None:
-        checks.check("derivatives.divergence: probe", probe, f"[..., {size}]")
+        checks.check("derivatives.divergence: probe", probe, "[..., r]", r=size)
         return along(probe)
     value, parts = jax.vmap(
         lambda axis: along(jnp.broadcast_to(axis, (*y.shape[:-1], size))), out_axes=(None, -1)

@@ -21,7 +21,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ndsm_jax import frames, references
-from ndsm_jax.checks import COUNT, FLAG, FOLDER, Needs, arguments, check, one_of, whole
+from ndsm_jax.checks import COUNT, FLAG, FOLDER, NONE, Needs, arguments, check, one_of, whole
 from ndsm_jax.columns import Column
 from ndsm_jax.config import Config, check_effect, check_key
 from ndsm_jax.config.parts import Parts, data_frame, examples
@@ -73,13 +73,13 @@ RANDOM_STATE = Needs(
 )
 
 PARAMETERS: Mapping[str, Any] = {
-    "num_components": COUNT,
-    "covariance": one_of(references.COVARIANCES),
+    "num_components": (COUNT, NONE),
+    "covariance": (one_of(references.COVARIANCES), NONE),
     "steps": COUNT,
     "patience": whole(),
     "batch_size": COUNT,
-    "columns": Mapping,
-    "settings": Mapping,
+    "columns": (Mapping, NONE),
+    "settings": (Mapping, NONE),
     "random_state": RANDOM_STATE,
     "verbose": FLAG,
 }
@@ -145,22 +145,15 @@ class NDSM(BaseEstimator):
         """Fits mixture and score to rows X [N, D]; y is ignored.
 
         Raises:
-          ValueError: a parameter that is something else, fewer than 10 rows, rows that are no table (`tables.read`), or settings that
-            do not exist, do not fit, or that nothing reads.
+          ValueError: a parameter that is something else, fewer than 10 rows, rows that are no table
+            (`tables.read`), or settings that do not exist, do not fit, or that nothing reads.
         """
         for name, wanted in PARAMETERS.items():
-            value = getattr(self, name)
-            if value is not None or name not in (
-                "num_components",
-                "covariance",
-                "columns",
-                "settings",
-            ):
-                check(f"NDSM: {name}", value, wanted)
+            check(f"NDSM: {name}", getattr(self, name), wanted)
         _check_dense(X)
-        validate_data(self, X, skip_check_array=True)
         seed = self._seed(self.random_state)
         table = tables.read(X, columns=self.columns or {}, key="X")
+        validate_data(self, X, skip_check_array=True)
         if len(table.x) < MIN_SAMPLES:
             raise ValueError(
                 f"NDSM: a minimum of {MIN_SAMPLES} rows is required, and X has {len(table.x)}"
@@ -264,8 +257,15 @@ class NDSM(BaseEstimator):
     def _rows(self, X: Any) -> np.ndarray:
         check_is_fitted(self, "model_")
         _check_dense(X)
-        validate_data(self, X, skip_check_array=True, reset=False)
-        return tables.encode(self.columns_, X)
+        shape: tuple[int, ...] = getattr(X, "shape", ())
+        if len(shape) == 2 and shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"X has {shape[1]} features, but NDSM is expecting {self.n_features_in_} features"
+                " as input"
+            )
+        x = tables.encode(self.columns_, X)
+        validate_data(self, X, skip_check_array=True, reset=False)  # the names of columns
+        return x
 
     def _config(self, seed: int) -> Config:
         """The config of the parameters, with the default mixture where it is to be chosen."""
@@ -482,7 +482,7 @@ def _with_mixture(config: Config, **changes: Any) -> Config:
 
 
 def _check_dense(rows: Any) -> None:
-    if np.iscomplexobj(rows):
+    if hasattr(rows, "dtype") and np.iscomplexobj(rows):
         raise ValueError("Complex data not supported: NDSM takes numbers and words")
     if issparse(rows):
         raise TypeError("NDSM: sparse rows are not supported; give rows.toarray()")

@@ -445,7 +445,9 @@ def _in_short(error: Exception) -> str:
 
 
 @arguments(path=FILE, model=MODEL, made=Programs, card=FUNCTION)
-def write(path: pathlib.Path, model: Model, made: Programs, *, card: Callable[[str], str]) -> None:
+def write(
+    path: str | pathlib.Path, model: Model, made: Programs, *, card: Callable[[str], str]
+) -> None:
     """Writes programs as an archive that `exported.load` reads.
 
     Args:
@@ -454,6 +456,7 @@ def write(path: pathlib.Path, model: Model, made: Programs, *, card: Callable[[s
       card: from the section on how the file is used, the whole text of README.md within it.
     """
     _needs("flatbuffers")
+    path = pathlib.Path(path)
     names = [f"array_{i:03d}.npy" for i in range(len(made.arrays))]
     manifest = {
         "format": FORMAT,
@@ -500,10 +503,9 @@ def read(path: str | pathlib.Path) -> tuple[dict[str, Callable[..., np.ndarray]]
       ValueError: it is no exported model, of another format, or damaged.
     """
     _needs("flatbuffers")
+    _check_there(path)
     try:
         found, manifest = exported.load(path)
-    except FileNotFoundError:
-        raise
     except Exception as error:  # of zipfile, json, NumPy, JAX: as many kinds as ways to be damaged
         raise ValueError(
             f"{path}: no exported model, or a damaged one ({_in_short(error)}); write it again with"
@@ -568,6 +570,11 @@ def _part(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f".{path.name}.part")
 
 
+def _check_there(path: str | pathlib.Path) -> None:
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file; experiments/export.py writes one")
+
+
 def _needs(package: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ValueError(f"exports need the package {package}: pip install 'ndsm_jax[export]'")
@@ -593,10 +600,12 @@ def named(tree: Any) -> dict[str, np.ndarray]:
 
 
 @arguments(path=FILE, model=MODEL, card=FUNCTION)
-def write_parameters(path: pathlib.Path, model: Model, *, card: Callable[[str], str]) -> None:
+def write_parameters(path: str | pathlib.Path, model: Model, *, card: Callable[[str], str]) -> None:
     """Writes `parameters` as safetensors, and the card beside them, of the same name in .md."""
     _needs("safetensors")
     from safetensors.numpy import save
+
+    path = pathlib.Path(path)
 
     data = model.facts["data"]
     metadata = {
@@ -628,6 +637,7 @@ def read_parameters(path: str | pathlib.Path, model: Model) -> Model:
       ValueError: it is damaged, or of a model with other arrays.
     """
     _needs("safetensors")
+    _check_there(path)
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 

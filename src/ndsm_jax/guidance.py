@@ -50,8 +50,8 @@ def log_likelihood(process: Process, measurement: Measurement, law: Origin) -> A
     For one component that is the likelihood of PiGDM (Song et al. 2023, Eq. 7). On a torus each
     reading is one of all its images.
     """
-    wanted = f"[{len(measurement)}, K, {measurement.dim}]"
-    check("guidance.log_likelihood: law.means", law.means, wanted)
+    n, d = len(measurement), measurement.dim
+    check("guidance.log_likelihood: law.means", law.means, "[n, K, d]", n=n, d=d)
     period = process.known.period
 
     def row(one: Measurement, log_weights: Array, means: Array) -> Array:

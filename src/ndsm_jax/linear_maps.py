@@ -31,7 +31,7 @@ def select(y: Array, indices: tuple[int, ...] | None) -> Array:
 def embed(u: Array, indices: tuple[int, ...] | None, dim: int) -> Array:
     """E u, u in the coordinates `indices` and 0 elsewhere: [..., r] -> [..., dim]."""
     if indices is None:
-        checks.check("linear_maps.embed: u", u, f"[..., {dim}]")
+        checks.check("linear_maps.embed: u", u, "[..., d]", d=dim)
         return u
     zero = jnp.zeros((*u.shape[:-1], dim), u.dtype)
     return zero.at[..., np.asarray(indices, int)].set(u)

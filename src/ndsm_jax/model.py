@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from ndsm_jax import launch, measurements, training
+from ndsm_jax import checks, conditions, frames, launch, measurements, training
 from ndsm_jax.checks import COUNT, FLAG, FOLDER, SEEDS, Needs, arguments, number, one_of, whole
 from ndsm_jax.columns import Column
 from ndsm_jax.config import Config
@@ -22,6 +22,22 @@ from ndsm_jax.experiment import Experiment
 from ndsm_jax.guidance import GUIDANCES
 from ndsm_jax.training import TrainState
 
+
+def _is_label(value: Any) -> bool:
+    """A word, a number, or several of them."""
+    if hasattr(value, "dtype") and not isinstance(value, np.generic):
+        known = jnp.issubdtype(value.dtype, np.number) or getattr(value.dtype, "kind", None) in (
+            "U",
+            "O",
+        )
+        return known and value.ndim < 2 and value.size > 0
+    if isinstance(value, list | tuple):
+        return bool(value) and all(isinstance(v, str | int | float | np.generic) for v in value)
+    return isinstance(value, str | int | float | np.generic)
+
+
+LABEL = Needs("a label of the data, or a list of them,", _is_label)
+EARLIEST = Needs("a time, or times [n], above 0", lambda t: bool(np.all(np.asarray(t) > 0)))
 MODEL = Needs("a Model, as ndsm_jax.load reads it,", lambda v: isinstance(v, Model))
 
 
@@ -65,6 +81,7 @@ class Model:
 
     @arguments(
         num=COUNT,
+        label=LABEL,
         guidance=one_of(GUIDANCES),
         guidance_scale=number(low=0),
         autoguide=MODEL,
@@ -126,19 +143,26 @@ class Model:
             progress=progress,
         )
 
-    @arguments(y="finite numbers [n, d]", t=(number(), "finite numbers [n]"))
+    @arguments(y="finite numbers [n, d]", t=(number(above=0), "finite numbers [n]"))
     def score(self, y: Any, t: Any = None, condition: Any = None) -> np.ndarray:
         """E^T grad log p_t at states y [n, d] (in the frame's coordinates) and times t.
 
         t: a number or [n], time units; by default the last time of sampling, that of the data.
+        condition: the component of each [n], of a model whose states are in components; and what
+          the network is told of each, if it is told any (`conditions.joined` of the two).
+
+        Raises:
+          ValueError: a condition that is none of the model.
         """
         y = jnp.asarray(y, jnp.float32)
         t = self.experiment.sample_grid[1] if t is None else t
+        checks.check("Model.score: t", t, EARLIEST)
         times = jnp.broadcast_to(jnp.asarray(t, jnp.float32), y.shape[:-1])
         params = self.state.chosen if self.config.sample.ema else self.state.params
+        condition = self._condition(condition, len(y))
         return np.asarray(_score(self.experiment.model.bind(params, condition), y, times))
 
-    @arguments(seed=SEEDS, progress=FLAG)
+    @arguments(label=LABEL, seed=SEEDS, progress=FLAG)
     def log_prob(
         self, x: Any, *, label: Any = None, seed: int = 0, progress: bool = False
     ) -> np.ndarray:
@@ -156,6 +180,19 @@ class Model:
             ema=self.config.sample.ema,
             progress=progress,
         ).value
+
+    def _condition(self, condition: Any, num: int) -> Any:
+        """That of `num` states, checked."""
+        what, mixture = "Model.score: condition", frames.component_mixture(self.experiment.frame)
+        if mixture is None:
+            return self.experiment.checked("Model.score", condition, num)
+        component, told = condition, None
+        if self.experiment.model.condition is not None:
+            checks.check(what, condition, conditions.Both)
+            component, told = condition
+        checks.check(what, component, "integers below K [n]", K=mixture.num_components, n=num)
+        component = jnp.asarray(component, jnp.int32)
+        return conditions.joined(component, self.experiment.checked("Model.score", told, num))
 
     def _labels(self, label: Any, num: int) -> np.ndarray | None:
         """Numbers [num] of the classes of labels, in turn; None for None."""
