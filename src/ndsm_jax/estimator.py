@@ -8,7 +8,7 @@ import json
 import pathlib
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -72,16 +72,27 @@ RANDOM_STATE = Needs(
     "None, a whole number from 0 to 2**32 - 1, or a numpy.random.RandomState", _is_random_state
 )
 
+KEYS = Needs("a mapping of keys to values", lambda v: isinstance(v, Mapping) and _words(v))
+WORDS = Needs(
+    "a mapping of names to words",
+    lambda v: isinstance(v, Mapping) and _words(v) and _words(v.values()),
+)
+
+
+def _words(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
 PARAMETERS: Mapping[str, Any] = {
     "num_components": (COUNT, NONE),
     "covariance": (one_of(references.COVARIANCES), NONE),
     "steps": COUNT,
     "patience": whole(),
     "batch_size": COUNT,
-    "columns": (Mapping, NONE),
-    "settings": (Mapping, NONE),
+    "columns": (WORDS, NONE),
+    "settings": (KEYS, NONE),
     "random_state": RANDOM_STATE,
-    "verbose": FLAG,
+    "verbose": (FLAG, whole()),
 }
 """What each has to be, which scikit-learn has looked at in `fit`."""
 
@@ -194,7 +205,9 @@ class NDSM(BaseEstimator):
         random_state: as scikit-learn has it; None: the estimator's.
         """
         check_is_fitted(self, "model_")
-        x = self.model_.sample(n_samples, seed=self._draw_seed(random_state), progress=self.verbose)
+        x = self.model_.sample(
+            n_samples, seed=self._draw_seed(random_state), progress=bool(self.verbose)
+        )
         return self._like.rows(self.columns_, x)
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -210,7 +223,7 @@ class NDSM(BaseEstimator):
                 f"NDSM: {gaps.sum()} rows have missing cells, first row {gaps.argmax()}: they have"
                 " no density; fill them by impute, or leave them out"
             )
-        return self.model_.log_prob(x, progress=self.verbose)
+        return self.model_.log_prob(x, progress=bool(self.verbose))
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean of `score_samples`; y is ignored."""
@@ -250,7 +263,7 @@ class NDSM(BaseEstimator):
                 int(gaps.sum()),
                 given=x[gaps],
                 seed=self._draw_seed(random_state),
-                progress=self.verbose,
+                progress=bool(self.verbose),
             )
         return self._like.rows(self.columns_, x)
 
@@ -285,7 +298,11 @@ class NDSM(BaseEstimator):
                     f"NDSM: settings has {key!r}, which "
                     + ("is a section, not a key" if "." not in key else "NDSM(...) sets itself")
                 )
-        own = {key: value for key, value in own.items() if value is not None}
+        own = {
+            key: value.item() if isinstance(value, np.generic) else value  # as grids of NumPy have
+            for key, value in own.items()
+            if value is not None
+        }
         tree: dict[str, dict[str, Any]] = {}
         for key, value in {**SETTINGS, **own, **given}.items():
             section, _, name = key.partition(".")
@@ -323,7 +340,7 @@ class NDSM(BaseEstimator):
         best = None
         if held is not None:
             _, experiment = fitted(config, rest)
-            first = train_as_configured(config, experiment, rest, held, progress=self.verbose)
+            first = train_as_configured(config, experiment, rest, held, progress=bool(self.verbose))
             best = first.best
             assert best is not None
             c = dataclasses.replace(c, steps=max(1, int(best.step)))
@@ -336,7 +353,7 @@ class NDSM(BaseEstimator):
                 dataset,
                 None,
                 state=state,
-                progress=self.verbose,
+                progress=bool(self.verbose),
             )
         if best is not None:
             params = jax.tree.map(jnp.copy, state.ema)
@@ -429,7 +446,7 @@ class Conditional:
         """As `NDSM.sample`, given the cells, which are as they were given."""
         of = self.estimator
         x = of.model_.sample(
-            n_samples, given=self.row, seed=of._draw_seed(random_state), progress=of.verbose
+            n_samples, given=self.row, seed=of._draw_seed(random_state), progress=bool(of.verbose)
         )
         return of._like.rows(of.columns_, x)
 

@@ -26,11 +26,9 @@ from ndsm_jax.training import TrainState
 def _is_label(value: Any) -> bool:
     """A word, a number, or several of them."""
     if hasattr(value, "dtype") and not isinstance(value, np.generic):
-        known = jnp.issubdtype(value.dtype, np.number) or getattr(value.dtype, "kind", None) in (
-            "U",
-            "O",
-        )
-        return known and value.ndim < 2 and value.size > 0
+        words = getattr(value.dtype, "kind", None) in ("U", "O")
+        kind = words or jnp.issubdtype(value.dtype, np.number)
+        return kind and value.ndim < 2 and value.size > 0
     if isinstance(value, list | tuple):
         return bool(value) and all(isinstance(v, str | int | float | np.generic) for v in value)
     return isinstance(value, str | int | float | np.generic)

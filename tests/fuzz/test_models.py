@@ -44,6 +44,7 @@ MODELS: dict[str, Case] = {
         {"n_samples": 2, "random_state": 0},
     ),
     "NDSM.impute": (FITTED.impute, {"X": GAPS, "random_state": 0}),
+    "NDSM.save": (FITTED.save, {"folder": "kept"}),
     "NDSM.load": (NDSM.load, {"folder": "nowhere"}),
     "Model.sample": (
         of_model("sample"),
