@@ -386,8 +386,8 @@ def _in_words(rule: Any, sizes: dict[str, Any]) -> str:
     if isinstance(rule, tuple):
         return " or ".join(_in_words(one, sizes) for one in rule)
     if isinstance(rule, Shape):
-        named = dict.fromkeys(axis for axis in (*rule.axes, rule.below) if axis in sizes)
-        where = ", ".join(f"{axis} = {sizes[str(axis)]}" for axis in named)
+        names = dict.fromkeys(str(axis).partition(" + ")[0] for axis in (*rule.axes, rule.below))
+        where = ", ".join(f"{name} = {sizes[name]}" for name in names if name in sizes)
         return (
             ("" if rule.like else "an array of floats ")
             + rule.text
