@@ -243,7 +243,7 @@ class NDSM(BaseEstimator):
         names = [column.name for column in self.columns_]
         for name, value in cells.items():
             place = names.index(name) if name in names else name
-            if not isinstance(place, int) or not 0 <= place < len(names):
+            if not whole().holds(place) or not 0 <= place < len(names):
                 raise ValueError(f"condition: no column {name!r}; one of {', '.join(names)}")
             cell = np.empty((1, 1), object)
             cell[0, 0] = value
@@ -392,7 +392,7 @@ class NDSM(BaseEstimator):
 
         Raises:
           FileNotFoundError: no such estimator.
-          ValueError: damaged checkpoints.
+          ValueError: damaged checkpoints, or a damaged file beside them.
         """
         path = pathlib.Path(folder) / PARAMETERS_FILE
         if not path.is_file():
@@ -400,11 +400,17 @@ class NDSM(BaseEstimator):
                 f"{folder} has no {PARAMETERS_FILE}: give a folder that NDSM.save wrote; the model"
                 " of any run is read by ndsm_jax.load"
             )
-        own = json.loads(path.read_text())
-        made = cls(**own["parameters"])
+        try:
+            own = json.loads(path.read_text())
+            made, like = cls(**own["parameters"]), _Like(**own["rows"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error!r:.100}); save the estimator again, or take the model"
+                " alone by ndsm_jax.load"
+            ) from error
         made.model_ = load(folder)
         made.columns_ = made.model_.columns
-        made._like = _Like(**own["rows"])
+        made._like = like
         made.n_features_in_ = made._like.width
         if made._like.names is not None:
             made.feature_names_in_ = np.array(made._like.names, object)

@@ -714,6 +714,12 @@ def export_run(
             f"--out={path}: give FILE.zip for programs that JAX alone runs, or FILE.safetensors for"
             " the parameters"
         )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--out={path}: its folder cannot be made ({error.strerror}); give another one"
+        ) from error
     model = load(folder, sample=sample, allow_changed_source=allow_changed_source)
     metrics_path = folder / "metrics.json"
     metrics = json.loads(metrics_path.read_text()) if metrics_path.exists() else None

@@ -93,6 +93,11 @@ def encode(columns: Sequence[Column], data: Any, *, header: str = "auto") -> np.
     found = dict(named)
     unnamed = all(name == _numbered(i) for i, (name, _) in enumerate(named))
     if unnamed and not found.keys() >= {c.name for c in columns}:
+        if len(named) > len(columns):
+            raise ValueError(
+                f"the data have {len(named)} columns without names, and {len(columns)} are needed:"
+                f" {', '.join(c.name for c in columns[:10])}"
+            )
         found = {c.name: cells for c, (_, cells) in zip(columns, named, strict=False)}
     for column in columns:
         if column.name not in found:
