@@ -56,7 +56,7 @@ class Scalar:
     @arguments(**_SCALAR)
     def mv(self, y: Array) -> Array:
         """M y: [..., d] -> [..., d]."""
-        return self.value[..., None] * y
+        return _beside(self.value[..., None], y) * y
 
     @arguments(**_SCALAR)
     def mv_t(self, y: Array) -> Array:
@@ -66,7 +66,7 @@ class Scalar:
     @arguments(**_SCALAR)
     def solve(self, y: Array) -> Array:
         """M^{-1} y: [..., d] -> [..., d]."""
-        return y / self.value[..., None]
+        return y / _beside(self.value[..., None], y)
 
     @arguments(**_SCALAR)
     def solve_t(self, y: Array) -> Array:
@@ -89,7 +89,7 @@ class Diagonal:
     @arguments(**_DIAGONAL)
     def mv(self, y: Array) -> Array:
         """M y: [..., d] -> [..., d]."""
-        return self.values * y
+        return _beside(self.values, y) * y
 
     @arguments(**_DIAGONAL)
     def mv_t(self, y: Array) -> Array:
@@ -99,7 +99,7 @@ class Diagonal:
     @arguments(**_DIAGONAL)
     def solve(self, y: Array) -> Array:
         """M^{-1} y: [..., d] -> [..., d]."""
-        return y / self.values
+        return y / _beside(self.values, y)
 
     @arguments(**_DIAGONAL)
     def solve_t(self, y: Array) -> Array:
@@ -200,6 +200,11 @@ class Dense:
 LinearMap = Scalar | Diagonal | Blocks | Dense
 
 
+def _beside(a: Array, y: Array) -> Array:
+    """An array that may lack leading axes of y, with axes of 1 in their place."""
+    return a.reshape((1,) * (y.ndim - a.ndim) + a.shape)
+
+
 def _product(subscripts: str, a: Array, b: Array) -> Array:
     # TF32, the default of recent GPUs, has 10 bits: too few for a kernel's root.
     with jax.numpy_rank_promotion("allow"):  # leading axes broadcast by einsum's own rules
@@ -281,7 +286,7 @@ _TURN = (2 * np.pi) ** -0.5
 """Standard deviation in periods at which images and harmonics converge alike."""
 
 
-@arguments(x="[..., d]", std=("[...]", "[]"), period=POSITIVE)
+@arguments(x="[..., d]", std="[...]", period=POSITIVE)
 def wrapped_score(x: Array, std: Array, period: Array) -> Array:
     """Score of the wrapped normal law, d/dx log sum_k exp(-(x + k P)^2 / (2 s^2)), elementwise.
 

@@ -109,18 +109,18 @@ def _model(tmp_path_factory):
 
 
 @hypothesis.given(calls(MODELS))
-@examples(short=25, long=300)
+@examples(short=15, long=300)
 def test_models_refuse_what_is_no_argument_of_theirs(case):
     try_call("models", MODELS, case)
 
 
 @hypothesis.given(calls({"NDSM": (fitted, PARAMETERS)}))
-@examples(short=20, long=200)
+@examples(short=15, long=200)
 def test_an_estimator_refuses_what_is_no_parameter_of_its(case):
     try_call("models", {"NDSM": (fitted, PARAMETERS)}, case)
 
 
 @hypothesis.given(calls({"NDSM.fit": (FITTED.fit, {"X": ROWS})}))
-@examples(short=5, long=40)
+@examples(short=3, long=40)
 def test_an_estimator_refuses_what_are_no_rows(case):
     try_call("models", {"NDSM.fit": (NDSM(**PARAMETERS).fit, {"X": ROWS})}, case)
