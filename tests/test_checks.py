@@ -1,11 +1,13 @@
 """Arguments are checked once, where JAX traces; the messages; nothing is left in programs."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ndsm_jax import checks, references
+from ndsm_jax import checks, conditions, contrast, currents, linear_maps, processes, references
 from ndsm_jax.checks import COUNT, GRID, KEY, POSITIVE, SEEDS, arguments, function, number, whole
 from ndsm_jax.likelihood import Flow
 
@@ -87,6 +89,60 @@ def test_a_function_is_asked_how_many_arguments_it_takes():
 def test_a_name_that_a_function_does_not_have_is_a_slip_of_ours():
     with pytest.raises(TypeError, match="no arguments z"):
         arguments(z=COUNT)(lambda y: y)
+
+
+def test_what_a_pytree_holds_is_checked_where_it_is_used():
+    """JAX rebuilds it with leaves of any kind, so that its constructor takes all."""
+    assert jax.tree.map(lambda _: None, linear_maps.Scalar(value=jnp.ones(3))).value is None
+    y, wrong = jnp.ones((3, 2)), linear_maps.Diagonal(values=jnp.ones((3, 1)))
+    with pytest.raises(ValueError, match=r"Diagonal\.mv: values=float32\[3, 1\].* with .*d = 2"):
+        wrong.mv(y)
+    with pytest.raises(ValueError, match=r"Dense\.solve: matrix=None"):
+        linear_maps.Dense(matrix=None).solve(y)
+    with pytest.raises(ValueError, match=r"coordinates=2: a multiple of .* 3, is needed"):
+        linear_maps.Blocks(matrix=jnp.eye(3)).mv(y)
+    classes = conditions.Classes(shares=jnp.ones(2) / 2, log_weights=jnp.zeros((2, 4)))
+    with pytest.raises(ValueError, match=r"log_weights=float32\[2, 4\].*\[C \+ 1, K\] with C = 2"):
+        classes.of_components([0])
+
+
+def test_labels_and_coordinates_out_of_range_are_refused_and_not_clamped():
+    classes = conditions.Classes(shares=jnp.ones(2) / 2, log_weights=jnp.zeros((3, 4)))
+    assert classes.start_log_weights([1, -1]).shape == (2, 4)
+    assert classes.start_log_weights([]).shape == (0, 4)
+    for label in (2, -2):
+        with pytest.raises(ValueError, match=rf"labels=.* with {label}: integers from -1 below C"):
+            classes.start_log_weights([label])
+    with pytest.raises(ValueError, match=r"with 4: integers below K \[n\] with K = 4"):
+        classes.of_components([4])
+    with pytest.raises(ValueError, match=r"currents\.reversed_drift: odd=\(2,\) with 2"):
+        currents.reversed_drift(processes.ornstein_uhlenbeck(2), (2,))
+    with pytest.raises(ValueError, match=r"linear_maps\.select: indices=\(-1,\): integers below d"):
+        linear_maps.select(jnp.ones((3, 2)), (-1,))
+
+
+def test_what_a_function_returns_is_checked_in_its_name():
+    """And a score of shape [..., 1] does not broadcast."""
+    process, y, t = processes.ornstein_uhlenbeck(2), jnp.ones((3, 2)), jnp.ones(3)
+    flow = currents.velocity(process, lambda y, t: -y)
+    with pytest.raises(ValueError, match=r"currents\.velocity: t=float32\[3, 1\]"):
+        flow(y, t[:, None])
+    narrow = lambda y, t: -y[..., :1]  # noqa: E731
+    guided = contrast.Contrast(scale=2.0, weaker=narrow)(lambda y, t: -y, process)
+    for call in (
+        lambda: guided(y, t),
+        lambda: currents.entropy_rates(process, narrow, y, t),
+        lambda: currents.velocity(process, narrow)(y, t),
+    ):
+        with pytest.raises(ValueError, match=r"the score of states \[3, 2\] is float32\[3, 1\]"):
+            call()
+
+
+def test_paths():
+    assert checks.FOLDER.holds("runs/mine")
+    assert checks.FILE.holds(pathlib.Path("model.zip"))
+    for wrong in ("", "a\0b", b"runs", 3, None):
+        assert not checks.FOLDER.holds(wrong)
 
 
 def test_fields_of_a_dataclass_are_checked_likewise():

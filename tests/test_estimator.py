@@ -230,3 +230,45 @@ def test_the_criterion_chooses_what_the_data_were_drawn_from():
     assert mixture.num_components == 3
     with pytest.raises(ValueError, match=r"data=.* not finite"):
         references.choose(np.full((5, 2), np.nan))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": 2.0}, r"NDSM: steps=2\.0: a whole number >= 1"),
+        ({"num_components": "two"}, r"NDSM: num_components='two': .* or None is needed"),
+        ({"columns": {"column_1": 1}}, "NDSM: columns=.*: a mapping of names to words"),
+        ({"settings": {1: 2}}, "NDSM: settings=.*: a mapping of keys"),
+        ({"random_state": 2**32}, "NDSM: random_state=4294967296"),
+    ],
+)
+def test_parameters_are_checked_in_fit_and_named(options, message):
+    made = NDSM(**options)  # scikit-learn's: a constructor looks at nothing
+    with pytest.raises(ValueError, match=message):
+        made.fit(flowers())
+
+
+def test_numbers_of_numpy_are_parameters():
+    """As a search over a grid gives them."""
+    config = tiny(steps=np.int64(7), num_components=np.int32(2))._config(0)
+    assert (config.train.steps, config.mixture.num_components) == (7, 2)
+
+
+def test_a_damaged_file_of_parameters_is_one_error(tmp_path):
+    for content in ("{", "{}", "[]", '{"parameters": {"a": 1}, "rows": {}}'):
+        (tmp_path / "estimator.json").write_text(content)
+        with pytest.raises(ValueError, match=r"estimator\.json is damaged"):
+            NDSM.load(tmp_path)
+
+
+def test_a_model_is_asked_for_components_and_times_that_exist(fitted):
+    model = fitted.model_
+    y = np.zeros((2, model.experiment.process.dim))
+    for given, message in (
+        ({"condition": [0, 9]}, "Model.score: condition=.* with 9: integers below K"),
+        ({}, "Model.score: condition=None"),
+        ({"condition": [0, 1], "t": 0.0}, "Model.score: t=0"),
+        ({"condition": [0, 1], "t": [-1.0, 1.0]}, "Model.score: t=.* above 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.score(y, **given)

@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import os
 import reprlib
 import typing
 from collections.abc import Callable, Iterable
@@ -61,7 +62,8 @@ class Shape:
       text: as the docstrings write it.
       axes: sizes, names, or "..." for any leading ones.
       finite, integers: conditions on the numbers.
-      below: an axis whose size they are below, from 0 on.
+      below: an axis whose size they are below.
+      least: what they are from on.
       like: whether lists and single numbers are taken for arrays.
     """
 
@@ -70,6 +72,7 @@ class Shape:
     finite: bool = False
     integers: bool = False
     below: str = ""
+    least: int = 0
     like: bool = False
 
 
@@ -78,12 +81,13 @@ Wanted = str | Shape | Needs | type | tuple[Any, ...]
 
 
 def shape_of(text: str) -> Shape:
-    """`"[..., d]"`, `"finite numbers [N, 3]"`, `"integers below K [n]"`, parsed.
+    """`"[..., d]"`, `"finite numbers [N, 3]"`, `"integers below K [n]"` (from 0 on), parsed.
 
     A name is one size in all arguments of a call, and `...` are as many axes in all of them, which
-    broadcast; `d`, `r` and `K` are those of the process, the reference or the object itself. What
-    is no name and no number, `n + 1`, is any size. Where the text says `numbers`, lists are taken,
-    too, and their leading axes broadcast as NumPy's do; `finite` ones are some.
+    broadcast; `d`, `r` and `K` are those of the process, the reference or the object itself;
+    `n + 1` is one more than n. What else is no name and no number is any size. Where the text says
+    `numbers`, lists are taken, too, and their leading axes broadcast as NumPy's do; `finite` ones
+    are some.
     """
     words, _, sizes = text.rstrip("]").partition("[")
     axes = [size.strip() for size in sizes.split(",") if size.strip()]
@@ -94,6 +98,7 @@ def shape_of(text: str) -> Shape:
         finite="finite" in words,
         integers="integers" in words,
         below=words.partition("below ")[2].strip(),
+        least=-1 if "from -1" in words else 0,
         like="numbers" in words or "integers" in words,
     )
 
@@ -191,6 +196,11 @@ def _is_key(value: Any, ndim: int) -> bool:
     )
 
 
+def _is_path(value: Any) -> bool:
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    return isinstance(path, str) and path != "" and "\0" not in path
+
+
 def _is_grid(value: Any, fewest: int, start: float | None) -> bool:
     """Increasing times; from 0 there are three at least: a step, and what is left to 0."""
     shape = getattr(value, "shape", None)
@@ -210,12 +220,15 @@ KEYS = Needs("typed PRNG keys [B], jax.random.split(key, B)", lambda v: _is_key(
 FUNCTION = Needs("a function", lambda v: callable(v) and not inspect.isclass(v))
 CONSTRUCTOR = Needs("a constructor", callable)
 SCORE = function(2, 3)
+NONE = Needs("None", lambda v: v is None)
 FLAG = Needs("True or False", lambda v: isinstance(v, bool | np.bool_))
 COUNT = whole(1)
 SEEDS = whole(0, SEED)
 POSITIVE = number(above=0)
 DIMENSIONS = whole(1, 2**24)
 SHAPE = sequence(whole(), "a tuple of whole numbers")
+FOLDER = Needs("the path of a folder", _is_path)
+FILE = Needs("the path of a file", _is_path)
 GRID = Needs("increasing finite times [n + 1] from 0, n >= 2", lambda v: _is_grid(v, 3, 0.0))
 TIMES = Needs("increasing finite times [n + 1], n >= 1", lambda v: _is_grid(v, 2, None))
 STEPS = whole(2, 1_000_000)
@@ -237,7 +250,9 @@ def _is(wanted: Any, value: Any, sizes: dict[str, Any] | None = None) -> bool:
 def arguments(**wanted: Wanted) -> Callable[[Function], Function]:
     """A decorator that checks arguments by name, see the module.
 
-    An argument whose default is None may be None. Those that are not named are not checked.
+    An argument whose default is None may be None. Those that are not named are not checked. A name
+    that is no argument of a method is a field of its object: what a pytree of arrays holds can be
+    checked where it is used only, as JAX rebuilds it with other leaves.
 
     Raises:
       ValueError: from the function, for an argument that is something else: function, argument,
@@ -248,9 +263,9 @@ def arguments(**wanted: Wanted) -> Callable[[Function], Function]:
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
         open_to_none = {n for n, p in signature.parameters.items() if p.default is None}
-        unknown = rules.keys() - signature.parameters.keys()
-        if unknown:  # a slip in this package
-            raise TypeError(f"{function.__qualname__} has no arguments {', '.join(unknown)}")
+        of_self = rules.keys() - signature.parameters.keys()
+        if of_self and "self" not in signature.parameters:  # a slip in this package
+            raise TypeError(f"{function.__qualname__} has no arguments {', '.join(of_self)}")
         name = _name(function)
 
         @functools.wraps(function)
@@ -261,10 +276,14 @@ def arguments(**wanted: Wanted) -> Callable[[Function], Function]:
                 raise TypeError(f"{name}: {error}") from None
             sizes = _sizes(given)
             for argument, rule in rules.items():
-                if argument not in given:
+                if argument in of_self:
+                    value = getattr(given["self"], argument)
+                    needed = getattr(type(given["self"]), argument, ...) is not None
+                elif argument in given:
+                    value, needed = given[argument], argument not in open_to_none
+                else:
                     continue
-                value = given[argument]
-                if value is not None or argument not in open_to_none:
+                if value is not None or needed:
                     _check(f"{name}: {argument}", value, rule, sizes)
             return function(*args, **more)
 
@@ -282,9 +301,12 @@ def fields(instance: Any, **wanted: Wanted) -> None:
             _check(f"{type(instance).__name__}: {name}", value, _rule(want), {})
 
 
-def check(what: str, value: Any, wanted: Wanted) -> None:
-    """The same of one value, `function: argument` in words. Raises ValueError likewise."""
-    _check(what, value, _rule(wanted), {})
+def check(what: str, value: Any, wanted: Wanted, **sizes: int) -> None:
+    """The same of one value, `function: argument` in words, and the sizes of axes that are known.
+
+    Raises ValueError likewise.
+    """
+    _check(what, value, _rule(wanted), sizes)
 
 
 def score(where: str, function: Callable[..., Any], dim: int) -> Callable[..., Any]:
@@ -327,12 +349,15 @@ def _rule(wanted: Any) -> Any:
 
 
 def _name(function: Any) -> str:
-    """`GaussianMixture.score` of a method, `references.fit` of a function."""
+    """`GaussianMixture.score` of a method, `references.fit` of a function.
+
+    Of `_velocity`, which computes what `velocity` returns a function for, that one's.
+    """
     if "." in function.__qualname__:
         return str(function.__qualname__).removesuffix(".__call__")
     package, *modules = function.__module__.split(".")
     within = f"{modules[0]}." if package == "ndsm_jax" and modules else ""
-    return f"{within}{function.__name__}"
+    return f"{within}{function.__name__.lstrip('_')}"
 
 
 def _sizes(given: dict[str, Any]) -> dict[str, Any]:
@@ -361,8 +386,8 @@ def _in_words(rule: Any, sizes: dict[str, Any]) -> str:
     if isinstance(rule, tuple):
         return " or ".join(_in_words(one, sizes) for one in rule)
     if isinstance(rule, Shape):
-        named = dict.fromkeys(axis for axis in (*rule.axes, rule.below) if axis in sizes)
-        where = ", ".join(f"{axis} = {sizes[str(axis)]}" for axis in named)
+        names = dict.fromkeys(str(axis).partition(" + ")[0] for axis in (*rule.axes, rule.below))
+        where = ", ".join(f"{name} = {sizes[name]}" for name in names if name in sizes)
         return (
             ("" if rule.like else "an array of floats ")
             + rule.text
@@ -376,6 +401,7 @@ def _why_not(value: Any, rule: Shape, sizes: dict[str, Any]) -> str | None:
     if rule.like and not hasattr(value, "dtype"):
         try:
             value = np.asarray(value)
+            value = value if value.size else value.astype(int)  # an empty list is one of integers
         except (ValueError, TypeError, OverflowError):  # ragged, or too large
             return ""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
@@ -393,7 +419,7 @@ def _why_not(value: Any, rule: Shape, sizes: dict[str, Any]) -> str | None:
         return " of which some are not finite"
     if rule.below in sizes and _known(value):
         values = np.asarray(value)
-        wrong = values[(values < 0) | (values >= sizes[rule.below])]
+        wrong = values[(values < rule.least) | (values >= sizes[rule.below])]
         if wrong.size:
             return f" with {wrong.flat[0]}"
     return None
@@ -428,6 +454,9 @@ def _fits(shape: tuple[int, ...], rule: Shape, sizes: dict[str, Any]) -> bool:
         if isinstance(axis, int):
             if size != axis:
                 return False
-        elif axis.isidentifier() and sizes.setdefault(axis, size) != size:
+            continue
+        name, _, more = axis.partition(" + ")
+        size -= int(more or 0)
+        if name.isidentifier() and sizes.setdefault(name, size) != size:
             return False
     return True

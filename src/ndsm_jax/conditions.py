@@ -16,7 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax import checks
+from ndsm_jax.checks import COUNT, KEY, Needs, arguments, number, whole
+
 NO_CLASS = -1
+
+ARRAY = Needs(
+    "an array of integers or floats",
+    lambda v: (
+        hasattr(v, "dtype")
+        and any(jnp.issubdtype(v.dtype, kind) for kind in (np.integer, np.floating))
+    ),
+)
 
 
 class Both(NamedTuple):
@@ -39,9 +50,11 @@ def joined(frame: Any, told: Any) -> Any:
 
 
 def _null(leaf: Any) -> Array:
-    leaf = jnp.asarray(leaf)
-    nothing = NO_CLASS if jnp.issubdtype(leaf.dtype, jnp.integer) else jnp.nan
-    return jnp.full_like(leaf, nothing)
+    checks.check("conditions.null: a leaf", leaf, ARRAY)
+    if jnp.issubdtype(leaf.dtype, jnp.integer):
+        signed = jnp.issubdtype(leaf.dtype, jnp.signedinteger)
+        return jnp.full_like(leaf, NO_CLASS, dtype=None if signed else jnp.int32)
+    return jnp.full_like(leaf, jnp.nan)
 
 
 def null(condition: Any) -> Any:
@@ -51,17 +64,29 @@ def null(condition: Any) -> Any:
     return jax.tree.map(_null, condition)
 
 
+@arguments(key=KEY, rate=number(low=0, high=1))
 def dropped(key: Array, condition: Any, rate: float) -> Any:
     """The condition of B items, each of them `null`, in all leaves, with probability `rate`.
 
     So a network learns both scores of classifier-free guidance (2207.12598, Algorithm 1).
-    """
-    drop = jax.random.bernoulli(key, rate, (len(jax.tree.leaves(condition)[0]),))
 
-    def leaf(c: Array, nothing: Array) -> Array:
+    Raises:
+      ValueError: leaves that are no arrays [B, ...] of one B, or none.
+    """
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(condition)]
+    lengths = {shape[:1] for shape in shapes}
+    if len(lengths) != 1 or () in lengths:
+        raise ValueError(
+            f"conditions.dropped: leaves of the shapes {shapes}; arrays [B, ...] are needed, of one"
+            " B, and one at least"
+        )
+    nothing = null(condition)
+    drop = jax.random.bernoulli(key, jnp.float32(rate), shapes[0][:1])
+
+    def chosen(c: Array, nothing: Array) -> Array:
         return jnp.where(drop.reshape(-1, *[1] * (c.ndim - 1)), nothing, c)
 
-    return jax.tree.map(leaf, condition, null(condition))
+    return jax.tree.map(chosen, condition, nothing)
 
 
 def example(condition: Any) -> Any:
@@ -72,17 +97,18 @@ def example(condition: Any) -> Any:
     """
 
     def leaf(c: Any) -> Array:
-        c = np.asarray(c)
-        if c.dtype.kind not in "iuf" or not c.ndim:
+        if not ARRAY.holds(c) or not c.ndim:
             raise ValueError(
-                f"condition: a leaf of type {c.dtype} and shape {c.shape}; classes are integers [N]"
-                " and vectors floats [N, c]"
+                f"condition: a leaf {checks.shown(c)}; classes are integers [N] and vectors floats"
+                " [N, c]"
             )
-        return jnp.zeros((1, *c.shape[1:]), jnp.float32 if c.dtype.kind == "f" else jnp.int32)
+        kind = jnp.float32 if jnp.issubdtype(c.dtype, np.floating) else jnp.int32
+        return jnp.zeros((1, *c.shape[1:]), kind)
 
     return jax.tree.map(leaf, condition)
 
 
+@arguments(what=str, num=whole(), num_classes=COUNT)
 def check(what: str, condition: Any, like: Any, num: int, num_classes: int | None = None) -> Any:
     """The conditions of `num` items, in the types of `like`; None where that is.
 
@@ -109,14 +135,17 @@ def check(what: str, condition: Any, like: Any, num: int, num_classes: int | Non
             f"{what}: the network is told a condition, and none is given; give one a row, such as"
             " conditions.null(condition), which says nothing, or set network.condition to none"
         )
+    for one in jax.tree.leaves(like):
+        checks.check("conditions.check: a leaf of like", one, ARRAY)
     forms: list[Any] = [jax.tree.structure(tree) for tree in (condition, like)]
     if forms[0] != forms[1]:
         raise ValueError(
-            f"{what}: a condition of the structure {forms[0]}, and the network is told {forms[1]};"
-            " give experiment(..., condition=...) the same"
+            f"{what}: a condition of the structure {forms[0]!s:.200}, and the network is told"
+            f" {forms[1]}; give experiment(..., condition=...) the same"
         )
 
     def leaf(c: Any, one: Array) -> np.ndarray:
+        checks.check(f"{what}: a condition", c, ARRAY)
         c, kind = np.asarray(c), np.dtype(one.dtype)
         if c.shape != (num, *one.shape[1:]) or not np.can_cast(c.dtype, kind, "same_kind"):
             wanted = [num, *one.shape[1:]]
@@ -155,6 +184,7 @@ class Classes:
         """C."""
         return self.shares.shape[0]
 
+    @arguments(shares="[C]", log_weights="[C + 1, K]", labels="integers from -1 below C [n]")
     def start_log_weights(self, labels: Any) -> Array:
         """Log P(component | class) of labels [n], -1 for no class: [n, K]."""
         if self.log_weights is None:
@@ -162,11 +192,14 @@ class Classes:
                 "Classes: log_weights are None, so that no class starts in components of its own;"
                 " give conditioning.classes a prior and states"
             )
-        return self.log_weights[jnp.asarray(labels)]  # -1 is the last row
+        return self.log_weights[jnp.asarray(labels, jnp.int32)]  # -1 is the last row
 
+    @arguments(shares="[C]", log_weights="[C + 1, K]", components="integers below K [n]")
     def of_components(self, components: Any) -> Array:
         """Log P(class | component) of components [n], by Bayes: [n, C]."""
         if self.log_weights is None:
             return jnp.broadcast_to(jnp.log(self.shares), (len(components), len(self)))
-        joint = jnp.log(self.shares)[None] + self.log_weights[:-1].T[jnp.asarray(components)]
+        joint = (
+            jnp.log(self.shares)[None] + self.log_weights[:-1].T[jnp.asarray(components, jnp.int32)]
+        )
         return jax.nn.log_softmax(joint, axis=-1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,8 @@ import jax.numpy as jnp
 from jax import Array
 from jax.tree_util import Partial
 
+from ndsm_jax import checks
+from ndsm_jax.checks import FUNCTION, SCORE, arguments, number
 from ndsm_jax.conditions import Both, null
 from ndsm_jax.processes.process import Process
 
@@ -19,6 +20,7 @@ Score = Callable[..., Array]
 """u(y [..., d], t [...]) -> [..., r], or u(y, t, condition), as samplers take it."""
 
 
+@arguments(score=FUNCTION)
 def untold(score: Score) -> Partial:
     """The score with `conditions.null` in the place of its condition: that of all items."""
     return Partial(_untold, score)
@@ -28,6 +30,7 @@ def _untold(score: Score, y: Array, t: Array, condition: Any) -> Array:
     return score(y, t, null(condition))
 
 
+@arguments(score=FUNCTION)
 def unconditional(score: Score) -> Partial:
     """A score that is told nothing (but by its frame), beside a condition that it does not see."""
     return Partial(_unconditional, score)
@@ -37,6 +40,14 @@ def _unconditional(score: Score, y: Array, t: Array, condition: Any) -> Array:
     return score(y, t, condition.frame) if isinstance(condition, Both) else score(y, t)
 
 
+@arguments(
+    score=SCORE,
+    weaker=SCORE,
+    process=Process,
+    scale=number(low=0),
+    low=number(low=0, high=1),
+    high=number(low=0, high=1),
+)
 def extrapolated(
     score: Score,
     weaker: Score,
@@ -57,6 +68,7 @@ def extrapolated(
     return Partial(_extrapolated, score, weaker, process, jnp.float32(scale), limits)
 
 
+@arguments(y="[..., d]", t="[...]")
 def _extrapolated(
     score: Score,
     weaker: Score,
@@ -67,6 +79,9 @@ def _extrapolated(
     t: Array,
     *condition: Any,
 ) -> Array:
+    score, weaker = (
+        checks.score("contrast.extrapolated", one, process.noise_dim) for one in (score, weaker)
+    )
     strong = score(y, t, *condition)
     share = process.clock.variance(t) / process.clock.variance(process.horizon)
     inside = (limits[0] <= share) & (share <= limits[1])
@@ -95,14 +110,14 @@ class Contrast:
     weaker: Score | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.scale < math.inf:
+        checks.check("sample.guidance_scale", self.scale, number(low=0))
+        checks.check("sample.guidance_low", self.low, number(low=0, high=1))
+        checks.check("sample.guidance_high", self.high, number(low=0, high=1))
+        checks.fields(self, weaker=FUNCTION)
+        if not self.low < self.high:
             raise ValueError(
-                f"sample.guidance_scale={self.scale}: a number from 0 on is needed; 1 is off"
-            )
-        if not 0 <= self.low < self.high <= 1:
-            raise ValueError(
-                f"sample.guidance_low={self.low} must lie below sample.guidance_high={self.high},"
-                " both between 0 and 1, which are all times"
+                f"sample.guidance_low={self.low} must lie below sample.guidance_high={self.high};"
+                " 0 and 1 are all times"
             )
 
     @property
@@ -110,6 +125,7 @@ class Contrast:
         """Whether it changes nothing."""
         return self.scale == 1
 
+    @arguments(score=FUNCTION, process=Process)
     def __call__(self, score: Score, process: Process) -> Score:
         """The guided score, of states of the process."""
         if self.off:

@@ -13,15 +13,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax import checks
+from ndsm_jax.checks import SCORE, TIMES, arguments
 from ndsm_jax.derivatives import divergence
 from ndsm_jax.integrators import broadcast_time, heun_step, scan_grid
 from ndsm_jax.processes.process import DriftFn, Process, ScoreFn, probability_flow
 
 
+@arguments(y="[..., d]", t="[...]")
 def _velocity(process: Process, score: ScoreFn, y: Array, t: Array) -> Array:
     return -probability_flow(process, score)(y, t)
 
 
+@arguments(process=Process, score=SCORE)
 def velocity(process: Process, score: ScoreFn) -> DriftFn:
     """Velocity of the probability current, v = b - D E u: [..., d], [...] -> [..., d].
 
@@ -30,6 +34,7 @@ def velocity(process: Process, score: ScoreFn) -> DriftFn:
     return partial(_velocity, process, score)
 
 
+@arguments(process=Process, score=SCORE, log_prob="[...]", y="[..., d]", t="[...]")
 def current(process: Process, score: ScoreFn, log_prob: Array, y: Array, t: Array) -> Array:
     """The probability current j = p v at states [..., d] with log density log_prob [...]."""
     return jnp.exp(log_prob)[..., None] * velocity(process, score)(y, t)
@@ -47,6 +52,7 @@ class Transported(NamedTuple):
     log_prob: Array | None
 
 
+@arguments(process=Process, score=SCORE, y0="[..., d]", grid=TIMES, log_prob="[...]")
 def transport(
     process: Process,
     score: ScoreFn,
@@ -86,6 +92,7 @@ def transport(
     )
 
 
+@arguments(process=Process, odd="integers below d [n]")
 def reversed_drift(process: Process, odd: tuple[int, ...] = ()) -> DriftFn:
     """The drift under time reversal, b'_i(y, t) = s_i b_i(s y, t), with s = -1 for odd coordinates.
 
@@ -99,6 +106,7 @@ def reversed_drift(process: Process, odd: tuple[int, ...] = ()) -> DriftFn:
     sign = np.ones(process.dim, np.float32)
     sign[list(odd)] = -1
 
+    @arguments(y=f"[..., {process.dim}]", t="[...]")
     def drift(y: Array, t: Array) -> Array:
         signs = jnp.broadcast_to(jnp.asarray(sign), y.shape)
         return signs * process.drift(signs * y, t)
@@ -120,6 +128,7 @@ class EntropyRates(NamedTuple):
     medium: Array
 
 
+@arguments(process=Process, score=SCORE, y="[..., d]", t="[...]", odd="integers below d [n]")
 def entropy_rates(
     process: Process, score: ScoreFn, y: Array, t: Array, *, odd: tuple[int, ...] = ()
 ) -> EntropyRates:
@@ -147,7 +156,8 @@ def entropy_rates(
     drift, spreading = divergence(lambda y: process.drift(y, t), y)
     back, back_spreading = divergence(lambda y: reverse(y, t), y)
     irreversible = 0.5 * (drift + back)
-    u, strength = score(y, t), 0.5 * process.diffusion(t) ** 2
+    u = checks.score("currents.entropy_rates", score, process.noise_dim)(y, t)
+    strength = 0.5 * process.diffusion(t) ** 2
     driven = process.project(irreversible)
     # Of the coordinates without noise, beyond rounding.
     rest = jnp.abs(irreversible - process.spread(driven))

@@ -8,9 +8,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ndsm_jax import checks
+from ndsm_jax.checks import arguments
 from ndsm_jax.linear_maps import embed
 
 
+@arguments(
+    function=checks.function(1), y="[..., d]", probe="[..., r]", noisy="integers below d [r]"
+)
 def divergence(
     function: Callable[[Array], Array],
     y: Array,
@@ -28,15 +33,25 @@ def divergence(
       y: states [..., d].
       probe: v [..., r], independent of y; None: exact.
       noisy: the coordinates that E selects, r of them; None: all, and r = d.
+
+    Raises:
+      ValueError: a function of other values than [..., r].
     """
+    size = y.shape[-1] if noisy is None else len(noisy)
+
+    def checked(y: Array) -> Array:
+        value = function(y)
+        what = f"derivatives.divergence: the function of states {list(y.shape)}"
+        checks.output(what, value, (*y.shape[:-1], size))
+        return value
 
     def along(v: Array) -> tuple[Array, Array]:
-        value, derivative = jax.jvp(function, (y,), (embed(v, noisy, y.shape[-1]),))
+        value, derivative = jax.jvp(checked, (y,), (embed(v, noisy, y.shape[-1]),))
         return value, jnp.sum(v * derivative, axis=-1)
 
     if probe is not None:
+        checks.check("derivatives.divergence: probe", probe, "[..., r]", r=size)
         return along(probe)
-    size = y.shape[-1] if noisy is None else len(noisy)
     value, parts = jax.vmap(
         lambda axis: along(jnp.broadcast_to(axis, (*y.shape[:-1], size))), out_axes=(None, -1)
     )(jnp.eye(size, dtype=y.dtype))

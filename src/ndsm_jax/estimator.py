@@ -8,7 +8,7 @@ import json
 import pathlib
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral
 from typing import Any
 
@@ -21,6 +21,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ndsm_jax import frames, references
+from ndsm_jax.checks import COUNT, FLAG, FOLDER, NONE, Needs, arguments, check, one_of, whole
 from ndsm_jax.columns import Column
 from ndsm_jax.config import Config, check_effect, check_key
 from ndsm_jax.config.parts import Parts, data_frame, examples
@@ -57,6 +58,43 @@ end, many can be held out until then.
 
 FULL_DIM = 64
 """Most coordinates for which full covariances are tried."""
+
+
+def _is_random_state(value: Any) -> bool:
+    try:
+        check_random_state(value)
+    except ValueError:
+        return False
+    return True
+
+
+RANDOM_STATE = Needs(
+    "None, a whole number from 0 to 2**32 - 1, or a numpy.random.RandomState", _is_random_state
+)
+
+KEYS = Needs("a mapping of keys to values", lambda v: isinstance(v, Mapping) and _words(v))
+WORDS = Needs(
+    "a mapping of names to words",
+    lambda v: isinstance(v, Mapping) and _words(v) and _words(v.values()),
+)
+
+
+def _words(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+PARAMETERS: Mapping[str, Any] = {
+    "num_components": (COUNT, NONE),
+    "covariance": (one_of(references.COVARIANCES), NONE),
+    "steps": COUNT,
+    "patience": whole(),
+    "batch_size": COUNT,
+    "columns": (WORDS, NONE),
+    "settings": (KEYS, NONE),
+    "random_state": RANDOM_STATE,
+    "verbose": (FLAG, whole()),
+}
+"""What each has to be, which scikit-learn has looked at in `fit`."""
 
 PARAMETERS_FILE = "estimator.json"
 
@@ -118,13 +156,15 @@ class NDSM(BaseEstimator):
         """Fits mixture and score to rows X [N, D]; y is ignored.
 
         Raises:
-          ValueError: fewer than 10 rows, rows that are no table (`tables.read`), or settings that
-            do not exist, do not fit, or that nothing reads.
+          ValueError: a parameter that is something else, fewer than 10 rows, rows that are no table
+            (`tables.read`), or settings that do not exist, do not fit, or that nothing reads.
         """
+        for name, wanted in PARAMETERS.items():
+            check(f"NDSM: {name}", getattr(self, name), wanted)
         _check_dense(X)
-        validate_data(self, X, skip_check_array=True)
         seed = self._seed(self.random_state)
         table = tables.read(X, columns=self.columns or {}, key="X")
+        validate_data(self, X, skip_check_array=True)
         if len(table.x) < MIN_SAMPLES:
             raise ValueError(
                 f"NDSM: a minimum of {MIN_SAMPLES} rows is required, and X has {len(table.x)}"
@@ -158,13 +198,16 @@ class NDSM(BaseEstimator):
         self._like = _Like.of(X, self)
         return self
 
+    @arguments(n_samples=COUNT, random_state=RANDOM_STATE)
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
         """`n_samples` rows, as those that were fitted.
 
         random_state: as scikit-learn has it; None: the estimator's.
         """
         check_is_fitted(self, "model_")
-        x = self.model_.sample(n_samples, seed=self._draw_seed(random_state), progress=self.verbose)
+        x = self.model_.sample(
+            n_samples, seed=self._draw_seed(random_state), progress=bool(self.verbose)
+        )
         return self._like.rows(self.columns_, x)
 
     def score_samples(self, X: Any) -> np.ndarray:
@@ -180,12 +223,13 @@ class NDSM(BaseEstimator):
                 f"NDSM: {gaps.sum()} rows have missing cells, first row {gaps.argmax()}: they have"
                 " no density; fill them by impute, or leave them out"
             )
-        return self.model_.log_prob(x, progress=self.verbose)
+        return self.model_.log_prob(x, progress=bool(self.verbose))
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean of `score_samples`; y is ignored."""
         return float(np.mean(self.score_samples(X)))
 
+    @arguments(cells=Mapping)
     def condition(self, cells: Mapping[Any, Any]) -> Conditional:
         """Rows with these cells: `condition({"alcohol": 13.0}).sample(10)`.
 
@@ -199,13 +243,14 @@ class NDSM(BaseEstimator):
         names = [column.name for column in self.columns_]
         for name, value in cells.items():
             place = names.index(name) if name in names else name
-            if not isinstance(place, int) or not 0 <= place < len(names):
+            if not whole().holds(place) or not 0 <= place < len(names):
                 raise ValueError(f"condition: no column {name!r}; one of {', '.join(names)}")
             cell = np.empty((1, 1), object)
             cell[0, 0] = value
             row[0, place] = tables.encode(self.columns_[place : place + 1], cell)[0, 0]
         return Conditional(estimator=self, row=row)
 
+    @arguments(random_state=RANDOM_STATE)
     def impute(self, X: Any, random_state: Any = None) -> Any:
         """Rows X with their missing cells drawn given the others, each row by its own: one draw.
 
@@ -218,15 +263,22 @@ class NDSM(BaseEstimator):
                 int(gaps.sum()),
                 given=x[gaps],
                 seed=self._draw_seed(random_state),
-                progress=self.verbose,
+                progress=bool(self.verbose),
             )
         return self._like.rows(self.columns_, x)
 
     def _rows(self, X: Any) -> np.ndarray:
         check_is_fitted(self, "model_")
         _check_dense(X)
-        validate_data(self, X, skip_check_array=True, reset=False)
-        return tables.encode(self.columns_, X)
+        shape: tuple[int, ...] = getattr(X, "shape", ())
+        if len(shape) == 2 and shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"X has {shape[1]} features, but NDSM is expecting {self.n_features_in_} features"
+                " as input"
+            )
+        x = tables.encode(self.columns_, X)
+        validate_data(self, X, skip_check_array=True, reset=False)  # the names of columns
+        return x
 
     def _config(self, seed: int) -> Config:
         """The config of the parameters, with the default mixture where it is to be chosen."""
@@ -246,7 +298,11 @@ class NDSM(BaseEstimator):
                     f"NDSM: settings has {key!r}, which "
                     + ("is a section, not a key" if "." not in key else "NDSM(...) sets itself")
                 )
-        own = {key: value for key, value in own.items() if value is not None}
+        own = {
+            key: value.item() if isinstance(value, np.generic) else value  # as grids of NumPy have
+            for key, value in own.items()
+            if value is not None
+        }
         tree: dict[str, dict[str, Any]] = {}
         for key, value in {**SETTINGS, **own, **given}.items():
             section, _, name = key.partition(".")
@@ -284,7 +340,7 @@ class NDSM(BaseEstimator):
         best = None
         if held is not None:
             _, experiment = fitted(config, rest)
-            first = train_as_configured(config, experiment, rest, held, progress=self.verbose)
+            first = train_as_configured(config, experiment, rest, held, progress=bool(self.verbose))
             best = first.best
             assert best is not None
             c = dataclasses.replace(c, steps=max(1, int(best.step)))
@@ -297,7 +353,7 @@ class NDSM(BaseEstimator):
                 dataset,
                 None,
                 state=state,
-                progress=self.verbose,
+                progress=bool(self.verbose),
             )
         if best is not None:
             params = jax.tree.map(jnp.copy, state.ema)
@@ -312,6 +368,7 @@ class NDSM(BaseEstimator):
 
     # --- one folder ---
 
+    @arguments(folder=FOLDER)
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes the fitted estimator into a folder: a run, as the commands and `load` read it.
 
@@ -329,12 +386,13 @@ class NDSM(BaseEstimator):
         replace_file(pathlib.Path(folder) / PARAMETERS_FILE, json_text(own).encode())
 
     @classmethod
+    @arguments(folder=FOLDER)
     def load(cls, folder: str | pathlib.Path) -> NDSM:
         """The estimator that `save` wrote.
 
         Raises:
           FileNotFoundError: no such estimator.
-          ValueError: damaged checkpoints.
+          ValueError: damaged checkpoints, or a damaged file beside them.
         """
         path = pathlib.Path(folder) / PARAMETERS_FILE
         if not path.is_file():
@@ -342,11 +400,17 @@ class NDSM(BaseEstimator):
                 f"{folder} has no {PARAMETERS_FILE}: give a folder that NDSM.save wrote; the model"
                 " of any run is read by ndsm_jax.load"
             )
-        own = json.loads(path.read_text())
-        made = cls(**own["parameters"])
+        try:
+            own = json.loads(path.read_text())
+            made, like = cls(**own["parameters"]), _Like(**own["rows"])
+        except (ValueError, LookupError, TypeError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error!r:.100}); save the estimator again, or take the model"
+                " alone by ndsm_jax.load"
+            ) from error
         made.model_ = load(folder)
         made.columns_ = made.model_.columns
-        made._like = _Like(**own["rows"])
+        made._like = like
         made.n_features_in_ = made._like.width
         if made._like.names is not None:
             made.feature_names_in_ = np.array(made._like.names, object)
@@ -383,11 +447,12 @@ class Conditional:
     estimator: NDSM
     row: np.ndarray
 
+    @arguments(n_samples=COUNT, random_state=RANDOM_STATE)
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
         """As `NDSM.sample`, given the cells, which are as they were given."""
         of = self.estimator
         x = of.model_.sample(
-            n_samples, given=self.row, seed=of._draw_seed(random_state), progress=of.verbose
+            n_samples, given=self.row, seed=of._draw_seed(random_state), progress=bool(of.verbose)
         )
         return of._like.rows(of.columns_, x)
 
@@ -440,7 +505,7 @@ def _with_mixture(config: Config, **changes: Any) -> Config:
 
 
 def _check_dense(rows: Any) -> None:
-    if np.iscomplexobj(rows):
+    if hasattr(rows, "dtype") and np.iscomplexobj(rows):
         raise ValueError("Complex data not supported: NDSM takes numbers and words")
     if issparse(rows):
         raise TypeError("NDSM: sparse rows are not supported; give rows.toarray()")

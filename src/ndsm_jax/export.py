@@ -27,13 +27,14 @@ from jax import Array
 from jax.tree_util import Partial
 
 from ndsm_jax import exported, frames, training
+from ndsm_jax.checks import FILE, FLAG, FOLDER, FUNCTION, Needs, arguments, sequence
 from ndsm_jax.conditions import Classes, joined
 from ndsm_jax.config.assemble import build
 from ndsm_jax.config.parts import Parts
 from ndsm_jax.contrast import Contrast
 from ndsm_jax.frames import Frame
 from ndsm_jax.likelihood import Flow
-from ndsm_jax.model import Model, load
+from ndsm_jax.model import MODEL, Model, load
 from ndsm_jax.processes import Process
 from ndsm_jax.references import GaussianMixture
 from ndsm_jax.reports.card import card
@@ -48,6 +49,12 @@ FORMAT = "ndsm_jax.export 1"
 """Of the archive, in its manifest; raised when readers of the last one would not understand."""
 
 PLATFORMS = ("cpu", "cuda", "tpu")
+
+PLATFORM = sequence(
+    Needs("a word", lambda v: isinstance(v, str)),
+    f"a list of some of {', '.join(PLATFORMS)}",
+    fewest=1,
+)
 
 CHECKED = 4
 """Samples by which a file is compared with its run, once it is written."""
@@ -242,6 +249,7 @@ class Programs:
     without: Mapping[str, str]
 
 
+@arguments(model=MODEL)
 def core(model: Model) -> Core:
     """What the programs of a model compute with.
 
@@ -273,6 +281,7 @@ def core(model: Model) -> Core:
     )
 
 
+@arguments(model=MODEL, platforms=PLATFORM)
 def programs(model: Model, *, platforms: Sequence[str] = PLATFORMS) -> Programs:
     """The model as programs for batches of any size n; data in their own units and precision.
 
@@ -435,7 +444,10 @@ def _in_short(error: Exception) -> str:
 # --- the archive ---
 
 
-def write(path: pathlib.Path, model: Model, made: Programs, *, card: Callable[[str], str]) -> None:
+@arguments(path=FILE, model=MODEL, made=Programs, card=FUNCTION)
+def write(
+    path: str | pathlib.Path, model: Model, made: Programs, *, card: Callable[[str], str]
+) -> None:
     """Writes programs as an archive that `exported.load` reads.
 
     Args:
@@ -444,6 +456,7 @@ def write(path: pathlib.Path, model: Model, made: Programs, *, card: Callable[[s
       card: from the section on how the file is used, the whole text of README.md within it.
     """
     _needs("flatbuffers")
+    path = pathlib.Path(path)
     names = [f"array_{i:03d}.npy" for i in range(len(made.arrays))]
     manifest = {
         "format": FORMAT,
@@ -481,6 +494,7 @@ def write(path: pathlib.Path, model: Model, made: Programs, *, card: Callable[[s
     part.replace(path)
 
 
+@arguments(path=FILE)
 def read(path: str | pathlib.Path) -> tuple[dict[str, Callable[..., np.ndarray]], dict[str, Any]]:
     """`exported.load`, whatever is wrong with the file said in one line.
 
@@ -489,10 +503,9 @@ def read(path: str | pathlib.Path) -> tuple[dict[str, Callable[..., np.ndarray]]
       ValueError: it is no exported model, of another format, or damaged.
     """
     _needs("flatbuffers")
+    _check_there(path)
     try:
         found, manifest = exported.load(path)
-    except FileNotFoundError:
-        raise
     except Exception as error:  # of zipfile, json, NumPy, JAX: as many kinds as ways to be damaged
         raise ValueError(
             f"{path}: no exported model, or a damaged one ({_in_short(error)}); write it again with"
@@ -557,6 +570,11 @@ def _part(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(f".{path.name}.part")
 
 
+def _check_there(path: str | pathlib.Path) -> None:
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file; experiments/export.py writes one")
+
+
 def _needs(package: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise ValueError(f"exports need the package {package}: pip install 'ndsm_jax[export]'")
@@ -565,6 +583,7 @@ def _needs(package: str) -> None:
 # --- parameters alone ---
 
 
+@arguments(model=MODEL)
 def parameters(model: Model) -> dict[str, Any]:
     """What training and fits found: `network`, what sampling uses of it, and what was fitted."""
     chosen = model.state.chosen if model.config.sample.ema else model.state.params
@@ -580,10 +599,13 @@ def named(tree: Any) -> dict[str, np.ndarray]:
     }
 
 
-def write_parameters(path: pathlib.Path, model: Model, *, card: Callable[[str], str]) -> None:
+@arguments(path=FILE, model=MODEL, card=FUNCTION)
+def write_parameters(path: str | pathlib.Path, model: Model, *, card: Callable[[str], str]) -> None:
     """Writes `parameters` as safetensors, and the card beside them, of the same name in .md."""
     _needs("safetensors")
     from safetensors.numpy import save
+
+    path = pathlib.Path(path)
 
     data = model.facts["data"]
     metadata = {
@@ -606,6 +628,7 @@ def write_parameters(path: pathlib.Path, model: Model, *, card: Callable[[str], 
     path.with_suffix(".md").write_text(card(use), encoding="utf-8", errors="surrogateescape")
 
 
+@arguments(path=FILE, model=MODEL)
 def read_parameters(path: str | pathlib.Path, model: Model) -> Model:
     """The model with the arrays of a file of `write_parameters` in the place of its own.
 
@@ -614,6 +637,7 @@ def read_parameters(path: str | pathlib.Path, model: Model) -> Model:
       ValueError: it is damaged, or of a model with other arrays.
     """
     _needs("safetensors")
+    _check_there(path)
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -650,6 +674,14 @@ def read_parameters(path: str | pathlib.Path, model: Model) -> Model:
 # --- a run ---
 
 
+@arguments(
+    workdir=FOLDER,
+    out=FILE,
+    sample=Mapping,
+    licence=str,
+    platforms=PLATFORM,
+    allow_changed_source=FLAG,
+)
 def export_run(
     workdir: str | pathlib.Path,
     out: str | pathlib.Path,
@@ -682,6 +714,12 @@ def export_run(
             f"--out={path}: give FILE.zip for programs that JAX alone runs, or FILE.safetensors for"
             " the parameters"
         )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--out={path}: its folder cannot be made ({error.strerror}); give another one"
+        ) from error
     model = load(folder, sample=sample, allow_changed_source=allow_changed_source)
     metrics_path = folder / "metrics.json"
     metrics = json.loads(metrics_path.read_text()) if metrics_path.exists() else None

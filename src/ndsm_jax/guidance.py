@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ndsm_jax.checks import COUNT, fields, number
+from ndsm_jax.checks import COUNT, arguments, check, fields, number
 from ndsm_jax.clock import Clock
 from ndsm_jax.integrators import broadcast_time
 from ndsm_jax.measurements import Measurement
@@ -41,6 +41,7 @@ _LAST = 0xFFFFFFFF
 """Number, among those of steps, of the draw of one particle at the end."""
 
 
+@arguments(process=Process, measurement=Measurement, law=Origin)
 def log_likelihood(process: Process, measurement: Measurement, law: Origin) -> Array:
     """log p(measurement | Y_t) of every row by an `Origin`: [B].
 
@@ -49,6 +50,8 @@ def log_likelihood(process: Process, measurement: Measurement, law: Origin) -> A
     For one component that is the likelihood of PiGDM (Song et al. 2023, Eq. 7). On a torus each
     reading is one of all its images.
     """
+    n, d = len(measurement), measurement.dim
+    check("guidance.log_likelihood: law.means", law.means, "[n, K, d]", n=n, d=d)
     period = process.known.period
 
     def row(one: Measurement, log_weights: Array, means: Array) -> Array:

@@ -537,9 +537,9 @@ def labels_of(data: Mapping[str, Any], words: Sequence[Any]) -> list[int]:
     names = classes_of(data)
     if not names:
         raise ValueError(
-            f"label={','.join(map(str, words))}: the network of this run is told no labels; train"
-            " one with network.condition=label, or choose components, as experiments/sample.py does"
-            " by a few labels"
+            f"label={','.join(map(str, words))[:100]}: the network of this run is told no labels;"
+            " train one with network.condition=label, or choose components, as"
+            " experiments/sample.py does by a few labels"
         )
     wrong = [str(word) for word in words if str(word).strip() not in names]
     if wrong:

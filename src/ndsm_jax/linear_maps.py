@@ -8,24 +8,42 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from ndsm_jax import checks
+from ndsm_jax.checks import DIMENSIONS, NONE, POSITIVE, Needs, arguments
 
+INDICES = ("integers below d [r]", NONE)
+
+
+@arguments(y="[..., d]", indices=INDICES)
 def select(y: Array, indices: tuple[int, ...] | None) -> Array:
     """E^T y, the coordinates `indices` of y; None: all. [..., d] -> [..., r]."""
-    return y if indices is None else y[..., np.asarray(indices)]
+    return y if indices is None else y[..., np.asarray(indices, int)]
 
 
+@arguments(u="[..., r]", indices=INDICES, dim=DIMENSIONS)
 def embed(u: Array, indices: tuple[int, ...] | None, dim: int) -> Array:
     """E u, u in the coordinates `indices` and 0 elsewhere: [..., r] -> [..., dim]."""
     if indices is None:
+        checks.check("linear_maps.embed: u", u, "[..., d]", d=dim)
         return u
     zero = jnp.zeros((*u.shape[:-1], dim), u.dtype)
-    return zero.at[..., np.asarray(indices)].set(u)
+    return zero.at[..., np.asarray(indices, int)].set(u)
+
+
+MAP = Needs("a linear map, such as linear_maps.Scalar", lambda v: hasattr(v, "solve_t"))
+
+# Of a map's own array and what it acts on; it may lack the leading axes. So in `arguments`.
+_SCALAR: dict[str, Any] = {"y": "[..., d]", "value": ("[...]", "[]")}
+_DIAGONAL: dict[str, Any] = {"y": "[..., d]", "values": ("[..., d]", "[d]")}
+_BLOCKS: dict[str, Any] = {"y": "[..., d]", "matrix": ("[..., m, m]", "[m, m]")}
+_DENSE: dict[str, Any] = {"y": "[..., d]", "matrix": ("[..., d, d]", "[d, d]")}
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("value",), meta_fields=())
@@ -35,22 +53,27 @@ class Scalar:
 
     value: Array
 
+    @arguments(**_SCALAR)
     def mv(self, y: Array) -> Array:
         """M y: [..., d] -> [..., d]."""
-        return self.value[..., None] * y
+        return _beside(self.value[..., None], y) * y
 
+    @arguments(**_SCALAR)
     def mv_t(self, y: Array) -> Array:
         """M^T y: [..., d] -> [..., d]."""
         return self.mv(y)
 
+    @arguments(**_SCALAR)
     def solve(self, y: Array) -> Array:
         """M^{-1} y: [..., d] -> [..., d]."""
-        return y / self.value[..., None]
+        return y / _beside(self.value[..., None], y)
 
+    @arguments(**_SCALAR)
     def solve_t(self, y: Array) -> Array:
         """M^{-T} y: [..., d] -> [..., d]."""
         return self.solve(y)
 
+    @arguments(value="[...]", dim=DIMENSIONS)
     def log_det(self, dim: int) -> Array:
         """log |det M| on states of `dim` dimensions: [...]."""
         return dim * jnp.log(jnp.abs(self.value))
@@ -63,22 +86,27 @@ class Diagonal:
 
     values: Array
 
+    @arguments(**_DIAGONAL)
     def mv(self, y: Array) -> Array:
         """M y: [..., d] -> [..., d]."""
-        return self.values * y
+        return _beside(self.values, y) * y
 
+    @arguments(**_DIAGONAL)
     def mv_t(self, y: Array) -> Array:
         """M^T y: [..., d] -> [..., d]."""
         return self.mv(y)
 
+    @arguments(**_DIAGONAL)
     def solve(self, y: Array) -> Array:
         """M^{-1} y: [..., d] -> [..., d]."""
-        return y / self.values
+        return y / _beside(self.values, y)
 
+    @arguments(**_DIAGONAL)
     def solve_t(self, y: Array) -> Array:
         """M^{-T} y: [..., d] -> [..., d]."""
         return self.solve(y)
 
+    @arguments(values="[..., d]", dim=DIMENSIONS)
     def log_det(self, dim: int) -> Array:
         """log |det M|: [...]."""
         return jnp.log(jnp.abs(self.values)).sum(axis=-1)
@@ -94,31 +122,46 @@ class Blocks:
 
     matrix: Array
 
+    @arguments(**_BLOCKS)
     def mv(self, y: Array) -> Array:
         """M y: [..., d] -> [..., d]."""
         return self._apply(self.matrix, y)
 
+    @arguments(**_BLOCKS)
     def mv_t(self, y: Array) -> Array:
         """M^T y: [..., d] -> [..., d]."""
         return self._apply(jnp.swapaxes(self.matrix, -1, -2), y)
 
+    @arguments(**_BLOCKS)
     def solve(self, y: Array) -> Array:
         """M^{-1} y: [..., d] -> [..., d]."""
         return self._apply(jnp.linalg.inv(self.matrix), y)
 
+    @arguments(**_BLOCKS)
     def solve_t(self, y: Array) -> Array:
         """M^{-T} y: [..., d] -> [..., d]."""
         return self._apply(jnp.swapaxes(jnp.linalg.inv(self.matrix), -1, -2), y)
 
+    @arguments(matrix="[..., m, m]", dim=DIMENSIONS)
     def log_det(self, dim: int) -> Array:
         """log |det M| on states of `dim` dimensions: [...]."""
+        _blocks(self.matrix, "dim", dim)
         return dim // self.matrix.shape[-1] * jnp.linalg.slogdet(self.matrix)[1]
 
     def _apply(self, matrix: Array, y: Array) -> Array:
         m = matrix.shape[-1]
+        _blocks(matrix, "the number of coordinates", y.shape[-1])
         blocks = y.reshape(*y.shape[:-1], m, y.shape[-1] // m)
         mixed = _product("...ij,...jn->...in", matrix, blocks)
         return mixed.reshape(*mixed.shape[:-2], y.shape[-1])
+
+
+def _blocks(matrix: Array, what: str, dim: int) -> None:
+    m = matrix.shape[-1]
+    if dim % m:
+        raise ValueError(
+            f"Blocks: {what}={dim}: a multiple of the number of blocks, {m}, is needed"
+        )
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("matrix",), meta_fields=())
@@ -128,28 +171,38 @@ class Dense:
 
     matrix: Array
 
+    @arguments(**_DENSE)
     def mv(self, y: Array) -> Array:
         """M y: [..., d] -> [..., d]."""
         return _product("...ij,...j->...i", self.matrix, y)
 
+    @arguments(**_DENSE)
     def mv_t(self, y: Array) -> Array:
         """M^T y: [..., d] -> [..., d]."""
         return _product("...ji,...j->...i", self.matrix, y)
 
+    @arguments(**_DENSE)
     def solve(self, y: Array) -> Array:
         """M^{-1} y: [..., d] -> [..., d]."""
         return _product("...ij,...j->...i", jnp.linalg.inv(self.matrix), y)
 
+    @arguments(**_DENSE)
     def solve_t(self, y: Array) -> Array:
         """M^{-T} y: [..., d] -> [..., d]."""
         return _product("...ji,...j->...i", jnp.linalg.inv(self.matrix), y)
 
+    @arguments(matrix="[..., d, d]", dim=DIMENSIONS)
     def log_det(self, dim: int) -> Array:
         """log |det M|: [...]."""
         return jnp.linalg.slogdet(self.matrix)[1]
 
 
 LinearMap = Scalar | Diagonal | Blocks | Dense
+
+
+def _beside(a: Array, y: Array) -> Array:
+    """An array that may lack leading axes of y, with axes of 1 in their place."""
+    return a.reshape((1,) * (y.ndim - a.ndim) + a.shape)
 
 
 def _product(subscripts: str, a: Array, b: Array) -> Array:
@@ -171,16 +224,19 @@ class Gaussian:
     scale: LinearMap
     root: LinearMap
 
+    @arguments(scale=MAP, root=MAP, x="[..., d]", z="[..., d]")
     def sample(self, x: Array, z: Array) -> tuple[Array, Array]:
         """The mean A x and y = A x + L z, for normals z: [..., d] each."""
         mean = self.scale.mv(x)
         return mean, mean + self.root.mv(z)
 
+    @arguments(root=MAP, z="[..., d]")
     def score(self, z: Array) -> Array:
         """grad_y log N(y; A x, L L^T) at y = A x + L z, -L^{-T} z: [..., d] (Vincent 2011)."""
         return -self.root.solve_t(z)
 
 
+@arguments(scale="[...]", std="[...]")
 def isotropic(scale: Array, std: Array) -> Gaussian:
     """The kernel N(scale x, std^2 I), [...] each."""
     return Gaussian(scale=Scalar(value=scale), root=Scalar(value=std))
@@ -203,10 +259,12 @@ class WrappedGaussian:
     root: Scalar
     period: Array
 
+    @arguments(scale=Scalar, root=Scalar, x="[..., d]", z="[..., d]")
     def sample(self, x: Array, z: Array) -> tuple[Array, Array]:
         """The mean x and y = x + s z, for normals z: [..., d] each."""
         return Gaussian(scale=self.scale, root=self.root).sample(x, z)
 
+    @arguments(root=Scalar, period=POSITIVE, z="[..., d]")
     def score(self, z: Array) -> Array:
         """grad_y log sum_k N(y + k P; x, s^2) at y = x + s z, coordinate by coordinate: [..., d].
 
@@ -216,6 +274,7 @@ class WrappedGaussian:
         return wrapped_score(self.root.mv(z), self.root.value, self.period)
 
 
+@arguments(std="[...]", period=POSITIVE)
 def wrapped(std: Array, period: Array) -> WrappedGaussian:
     """The kernel N(x, std^2 I), std [...], on a torus of a period (a scalar)."""
     return WrappedGaussian(
@@ -227,6 +286,7 @@ _TURN = (2 * np.pi) ** -0.5
 """Standard deviation in periods at which images and harmonics converge alike."""
 
 
+@arguments(x="[..., d]", std="[...]", period=POSITIVE)
 def wrapped_score(x: Array, std: Array, period: Array) -> Array:
     """Score of the wrapped normal law, d/dx log sum_k exp(-(x + k P)^2 / (2 s^2)), elementwise.
 
@@ -243,6 +303,7 @@ def wrapped_score(x: Array, std: Array, period: Array) -> Array:
       std: s [...].
       period: P, a scalar.
     """
+    period = jnp.asarray(period, x.dtype)
     u = x / period
     u = u - jnp.round(u)
     r = std[..., None] / period

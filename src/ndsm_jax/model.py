@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from ndsm_jax import launch, measurements, training
-from ndsm_jax.checks import COUNT, FLAG, SEEDS, arguments, number
+from ndsm_jax import checks, conditions, frames, launch, measurements, training
+from ndsm_jax.checks import COUNT, FLAG, FOLDER, SEEDS, Needs, arguments, number, one_of, whole
 from ndsm_jax.columns import Column
 from ndsm_jax.config import Config
 from ndsm_jax.config.parts import Parts
@@ -21,6 +21,22 @@ from ndsm_jax.datasets import tables
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.guidance import GUIDANCES
 from ndsm_jax.training import TrainState
+
+
+def _is_label(value: Any) -> bool:
+    """A word, a number, or several of them."""
+    if hasattr(value, "dtype") and not isinstance(value, np.generic):
+        words = getattr(value.dtype, "kind", None) in ("U", "O")
+        kind = words or jnp.issubdtype(value.dtype, np.number)
+        return kind and value.ndim < 2 and value.size > 0
+    if isinstance(value, list | tuple):
+        return bool(value) and all(isinstance(v, str | int | float | np.generic) for v in value)
+    return isinstance(value, str | int | float | np.generic)
+
+
+LABEL = Needs("a label of the data, or a list of them,", _is_label)
+EARLIEST = Needs("a time, or times [n], above 0", lambda t: bool(np.all(np.asarray(t) > 0)))
+MODEL = Needs("a Model, as ndsm_jax.load reads it,", lambda v: isinstance(v, Model))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +77,16 @@ class Model:
         """Of a table, else empty."""
         return launch.columns_of(self.facts["data"])
 
-    @arguments(num=COUNT, guidance_scale=number(low=0), seed=SEEDS, progress=FLAG)
+    @arguments(
+        num=COUNT,
+        label=LABEL,
+        guidance=one_of(GUIDANCES),
+        guidance_scale=number(low=0),
+        autoguide=MODEL,
+        seed=SEEDS,
+        components="integers [...]",
+        progress=FLAG,
+    )
     def sample(
         self,
         num: int = 1,
@@ -93,8 +118,6 @@ class Model:
         Raises:
           ValueError: as `training.draw`, `launch.labels_of` and `launch.weaker_score`.
         """
-        if guidance not in GUIDANCES:
-            raise ValueError(f"guidance={guidance!r}: choose one of {', '.join(GUIDANCES)}")
         known = None if given is None else measurements.given(self.matrix(given))
         weaker = None
         if autoguide is not None:
@@ -118,19 +141,26 @@ class Model:
             progress=progress,
         )
 
-    @arguments(y="finite numbers [n, d]", t=(number(), "finite numbers [n]"))
+    @arguments(y="finite numbers [n, d]", t=(number(above=0), "finite numbers [n]"))
     def score(self, y: Any, t: Any = None, condition: Any = None) -> np.ndarray:
         """E^T grad log p_t at states y [n, d] (in the frame's coordinates) and times t.
 
         t: a number or [n], time units; by default the last time of sampling, that of the data.
+        condition: the component of each [n], of a model whose states are in components; and what
+          the network is told of each, if it is told any (`conditions.joined` of the two).
+
+        Raises:
+          ValueError: a condition that is none of the model.
         """
         y = jnp.asarray(y, jnp.float32)
         t = self.experiment.sample_grid[1] if t is None else t
+        checks.check("Model.score: t", t, EARLIEST)
         times = jnp.broadcast_to(jnp.asarray(t, jnp.float32), y.shape[:-1])
         params = self.state.chosen if self.config.sample.ema else self.state.params
+        condition = self._condition(condition, len(y))
         return np.asarray(_score(self.experiment.model.bind(params, condition), y, times))
 
-    @arguments(seed=SEEDS, progress=FLAG)
+    @arguments(label=LABEL, seed=SEEDS, progress=FLAG)
     def log_prob(
         self, x: Any, *, label: Any = None, seed: int = 0, progress: bool = False
     ) -> np.ndarray:
@@ -149,6 +179,19 @@ class Model:
             progress=progress,
         ).value
 
+    def _condition(self, condition: Any, num: int) -> Any:
+        """That of `num` states, checked."""
+        what, mixture = "Model.score: condition", frames.component_mixture(self.experiment.frame)
+        if mixture is None:
+            return self.experiment.checked("Model.score", condition, num)
+        component, told = condition, None
+        if self.experiment.model.condition is not None:
+            checks.check(what, condition, conditions.Both)
+            component, told = condition
+        checks.check(what, component, "integers below K [n]", K=mixture.num_components, n=num)
+        component = jnp.asarray(component, jnp.int32)
+        return conditions.joined(component, self.experiment.checked("Model.score", told, num))
+
     def _labels(self, label: Any, num: int) -> np.ndarray | None:
         """Numbers [num] of the classes of labels, in turn; None for None."""
         if label is None:
@@ -163,6 +206,7 @@ class Model:
             return np.asarray(x)
         return tables.encode(self.columns, x)
 
+    @arguments(folder=FOLDER)
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes the model as a run of one checkpoint, see `launch.save`."""
         launch.save(folder, dict(self.facts), self.parts, self.state, examples=self.examples)
@@ -173,6 +217,7 @@ def _score(score: Partial, y: jax.Array, t: jax.Array) -> jax.Array:
     return score(y, t)
 
 
+@arguments(folder=FOLDER, sample=Mapping, step=whole(), allow_changed_source=FLAG)
 def load(
     folder: str | pathlib.Path,
     *,

@@ -10,11 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from ndsm_jax import (
+    augmentation,
     conditioning,
+    conditions,
+    contrast,
+    currents,
+    derivatives,
     evaluation,
     guidance,
     integrators,
     likelihood,
+    linear_maps,
     measurements,
     networks,
     noising,
@@ -25,6 +31,7 @@ from ndsm_jax import (
     training,
 )
 from ndsm_jax.experiment import experiment
+from ndsm_jax.sampling import noise_levels, origin
 from tests.fuzz.trial import examples, judge
 
 RNG = np.random.default_rng(0)
@@ -41,6 +48,8 @@ PARAMS = NETWORK.init(KEY, jnp.zeros((1, 2)), jnp.zeros(1))
 EXPERIMENT = experiment(OU, objective="dsm", network=NETWORK, sample_grid=4)
 STATE = training.init_state(EXPERIMENT, seed=0)
 LABELS = np.arange(40) % 2
+CLASSES = conditions.Classes(shares=jnp.full(2, 0.5), log_weights=jnp.log(jnp.full((3, 3), 1 / 3)))
+READ = measurements.given([[0.0, np.nan]])
 
 
 def score(y: Any, t: Any) -> Any:
@@ -96,6 +105,112 @@ POINTWISE: dict[str, Case] = {
     "noising.ExactKernel": (
         noising.exact_kernel(OU, GRID),
         {"key": KEY, "x0": Y},
+    ),
+    "currents.current": (
+        currents.current,
+        {"process": OU, "score": score, "log_prob": -T, "y": Y, "t": T},
+    ),
+    "currents.velocity": (
+        lambda process, score, y, t: currents.velocity(process, score)(y, t),
+        {"process": OU, "score": score, "y": Y, "t": T},
+    ),
+    "currents.transport": (
+        currents.transport,
+        {"process": OU, "score": score, "y0": Y, "grid": GRID, "log_prob": -T},
+    ),
+    "currents.reversed_drift": (
+        lambda process, odd, y, t: currents.reversed_drift(process, odd)(y, t),
+        {"process": OU, "odd": (1,), "y": Y, "t": T},
+    ),
+    "currents.entropy_rates": (
+        currents.entropy_rates,
+        {"process": OU, "score": score, "y": Y, "t": T, "odd": (1,)},
+    ),
+    "derivatives.divergence": (
+        derivatives.divergence,
+        {"function": lambda y: -y, "y": Y, "probe": Y, "noisy": (0, 1)},
+    ),
+    **{
+        f"{kind.__name__}.{method}": (
+            lambda y, method=method, kind=kind, **field: getattr(kind(**field), method)(y),
+            {"y": Y, **field},
+        )
+        for kind, field in (
+            (linear_maps.Scalar, {"value": T}),
+            (linear_maps.Diagonal, {"values": Y}),
+            (linear_maps.Blocks, {"matrix": jnp.stack([jnp.eye(2)] * 4)}),
+            (linear_maps.Dense, {"matrix": jnp.stack([jnp.eye(2)] * 4)}),
+        )
+        for method in ("mv", "solve_t")
+    },
+    **{
+        f"{kind.__name__}.log_det": (
+            lambda dim, kind=kind, **field: kind(**field).log_det(dim),
+            {"dim": 2, **field},
+        )
+        for kind, field in (
+            (linear_maps.Scalar, {"value": T}),
+            (linear_maps.Diagonal, {"values": Y}),
+            (linear_maps.Blocks, {"matrix": jnp.eye(2)}),
+            (linear_maps.Dense, {"matrix": jnp.eye(2)}),
+        )
+    },
+    "linear_maps.Gaussian": (
+        lambda x, z, **fields: linear_maps.Gaussian(**fields).sample(x, z),
+        {"scale": linear_maps.Scalar(value=T), "root": linear_maps.Scalar(value=T), "x": Y, "z": Y},
+    ),
+    "linear_maps.isotropic": (
+        lambda scale, std, z: linear_maps.isotropic(scale, std).score(z),
+        {"scale": T, "std": T, "z": Y},
+    ),
+    "linear_maps.wrapped": (
+        lambda std, period, z: linear_maps.wrapped(std, period).score(z),
+        {"std": T, "period": jnp.float32(6.0), "z": Y},
+    ),
+    "linear_maps.wrapped_score": (
+        linear_maps.wrapped_score,
+        {"x": Y, "std": T, "period": jnp.float32(6.0)},
+    ),
+    "linear_maps.select": (linear_maps.select, {"y": Y, "indices": (1,)}),
+    "linear_maps.embed": (linear_maps.embed, {"u": Y, "indices": (2, 0), "dim": 3}),
+    "contrast.extrapolated": (
+        lambda y, t, **of: contrast.extrapolated(**of)(y, t),
+        {
+            "score": score,
+            "weaker": score,
+            "process": OU,
+            "scale": 2.0,
+            "low": 0.0,
+            "high": 1.0,
+            "y": Y,
+            "t": T,
+        },
+    ),
+    "conditions.null": (conditions.null, {"condition": LABELS}),
+    "conditions.dropped": (
+        conditions.dropped,
+        {
+            "key": KEY,
+            "condition": {"class": jnp.asarray(LABELS), "at": Y[:1].repeat(40, 0)},
+            "rate": 0.5,
+        },
+    ),
+    "conditions.Classes": (
+        lambda labels, components, **fields: (
+            conditions.Classes(**fields).start_log_weights(labels),
+            conditions.Classes(**fields).of_components(components),
+        ),
+        {
+            "labels": [0],
+            "components": [1],
+            "shares": CLASSES.shares,
+            "log_weights": CLASSES.log_weights,
+        },
+    ),
+    "conditions.example": (conditions.example, {"condition": LABELS}),
+    "Mirrored": (
+        lambda shape, key, x: augmentation.Mirrored(shape=shape)(key, x),
+        {"shape": (2, 1, 1), "key": KEY, "x": Y},
     ),
 }
 """Functions of states that say of a NaN what arithmetic does."""
@@ -293,16 +408,76 @@ FUNCTIONS: dict[str, Case] = {
         {"langevin_steps": 2, "langevin_length": 0.1},
     ),
     "sampling.AdaptiveFlow": (sampling.AdaptiveFlow, {"rtol": 1e-3, "atol": 1e-3}),
+    "sampling.PredictorCorrector": (
+        lambda **fields: sampling.PredictorCorrector(**fields).check(OU),
+        {"corrector_steps": 2, "snr": 0.1, "predictor": sampling.ReverseSDE()},
+    ),
+    "sampling.RestartFlow": (
+        lambda **fields: sampling.RestartFlow(**fields).check(OU),
+        {"restarts": 2, "restart_low": 0.1, "restart_high": 0.5, "flow": sampling.HeunFlow()},
+    ),
+    "noise_levels.largest_distance": (
+        noise_levels.largest_distance,
+        {"x": POINTS, "max_items": 10},
+    ),
+    "noise_levels.coverage": (noise_levels.coverage, {"levels": [2.0, 1.0, 0.5], "dim": 8}),
+    "noise_levels.level_ratio": (noise_levels.level_ratio, {"dim": 8}),
+    "noise_levels.num_levels": (
+        noise_levels.num_levels,
+        {"sigma_min": 0.1, "sigma_max": 1.0, "dim": 8},
+    ),
+    "noise_levels.langevin_step": (noise_levels.langevin_step, {"gamma": 1.1, "repeats": 3}),
     "guidance.Twisted": (
         lambda **fields: guidance.Twisted(**fields).check(OU),
         {
             "sampler": sampling.ReverseSDE(),
-            "measurement": measurements.given([[0.0, np.nan]]),
+            "measurement": READ,
             "particles": 4,
             "threshold": 0.5,
             "error": 0.1,
         },
     ),
+    "guidance.Replacement": (
+        lambda **fields: guidance.Replacement(**fields).check(OU),
+        {"sampler": sampling.ReverseSDE(), "measurement": READ, "repeats": 2},
+    ),
+    "guidance.Reconstruction": (
+        lambda **fields: guidance.Reconstruction(**fields).check(OU),
+        {"sampler": sampling.ReverseSDE(), "measurement": READ, "error": 0.1},
+    ),
+    "guidance.log_likelihood": (
+        guidance.log_likelihood,
+        {
+            "process": OU,
+            "measurement": measurements.given(np.zeros((4, 2))),
+            "law": origin.origin(OU, origin.components(OU), Y, jnp.float32(0.5), -Y),
+        },
+    ),
+    "contrast.untold": (contrast.untold, {"score": score}),
+    "contrast.unconditional": (contrast.unconditional, {"score": score}),
+    "contrast.Contrast": (
+        lambda score, process, **fields: contrast.Contrast(**fields)(score, process),
+        {
+            "score": score,
+            "process": OU,
+            "scale": 2.0,
+            "low": 0.0,
+            "high": 0.5,
+            "weaker": score,
+        },
+    ),
+    "conditions.check": (
+        conditions.check,
+        {
+            "what": "f",
+            "condition": LABELS,
+            "like": conditions.example(LABELS),
+            "num": 40,
+            "num_classes": 2,
+        },
+    ),
+    "Classes.start_log_weights": (CLASSES.start_log_weights, {"labels": [0, -1]}),
+    "Classes.of_components": (CLASSES.of_components, {"components": [0, 2]}),
     "likelihood.Flow": (likelihood.Flow, {"probes": 1, "law": "rademacher", "tolerance": None}),
     "likelihood.Bound": (likelihood.Bound, {"paths": 2, "importance": 1}),
     "likelihood.log_prob": (

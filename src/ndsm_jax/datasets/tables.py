@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ndsm_jax.checks import shown
 from ndsm_jax.columns import KINDS, TRANSFORMS, Column, Level
 from ndsm_jax.datasets.dataset import Options, Raw, Samples, did_you_mean
 from ndsm_jax.datasets.files import read_npy
@@ -92,6 +93,11 @@ def encode(columns: Sequence[Column], data: Any, *, header: str = "auto") -> np.
     found = dict(named)
     unnamed = all(name == _numbered(i) for i, (name, _) in enumerate(named))
     if unnamed and not found.keys() >= {c.name for c in columns}:
+        if len(named) > len(columns):
+            raise ValueError(
+                f"the data have {len(named)} columns without names, and {len(columns)} are needed:"
+                f" {', '.join(c.name for c in columns[:10])}"
+            )
         found = {c.name: cells for c, (_, cells) in zip(columns, named, strict=False)}
     for column in columns:
         if column.name not in found:
@@ -160,7 +166,7 @@ class _Cells(NamedTuple):
             return None
         try:
             return values.astype(np.float64)
-        except ValueError:
+        except (ValueError, OverflowError):
             return None
 
 
@@ -191,7 +197,12 @@ def _cells(data: Any, header: str, key: str) -> Named:
         names = [str(name) for name in data.columns]
         _check_names(names, "the data frame")
         return [(name, _of_series(data.iloc[:, i])) for i, name in enumerate(names)]
-    array = np.asarray(data)
+    try:
+        array = np.asarray(data)
+    except (TypeError, ValueError) as error:  # ragged lists; keys of JAX
+        raise ValueError(
+            f"a table needs an array [N, D]; this is {shown(data)}, of which NumPy makes none"
+        ) from error
     if array.ndim != 2 or not array.size:
         features = f"0 feature(s) (shape={array.shape}) while a minimum of 1 is required"
         given = features if array.ndim == 2 and len(array) else f"one of shape {array.shape}"
@@ -276,9 +287,15 @@ def _of_series(series: Any) -> _Cells:
 def _of_array(values: np.ndarray) -> _Cells:
     if values.dtype.kind not in "fiubUTO":
         raise ValueError(f"a table cannot hold {values.dtype}: give numbers or words")
-    missing = values != values  # NaN
-    if values.dtype.kind == "O":
-        missing = np.array([value is None or value != value for value in values])
+    if values.dtype.kind != "O":
+        missing = values != values  # NaN
+    else:
+        try:
+            missing = np.array([bool(value is None or value != value) for value in values])
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                "a cell of a table is one number, word or truth value, or None; one holds more"
+            ) from error
     return _Cells(values, missing)
 
 
@@ -374,8 +391,8 @@ def _as_numbers(column: Column, cells: _Cells) -> np.ndarray:
     if numbers is None:
         word = next((v for v in map(str, cells.present) if not _is_number(v)), cells.present[0])
         raise ValueError(
-            f"column {column.name!r} is to be {column.kind}, and {word!r} is no number: mend it,"
-            f" or make the column a category (data.columns={column.name}=categorical)"
+            f"column {column.name!r} is to be {column.kind}, and {word!r:.40} is no number: mend"
+            f" it, or make the column a category (data.columns={column.name}=categorical)"
         )
     fractional = (numbers != np.rint(numbers)) & (column.kind == "integer")
     for problem, bad in (("finite", ~np.isfinite(numbers)), ("a whole number", fractional)):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from ndsm_jax.checks import COUNT, check, fields, number
 from ndsm_jax.clock import Clock
 from ndsm_jax.processes.process import Process, ScoreFn
 from ndsm_jax.sampling.flow import HeunFlow
@@ -38,11 +39,10 @@ class PredictorCorrector(Sampler):
     predictor: Sampler = dataclasses.field(default_factory=MultistepSDE)
 
     def __post_init__(self) -> None:
-        if self.corrector_steps < 1 or not 0 < self.snr < 1:
-            raise ValueError(
-                f"sample.corrector_steps={self.corrector_steps} and sample.snr={self.snr}: at least"
-                " one step, and a ratio between 0 and 1, are needed"
-            )
+        fields(self, predictor=Sampler)
+        check("sample.corrector_steps", self.corrector_steps, COUNT)
+        check("sample.snr", self.snr, number(above=0, high=0.9))
+        _check_common_steps(self, self.predictor)
 
     def check(self, process: Process) -> None:
         """Refuses degenerate noise: a Langevin step needs the whole score."""
@@ -81,6 +81,14 @@ class PredictorCorrector(Sampler):
         return self.predictor.explicit_step(longest, clock)
 
 
+def _check_common_steps(sampler: Sampler, within: Sampler) -> None:
+    if within.by_row:
+        raise ValueError(
+            f"{type(sampler).__name__}: rows of {type(within).__name__} choose their own steps;"
+            " give another sampler"
+        )
+
+
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RestartFlow(Sampler):
@@ -102,12 +110,16 @@ class RestartFlow(Sampler):
     flow: Sampler = dataclasses.field(default_factory=HeunFlow)
 
     def __post_init__(self) -> None:
-        if self.restarts < 1 or not 0 <= self.restart_low < self.restart_high <= 1:
+        fields(self, flow=Sampler)
+        check("sample.restarts", self.restarts, COUNT)
+        check("sample.restart_low", self.restart_low, number(low=0, high=1))
+        check("sample.restart_high", self.restart_high, number(low=0, high=1))
+        if not self.restart_low < self.restart_high:
             raise ValueError(
-                f"sample.restarts={self.restarts}, sample.restart_low={self.restart_low} and"
-                f" sample.restart_high={self.restart_high}: at least one restart, of a stretch"
-                " from a lower to a higher share between 0 and 1, is needed"
+                f"sample.restart_low={self.restart_low} must lie below"
+                f" sample.restart_high={self.restart_high}"
             )
+        _check_common_steps(self, self.flow)
 
     def check(self, process: Process) -> None:
         """See `Sampler`."""
