@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from ndsm_jax import app
+from ndsm_jax import app, parallel
 from ndsm_jax.reports.report import evaluate_run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.", required=True)
@@ -35,7 +35,11 @@ ALLOW_CHANGED_SOURCE = flags.DEFINE_bool(
 )
 
 
+app.define_processes()
+
+
 def main(argv: Sequence[str]) -> None:
+    app.join_processes()
     guidance = {
         "guidance_scale": GUIDANCE_SCALE.value,
         "guidance_low": GUIDANCE_LOW.value,
@@ -52,11 +56,13 @@ def main(argv: Sequence[str]) -> None:
         },
         data_dir=DATA_DIR.value,
         allow_changed_source=ALLOW_CHANGED_SOURCE.value,
+        progress=parallel.is_first(),
     )
-    print(result.table())
-    print(f"metrics: {result.metrics_path}")
-    print(f"report:  {result.report_path}")
-    result.check()
+    if parallel.is_first():
+        print(result.table())
+        print(f"metrics: {result.metrics_path}")
+        print(f"report:  {result.report_path}")
+        result.check()
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ndsm_jax import evaluation, guards, plots
+from ndsm_jax import evaluation, guards, parallel, plots
 from ndsm_jax.config import Config
 from ndsm_jax.config.effect import has_effect
 from ndsm_jax.datasets import Dataset
@@ -183,7 +183,8 @@ def evaluate_run(
 ) -> Evaluation:
     """Samples the newest checkpoint of a run and evaluates it against its data.
 
-    Writes metrics.json, report.html and the pictures' folder evaluation/ into workdir.
+    Writes metrics.json, report.html and the pictures' folder evaluation/ into workdir; of several
+    processes (`parallel`), which all call it, the first one does.
 
     Args:
       workdir: folder of the run.
@@ -274,10 +275,11 @@ def _evaluated(
         "device": jax.devices()[0].device_kind,
     }
     metrics_path, report_path = workdir / "metrics.json", workdir / "report.html"
-    replace_file(metrics_path, json_text({"facts": facts, **result}).encode())
-    pictures = _pictures(workdir, run, dataset, made, result)
-    page = _page(workdir, run, facts, result, pictures)
-    replace_file(report_path, page.encode(errors="surrogateescape"))
+    if parallel.is_first():
+        replace_file(metrics_path, json_text({"facts": facts, **result}).encode())
+        pictures = _pictures(workdir, run, dataset, made, result)
+        page = _page(workdir, run, facts, result, pictures)
+        replace_file(report_path, page.encode(errors="surrogateescape"))
     return Evaluation(
         metrics=result["metrics"],
         compared=result["counts"]["compared"],
