@@ -259,8 +259,7 @@ def fit_bytes(
 
     By scikit-learn, in float64: the data, those used and one product of their size; per sample
     three numbers a component; the covariances and their inverse roots, those of the best fit so
-    far, and the factors of the mixture. And 200 MB of scikit-learn and of the programs that measure
-    the fit. By jax: the rows in float32, or two blocks of them where they are not kept; a block as
+    far, and the factors of the mixture; and 20 MB of programs that measure the fit. By jax: the rows in float32, or two blocks of them where they are not kept; a block as
     it is centred in float64, or twice the rows that starts are made on and covariances, sums and
     roots; and 100 MB of programs.
     Measured: docs/reliability.md.
@@ -274,7 +273,7 @@ def fit_bytes(
         starts = 8 * em.seeded_rows(n, d, k, covariance) * d
         return 100e6 + held + max(block, starts + 8.0 * (3 * k * d + 5.5 * covariances))
     data, responsibilities = 3 * n * d, 3 * n * k
-    return 200e6 + 8.0 * (data + responsibilities + 2 * k * d + 6 * covariances)
+    return 20e6 + 8.0 * (data + responsibilities + 2 * k * d + 6 * covariances)
 
 
 @arguments(mixture=GaussianMixture, smallest=number(low=0))

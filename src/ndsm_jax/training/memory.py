@@ -28,7 +28,7 @@ Measured: docs/reliability.md."""
 
 KEPT = 0.75
 """Share of what the backward pass needs that XLA keeps, and does not compute again where it needs
-it. Measured: docs/reliability.md."""
+it, and of gradients of samples that are there at once. Measured: docs/reliability.md."""
 
 
 def size_of(tree: Any) -> int:
@@ -120,7 +120,7 @@ def _products(experiment: Experiment, state: TrainState, batch: Any) -> float:
     estimator = experiment.estimator
     if estimator.kind == "exact":  # a gradient a sample, `chunk` at a time, and two means
         chunk = min(estimator.chunk, math.prod(batch.t.shape))
-        return (chunk + 2.0) * size_of(state.params)
+        return (KEPT * chunk + 2.0) * size_of(state.params)
     # Forward mode keeps nothing: a tangent beside each value, and a direction of the parameters.
     pair = _largest(lambda p: _terms(experiment, p[0], p[1]), (state.params, batch))
     return 2 * pair + size_of(state.params)
