@@ -259,9 +259,10 @@ def fit_bytes(
 
     By scikit-learn, in float64: the data, those used and one product of their size; per sample
     three numbers a component; the covariances and their inverse roots, those of the best fit so
-    far, and the factors of the mixture; and 20 MB of programs that measure the fit. By jax: the rows in float32, or two blocks of them where they are not kept; a block as
-    it is centred in float64, or twice the rows that starts are made on and covariances, sums and
-    roots; and 100 MB of programs.
+    far, and the factors of the mixture; and 20 MB of programs that measure the fit. By jax: the
+    rows in float32, or two blocks of them where they are not kept; a block as it is centred in
+    float64, or twice the rows that starts are made on and covariances, sums and roots; and 100 MB
+    of programs.
     Measured: docs/reliability.md.
     """
     n, d, k = num, dim, num_components
