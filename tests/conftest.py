@@ -27,16 +27,28 @@ def assert_mean(samples, expected, *, sigmas: float = 4.5, bias: float = 0.0) ->
     assert worst < sigmas, f"{worst:.1f} standard errors (largest error {error.max():.2g})"
 
 
-@pytest.fixture(autouse=True)
+def _forget_programs(most: int) -> None:
+    """Linux allows a process 65,530 memory maps, XLA takes several for each program, and crashes
+    where it gets none."""
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > most:
+        jax.clear_caches()
+
+
+@pytest.fixture(autouse=True, scope="module")
 def _few_programs() -> Iterator[None]:
-    """Forgets compiled programs now and then: Linux allows a process 65,530 memory maps, XLA takes
-    several for each program, and crashes where it gets none."""
+    """Forgets compiled programs between modules, which share few."""
+    yield
+    _forget_programs(15_000)
+
+
+@pytest.fixture(autouse=True)
+def _not_too_many_programs() -> Iterator[None]:
+    """Forgets them within a module where that has to be."""
     started = time.monotonic()
     yield
-    maps = pathlib.Path("/proc/self/maps")
-    compiled = time.monotonic() - started > 0.5  # counting thousands of maps takes some time, too
-    if compiled and maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
-        jax.clear_caches()
+    if time.monotonic() - started > 0.5:  # counting thousands of maps takes some time, too
+        _forget_programs(40_000)
 
 
 @pytest.fixture

@@ -170,7 +170,7 @@ def test_the_density_of_a_row_is_its_own():
         ({"settings": {"network.widht": 3}}, flowers, "widht.*width"),
         ({"settings": {"train.steps": 3}}, flowers, "train.steps.*sets itself"),
         ({"settings": {"process.mass": 3.0}}, flowers, "process.mass.*no effect"),
-        ({"covariance": "round"}, flowers, "mixture.covariance.*round"),
+        ({"covariance": "round"}, flowers, "NDSM: covariance='round'"),
         ({"columns": {"x": "numeric"}}, flowers, "no column 'x'"),
     ],
 )

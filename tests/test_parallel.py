@@ -69,6 +69,7 @@ def test_eight_devices_agree_with_one_and_share_what_is_large(single, tmp_path):
         np.testing.assert_allclose(*values, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_from_a_checkpoint_of_one_device(single, tmp_path):
     shutil.copytree(single / "half_run", tmp_path / "run")
     address = f"localhost:{free_port()}"

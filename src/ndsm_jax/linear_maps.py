@@ -16,8 +16,9 @@ import numpy as np
 from jax import Array
 
 from ndsm_jax import checks
-from ndsm_jax.checks import DIMENSIONS, NONE, POSITIVE, Needs, arguments
+from ndsm_jax.checks import NONE, POSITIVE, Needs, arguments, whole
 
+DIM = whole(0)  # none: what is left of a space where all else is exact
 INDICES = ("integers below d [r]", NONE)
 
 
@@ -27,7 +28,7 @@ def select(y: Array, indices: tuple[int, ...] | None) -> Array:
     return y if indices is None else y[..., np.asarray(indices, int)]
 
 
-@arguments(u="[..., r]", indices=INDICES, dim=DIMENSIONS)
+@arguments(u="[..., r]", indices=INDICES, dim=DIM)
 def embed(u: Array, indices: tuple[int, ...] | None, dim: int) -> Array:
     """E u, u in the coordinates `indices` and 0 elsewhere: [..., r] -> [..., dim]."""
     if indices is None:
@@ -73,7 +74,7 @@ class Scalar:
         """M^{-T} y: [..., d] -> [..., d]."""
         return self.solve(y)
 
-    @arguments(value="[...]", dim=DIMENSIONS)
+    @arguments(value="[...]", dim=DIM)
     def log_det(self, dim: int) -> Array:
         """log |det M| on states of `dim` dimensions: [...]."""
         return dim * jnp.log(jnp.abs(self.value))
@@ -106,7 +107,7 @@ class Diagonal:
         """M^{-T} y: [..., d] -> [..., d]."""
         return self.solve(y)
 
-    @arguments(values="[..., d]", dim=DIMENSIONS)
+    @arguments(values="[..., d]", dim=DIM)
     def log_det(self, dim: int) -> Array:
         """log |det M|: [...]."""
         return jnp.log(jnp.abs(self.values)).sum(axis=-1)
@@ -142,7 +143,7 @@ class Blocks:
         """M^{-T} y: [..., d] -> [..., d]."""
         return self._apply(jnp.swapaxes(jnp.linalg.inv(self.matrix), -1, -2), y)
 
-    @arguments(matrix="[..., m, m]", dim=DIMENSIONS)
+    @arguments(matrix="[..., m, m]", dim=DIM)
     def log_det(self, dim: int) -> Array:
         """log |det M| on states of `dim` dimensions: [...]."""
         _blocks(self.matrix, "dim", dim)
@@ -191,7 +192,7 @@ class Dense:
         """M^{-T} y: [..., d] -> [..., d]."""
         return _product("...ji,...j->...i", jnp.linalg.inv(self.matrix), y)
 
-    @arguments(matrix="[..., d, d]", dim=DIMENSIONS)
+    @arguments(matrix="[..., d, d]", dim=DIM)
     def log_det(self, dim: int) -> Array:
         """log |det M|: [...]."""
         return jnp.linalg.slogdet(self.matrix)[1]

@@ -288,6 +288,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 def test_eight_devices_give_what_one_gives():
     found = []
     for count in (1, 8):

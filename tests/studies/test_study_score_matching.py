@@ -3,11 +3,14 @@
 import importlib
 import json
 
+import pytest
+
 from ndsm_jax.reports.study import Study
 
 study_module = importlib.import_module("studies.score_matching")
 
 
+@pytest.mark.slow
 def test_smoke(tmp_path):
     """Score and energy agree whatever the training; table and picture are there."""
     study_module.reproduce(Study(scale="smoke", root=tmp_path, progress=False))
