@@ -8,7 +8,7 @@ sampling and likelihood, at a fixed number of rows:
 
   share   of the arithmetic that one device does, as the compiler counts it, 1 / n being the least
   ratio   seconds over those of one device, called in turn; simulated devices share the same cores,
-          so that 1 is the least, and what is above it is the cost of dividing the work
+          so that what is above 1 is the cost of dividing the work
 
 The numbers of devices are each a process of their own, as JAX fixes them when it starts.
 """
