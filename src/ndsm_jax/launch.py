@@ -246,8 +246,8 @@ def _launch(
         state = init_state(experiment, seed=c.seed, select=held is not None)
         if parts.report is not None:
             logger.info("%s", parts.report)
-        if parts.report is not None and parallel.is_first():
-            replace_file(folder / "mixture.txt", f"{parts.report}\n".encode())
+            if parallel.is_first():
+                replace_file(folder / "mixture.txt", f"{parts.report}\n".encode())
     if int(state.step) < c.steps and parallel.is_first():
         replace_file(folder / "config.json", f"{json.dumps(run.facts, indent=2)}\n".encode())
     try:
