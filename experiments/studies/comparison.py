@@ -43,6 +43,7 @@ from ndsm_jax.reports.measure import drawn, measure
 from ndsm_jax.reports.study import (
     Changes,
     Study,
+    chosen,
     load_config,
     markdown,
     mean_and_error,
@@ -197,21 +198,13 @@ def reproduce(study: Study, *, only: str = "") -> None:
     settings = SCALES[study.scale]
     everything = {cell.name: cell for cell in cells(settings)}
     left_out = [name for p in settings.left_out for name in fnmatch.filter(everything, p)]
-    patterns = only.split(",") if only else ["*"]
-    for pattern in patterns:
-        if not fnmatch.filter(everything, pattern):
-            raise ValueError(
-                f"--only={pattern}: no such cell; one is {next(iter(everything))}, data set,"
-                " process, objective and seed, and * stands for anything"
-            )
     fitted = None
-    for name, cell in everything.items():
-        wanted = any(fnmatch.fnmatch(name, pattern) for pattern in patterns)
-        if wanted and name not in left_out:
+    for cell in chosen(everything, only):
+        if cell.name not in left_out:
             if fitted != (fitted := (cell.data, cell.row, cell.seed)):
                 # XLA keeps several memory maps a program, and Linux allows 65,530 a process.
                 jax.clear_caches()
-            study.part(name, _of(study.scale, cell), functools.partial(_measured, study, cell))
+            study.part(cell.name, _of(study.scale, cell), functools.partial(_measured, study, cell))
     _report(study, everything.values())
 
 

@@ -19,7 +19,6 @@ share a folder; the call without it measures what is missing and writes tables a
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import functools
 import time
 from collections.abc import Callable, Mapping
@@ -32,7 +31,7 @@ from ndsm_jax import NDSM, plots
 from ndsm_jax.datasets.stand_ins import STAND_INS
 from ndsm_jax.evaluation import kernel_density
 from ndsm_jax.references import choose
-from ndsm_jax.reports.study import Study, mean_and_error
+from ndsm_jax.reports.study import Study, chosen, mean_and_error
 from ndsm_jax.training import prior_log_prob
 
 Array = np.ndarray
@@ -113,18 +112,12 @@ def reproduce(study: Study, *, only: str = "") -> None:
     """
     settings = SCALES[study.scale]
     cells = {f"{n}_{i}": (n, i) for n in settings.names for i in range(settings.splits)}
-    patterns = only.split(",") if only else ["*"]
-    wanted = {p: fnmatch.filter(cells, p) for p in patterns}
-    for pattern, found in wanted.items():
-        if not found:
-            raise ValueError(f"--only={pattern}: no such part; one of {', '.join(cells)}")
     _flowjax()
     results: dict[str, list[dict[str, Any]]] = {}
-    for cell in dict.fromkeys(cell for found in wanted.values() for cell in found):
-        name, split = cells[cell]
+    for name, split in chosen(cells, only):
         of = dataclasses.asdict(settings) | {"names": name, "splits": split}
         measure = functools.partial(_measured, study, name, split)
-        results.setdefault(name, []).append(study.part(cell, of, measure))
+        results.setdefault(name, []).append(study.part(f"{name}_{split}", of, measure))
     if not only:
         _report(study, results)
 

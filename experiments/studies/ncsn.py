@@ -7,8 +7,9 @@ of steps are the same. Measured are the FID by our evaluator, whose values are n
 Inception, and the shares of the classes with their confidence intervals: how many intervals hold a
 tenth, as the report counts, and how many hold the share of the data.
 
-`full` is as published (200 levels of 100 steps, epsilon = 2e-5 with alpha / 2). `cpu` has as many
-levels and fewer steps at each, of the length that fits a geometric ladder.
+`full` samples as published (200 levels of 100 steps, epsilon = 2e-5 with alpha / 2). `cpu` has as
+many levels and fewer steps at each, of the length that fits a geometric ladder. `--only` takes
+patterns of the runs' folders, such as ncsn__*, and shows nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ndsm_jax.clock import LADDERS, ladder
 from ndsm_jax.config import SMOKE, Config
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.evaluation import evaluator
-from ndsm_jax.reports.study import Changes, Run, Study, load_config, slug
+from ndsm_jax.reports.study import Changes, Run, Study, chosen, load_config, slug
 from ndsm_jax.sampling.noise_levels import coverage
 from studies import CONFIGS, mnist
 
@@ -71,7 +72,12 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
     },
     "full": {
         "methods": tuple(METHODS),
-        "changes": {},
+        "changes": {
+            "network": {"widths": (16, 32, 64), "time_features": 64},
+            "train": {"steps": 6000},
+            "optimizer": {"warmup_steps": 100},
+            "sample": {"num": 1000},
+        },
         "ncsn": {"steps": 200, "langevin_steps": 100, "langevin_length": 0.1},
     },
 }
@@ -79,11 +85,19 @@ SHOWN = 64
 CONFIDENCE = 0.95
 
 
-def reproduce(study: Study) -> None:
-    """All runs; tables, figures and metrics.json, written anew after each."""
+def reproduce(study: Study, *, only: str = "") -> None:
+    """All runs; tables, figures and metrics.json, written anew after each.
+
+    Raises:
+      ValueError: patterns of `only` of which one matches nothing.
+    """
     scale = SCALES[study.scale]
-    _ladders(study)
     everything = mnist.load(_config(study, "NCSN, geometric").data)
+    if only:
+        for method in chosen({slug(m): m for m in scale["methods"]}, only):
+            study.run(slug(method), _config(study, method), everything)
+        return
+    _ladders(study)
     classifier = evaluator(everything)
     runs: dict[str, Run] = {}
     results: dict[str, dict[str, Any]] = {}

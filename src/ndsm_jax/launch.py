@@ -128,7 +128,7 @@ class Restored:
 def load_data(config: Config) -> Dataset:
     """The data set of the config, checked (see `datasets.load` for the errors)."""
     options = dataclasses.asdict(config.data)
-    del options["frame"], options["flips"]
+    del options["frame"], options["flips"], options["shifts"]
     return datasets.load(**options)
 
 

@@ -104,7 +104,7 @@ def test_cells_and_the_page_of_them(tmp_path, monkeypatch):
     comparison.reproduce(study, only="*-langevin-*")
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "parts").iterdir()} == written
     with pytest.raises(
-        ValueError, match=r"--only=\*-nothing-0: no such cell; one is rings_and_bars"
+        ValueError, match=r"--only=\*-nothing-0: there is no such part; one is rings"
     ):
         comparison.reproduce(study, only="*-nothing-0")
 

@@ -33,7 +33,7 @@ def test_smoke(tmp_path):
     written = {p: p.stat().st_mtime_ns for p in (tmp_path / "parts").iterdir()}
     densities.reproduce(study)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "parts").iterdir()} == written
-    with pytest.raises(ValueError, match="--only=wine_0: no such part; one of power_0"):
+    with pytest.raises(ValueError, match="--only=wine_0: there is no such part; one is power_0"):
         densities.reproduce(study, only="power_0,wine_0")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from ndsm_jax import conditions, frames, noising, plugins
-from ndsm_jax.augmentation import Augment, Mirrored
+from ndsm_jax.augmentation import Augment, Both, Mirrored, Shifted
 from ndsm_jax.clock import loss_weight, time_coordinate
 from ndsm_jax.conditions import Classes
 from ndsm_jax.config.effect import has_effect
@@ -124,22 +124,34 @@ def build(
 
 
 def _augment(config: Config, shape: tuple[int, ...], frame: Frame) -> Augment | None:
-    if not config.data.flips or config.autoencoder.kind != "none":
+    data = config.data
+    if not (data.flips or data.shifts) or config.autoencoder.kind != "none":
         return None
+    key, what = ("data.flips", "mirrors") if data.flips else ("data.shifts", "moves")
+    off = "false" if data.flips else "0"
     if len(shape) != 3:
         raise ValueError(
-            f"data.flips mirrors images, and data.name={config.data.name!r} has items of shape"
-            f" {shape}; set it to false"
+            f"{key} {what} images, and data.name={data.name!r} has items of shape {shape}; set it"
+            f" to {off}"
+        )
+    if data.shifts >= min(shape[:2]):
+        raise ValueError(
+            f"data.shifts={data.shifts} moves images of {shape[0]} x {shape[1]} pixels out of"
+            " sight; take one or two"
         )
     outer = frame.outer if isinstance(frame, frames.Chained) else frame
     scales = outer.scale if isinstance(outer, frames.Standardised) else np.ones(1)
     shifts = outer.shift if isinstance(outer, frames.Standardised) else np.ones(1)
     if np.ptp(scales) or np.ptp(shifts) or isinstance(outer, frames.Angles):
         raise ValueError(
-            f"data.flips: with data.frame={config.data.frame!r} a pixel has a scale of its own, and"
-            " its mirror image another; set data.frame to shared, or data.flips to false"
+            f"{key}: with data.frame={data.frame!r} a pixel has a scale of its own, and another"
+            f" where it goes to; set data.frame to shared, or {key} to {off}"
         )
-    return Mirrored(shape=shape)
+    mirrored = Mirrored(shape=shape)
+    if not data.shifts:
+        return mirrored
+    shifted = Shifted(shape=shape, pixels=data.shifts)
+    return Both(first=mirrored, second=shifted) if data.flips else shifted
 
 
 def _process_and_frame(config: Config, parts: Parts) -> tuple[Process, Frame]:

@@ -215,6 +215,14 @@ class DataConfig(Section):
         " and likelihoods see it as it is",
         when={"autoencoder.kind": ("none",)},
     )
+    shifts: int = option(
+        0,
+        "show the training an image moved by up to so many pixels in both directions, its edges"
+        " repeated; held-out losses and likelihoods see it as it is",
+        low=0,
+        high=64,
+        when={"autoencoder.kind": ("none",)},
+    )
     seed: int = option(0, "of toy data, splits and subsets", low=0, high=SEED)
 
 

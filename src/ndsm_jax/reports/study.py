@@ -8,13 +8,14 @@ ROOT/figures/*.png    ROOT/tables/*.md    ROOT/metrics.json
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
 import json
 import logging
 import pathlib
 import platform
 import runpy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -33,6 +34,7 @@ SCALES = ("smoke", "cpu", "full")
 
 Changes = Mapping[str, Mapping[str, Any]]
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 
 def load_config(file: str | pathlib.Path, variant: str, *changes: Changes) -> Config:
@@ -58,6 +60,22 @@ def load_config(file: str | pathlib.Path, variant: str, *changes: Changes) -> Co
 def slug(name: str) -> str:
     """A name as part of a path."""
     return "".join(c if c.isalnum() else "_" for c in name.lower())
+
+
+def chosen(named: Mapping[str, T], only: str) -> list[T]:
+    """What has a name that matches one of the patterns of `--only`, in its order; '': all.
+
+    Raises:
+      ValueError: a pattern that matches no name.
+    """
+    patterns = only.split(",") if only else ["*"]
+    for pattern in patterns:
+        if not fnmatch.filter(named, pattern):
+            raise ValueError(
+                f"--only={pattern}: there is no such part; one is {next(iter(named))}, and * stands"
+                " for anything"
+            )
+    return [x for name, x in named.items() if any(fnmatch.fnmatch(name, p) for p in patterns)]
 
 
 def seeded(config: Config, seed: int) -> Config:

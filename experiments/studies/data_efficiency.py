@@ -1,0 +1,355 @@
+"""Quality against the number of training items: by what factor fewer data ours needs.
+
+Not in 2405.15625. Path-space DSM of mixture Langevin noising in local coordinates, beside the two
+tuned linear baselines: 2410.19149's dynamics of every component, and one Gaussian (variance
+preserving) on standardised data with EDM's preconditioning. All have the same network, minibatch,
+sampler and largest number of steps, and the average of the parameters with the least loss on
+held-out training items. The mixture has as many components as the config file says, and at most one
+for ten items. On images there are also rows of ours with dropout, weight decay and small shifts.
+
+Every seed has training items of its own. Rings and bars are compared with held-out data, MNIST's
+FID is to all 60,000 images, its other measures are to its test images. Beside every row stand real
+data in the samples' place, and what sampling starts from: the mixture alone.
+
+A cell is a data set, a number of items, a method and a seed, and one file in parts/; `--only` takes
+patterns of their names, such as `mnist-300-*`. The last table has, for every baseline, its number
+of items over what ours needs for the same quality, interpolated between its own means (log-log).
+
+Torsion angles, where an energy that is approximately right is the reference: the study `torus`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ndsm_jax import plots
+from ndsm_jax.config import SMOKE, Config
+from ndsm_jax.datasets import Dataset
+from ndsm_jax.evaluation import evaluator
+from ndsm_jax.reports.study import (
+    Changes,
+    Run,
+    Study,
+    chosen,
+    load_config,
+    mean_and_error,
+    seeded,
+    slug,
+)
+from ndsm_jax.runs import read_metrics
+from studies import CONFIGS, mnist
+
+OURS, COMPONENTS, GAUSSIAN = "path-space DSM", "component-wise OU", "one Gaussian, tuned"
+LOCAL: Changes = {"network": {"parameterisation": "local"}}
+METHODS: Mapping[str, tuple[str, Changes]] = {
+    OURS: ("", LOCAL),
+    COMPONENTS: ("component_ou", {}),
+    GAUSSIAN: ("vp_standardised", {"mixture": {"num_components": 1}}),
+    f"{OURS}, dropout": ("", {"network": {**LOCAL["network"], "dropout": 0.1}}),
+    f"{OURS}, weight decay": ("", {**LOCAL, "optimizer": {"name": "adamw", "weight_decay": 1.0}}),
+    f"{OURS}, shifts": ("", {**LOCAL, "data": {"shifts": 1}}),
+}
+"""Variant of the config file, and changes of it; the first three on all data."""
+COMPARED = (OURS, COMPONENTS, GAUSSIAN)
+ALONE, FLOOR = "the mixture alone", "real data (floor)"
+ITEMS_A_COMPONENT = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """Of a data set, at a scale.
+
+    Attributes:
+      items: numbers of training items, 0 for all.
+      seeds: of all sizes up to `repeated`, one above.
+      repeated: see `seeds`.
+      regularised: sizes that the rows beyond `COMPARED` are measured at.
+    """
+
+    items: Sequence[int]
+    seeds: int = 3
+    repeated: int = 3000
+    regularised: Sequence[int] = ()
+
+
+DATA: Mapping[str, tuple[str, Changes, Sequence[str]]] = {
+    "rings_and_bars": (
+        "gm2d.py",
+        {"objective": {"name": "path_dsm"}, "sample": {"num": 2000}},
+        ("energy_distance", "sliced_wasserstein", "two_sample_accuracy", "recall", "mode_tv"),
+    ),
+    "mnist": (
+        "mnist.py",
+        {**mnist.SCALES["cpu"]["changes"], "train": {"picture_every": 0, "tensorboard": False}},
+        ("fid", "recall", "energy_distance", "two_sample_accuracy", "nearest_train"),
+    ),
+}
+"""Config file, what is changed in it, and the columns; the first is drawn."""
+
+TITLES = {
+    "energy_distance": "energy distance",
+    "sliced_wasserstein": "sliced Wasserstein",
+    "two_sample_accuracy": "two-sample accuracy",
+    "mode_tv": "mode TV",
+    "fid": "FID",
+    "nearest_train": "nearest image",
+}
+FACTORS = ("energy_distance", "sliced_wasserstein", "fid")
+"""Columns that are distances: a number of items can be read off them."""
+
+SCALES: Mapping[str, Mapping[str, Any]] = {
+    "smoke": {
+        "data": {"rings_and_bars": Sizes(items=(40, 80), seeds=1)},
+        "changes": {**SMOKE, "mixture": {**SMOKE["mixture"], "num_components": 3}},
+    },
+    "cpu": {
+        "data": {
+            "rings_and_bars": Sizes(items=(30, 100, 300, 1000, 3000, 10_000), repeated=10_000)
+        },
+        "changes": {"train": {"steps": 5000}},
+    },
+    "full": {
+        "data": {
+            "mnist": Sizes(items=(100, 300, 1000, 3000, 14_000, 0), regularised=(100, 300, 1000))
+        },
+        "changes": {"train": {"steps": 4000, "log_every": 200, "checkpoint_every": 2000}},
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One measurement; of 0 items: of all."""
+
+    data: str
+    items: int
+    method: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its file, and what `--only` is compared with."""
+        return f"{self.data}-{self.items or 'all'}-{slug(self.method)}-{self.seed}"
+
+
+def cells(scale: str) -> Iterator[Cell]:
+    """All of a scale, seed by seed."""
+    for data, sizes in SCALES[scale]["data"].items():
+        for seed in range(sizes.seeds):
+            for items in sizes.items:
+                if seed and (items or sizes.repeated + 1) > sizes.repeated:
+                    continue
+                methods = METHODS if items in sizes.regularised else COMPARED
+                for method in methods:
+                    yield Cell(data=data, items=items, method=method, seed=seed)
+
+
+def reproduce(study: Study, *, only: str = "") -> None:
+    """All cells, or `only` those that match one of these patterns; and what is there, as tables.
+
+    Raises:
+      ValueError: patterns of which one matches nothing.
+    """
+    everything = {cell.name: cell for cell in cells(study.scale)}
+    for cell in chosen(everything, only):
+        study.part(cell.name, _of(study, cell), functools.partial(_measured, study, cell))
+    _report(study)
+
+
+def config_of(study: Study, cell: Cell) -> Config:
+    """The config of a cell."""
+    file, changes, _ = DATA[cell.data]
+    variant, own = METHODS[cell.method]
+    where: Changes = {"data": {"num_train": cell.items, "seed": cell.seed}}
+    if file == "mnist.py":
+        where = {"data": {**where["data"], "dir": study.data_dir}}
+    select: Changes = {"train": {"select": "held_out"}}
+    more = SCALES[study.scale]["changes"]
+    config = load_config(CONFIGS / file, variant, changes, select, more, where, own)
+    mixture = config.mixture
+    if cell.items:
+        most = max(1, cell.items // ITEMS_A_COMPONENT)
+        mixture = dataclasses.replace(mixture, num_components=min(mixture.num_components, most))
+    return seeded(dataclasses.replace(config, mixture=mixture), cell.seed)
+
+
+def _of(study: Study, cell: Cell) -> dict[str, Any]:
+    tree = config_of(study, cell).to_dict()
+    del tree["data"]["dir"]  # where the files lie is no setting of the experiment
+    return tree
+
+
+def _measured(study: Study, cell: Cell) -> dict[str, Any]:
+    """Scores of a cell, each with floor and reference; the first seed's samples as a picture."""
+    config = config_of(study, cell)
+    dataset = mnist.load(config.data)
+    run = study.run(cell.name, config, dataset)
+    columns = DATA[cell.data][2]
+    scores = study.scores(run, dataset, max_points=2000)
+    found = {key: scores[key] for key in columns if key in scores}
+    if "fid" in columns:
+        everything = _everything(study)
+        fid = mnist.fid(study, run, everything, evaluator(everything))["fid"]
+        found = {"fid": {"value": fid["value"], "floor": fid["floor"], "prior": np.nan}, **found}
+    if cell.seed == 0:
+        _picture(study, cell, dataset, run)
+    return {"metrics": found, "kept step": _kept(run), "items": len(dataset.train)}
+
+
+def _everything(study: Study) -> Dataset:
+    cell = Cell(data="mnist", items=0, method=OURS, seed=0)
+    return mnist.load(config_of(study, cell).data)
+
+
+def _kept(run: Run) -> int:
+    """After how many steps the average was taken that samples are made with."""
+    return int([row for row in read_metrics(run.folder) if "kept_step" in row][-1]["kept_step"])
+
+
+SHOWN = 36
+
+
+def _picture(study: Study, cell: Cell, dataset: Dataset, run: Run) -> None:
+    prior = np.load(run.folder / "prior.npy", allow_pickle=False)
+    shown = SHOWN if dataset.is_image else len(run.samples)
+    panels = {"training items": dataset.train, cell.method: run.samples, ALONE: prior}
+    figure = plots.panels({name: x[:shown] for name, x in panels.items()}, dataset.shape)
+    study.figure(f"samples_{cell.name}", figure)
+
+
+# --- report ---
+
+
+def _report(study: Study) -> None:
+    """Tables and curves of the cells that are there."""
+    parts = study.root / "parts"
+    found = {
+        cell: study.part(cell.name, _of(study, cell), dict)
+        for cell in cells(study.scale)
+        if (parts / f"{cell.name}.json").exists()
+    }
+    metrics: dict[str, Any] = {}
+    for data, (_, _, columns) in DATA.items():
+        of_data = {cell: part for cell, part in found.items() if cell.data == data}
+        if not of_data:
+            continue
+        values = _values(of_data)
+        for items in dict.fromkeys(cell.items for cell in of_data):
+            of_size = {name: by[items] for name, by in values.items() if items in by}
+            steps = {
+                method: ", ".join(
+                    str(part["kept step"])
+                    for cell, part in of_data.items()
+                    if (cell.items, cell.method) == (items, method)
+                )
+                for method in of_size
+            }
+            rows = [
+                {"": name}
+                | {TITLES.get(k, k): mean_and_error(x[k]) for k in columns if k in x}
+                | {"kept step": steps[name]}
+                for name, x in of_size.items()
+            ]
+            n = next(part["items"] for cell, part in of_data.items() if cell.items == items)
+            seeds = len({cell.seed for cell in of_data if cell.items == items})
+            study.table(
+                f"{data}_{items or 'all'}",
+                rows,
+                title=f"{data.replace('_', ' ')}, {n:,} training items, seeds: {seeds}",
+            )
+        _factors(study, data, values, of_data)
+        panels = {
+            TITLES.get(key, key): {
+                name: {f"{_items(of_data, n):,}": x[key] for n, x in by.items() if key in x}
+                for name, by in values.items()
+                if name in (*COMPARED, ALONE) and any(key in x for x in by.values())
+            }
+            for key in columns[:3]
+        }
+        floors = {
+            TITLES.get(key, key): {FLOOR: float(np.mean(_floors(of_data, key)))}
+            for key in columns[:3]
+        }
+        logarithmic = tuple(TITLES[key] for key in columns if key in FACTORS)
+        study.figure(data, plots.levels_figure(panels, lines=floors, log=logarithmic))
+        metrics[data] = {name: {str(n): x for n, x in by.items()} for name, by in values.items()}
+    study.metrics({"scores": metrics})
+
+
+Values = dict[str, dict[int, dict[str, list[float]]]]
+"""Row -> number of items -> column -> one number a seed."""
+
+
+def _values(found: Mapping[Cell, Mapping[str, Any]]) -> Values:
+    values: Values = {}
+    for cell, part in found.items():
+        rows = {cell.method: "value"}
+        if cell.method == OURS:
+            rows |= {ALONE: "prior", FLOOR: "floor"}
+        for row, side in rows.items():
+            columns = values.setdefault(row, {}).setdefault(cell.items, {})
+            for key, score in part["metrics"].items():
+                if score.get(side) is not None and np.isfinite(score[side]):
+                    columns.setdefault(key, []).append(score[side])
+    last = {name: values.pop(name) for name in (ALONE, FLOOR) if name in values}
+    return values | last
+
+
+def _items(found: Mapping[Cell, Mapping[str, Any]], items: int) -> int:
+    return next(part["items"] for cell, part in found.items() if cell.items == items)
+
+
+def _floors(found: Mapping[Cell, Mapping[str, Any]], key: str) -> list[float]:
+    return [part["metrics"][key]["floor"] for part in found.values() if key in part["metrics"]]
+
+
+def _factors(
+    study: Study, data: str, values: Values, found: Mapping[Cell, Mapping[str, Any]]
+) -> None:
+    """How many times fewer items ours needs for what a baseline has of the items of a row."""
+    rows = []
+    for baseline in (COMPONENTS, GAUSSIAN):
+        for key in FACTORS:
+            curves = [
+                {_items(found, n): float(np.mean(x[key])) for n, x in by.items() if key in x}
+                for by in (values.get(OURS, {}), values.get(baseline, {}))
+            ]
+            if all(curves):
+                factors = fewer(*curves)
+                rows.append(
+                    {"baseline": baseline, "by": TITLES[key]}
+                    | {f"its {n:,} items": text for n, text in factors.items()}
+                )
+    if rows:
+        study.table(f"{data}_factors", rows, title="Its items over those that ours needs as well")
+
+
+def fewer(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[int, str]:
+    """Number of items of a baseline -> that number over what ours needs for the same distance.
+
+    Args:
+      ours: number of items -> distance; where it rises, the least distance so far.
+      theirs: the same of the baseline.
+
+    Between two numbers of items log distance is taken as linear in the log of their number. '>x'
+    and '<x' where the distance lies outside of ours: at the fewest items, or beyond the most.
+    """
+    curve = [(n, ours[n]) for n in sorted(ours)]
+    lower = [p for i, p in enumerate(curve) if all(p[1] < before[1] for before in curve[:i])]
+    sizes, falling = np.array(lower, np.float64).T
+    most = max(ours)
+    found = {}
+    for n, distance in theirs.items():
+        if distance >= falling[0]:
+            found[n] = f">{n / sizes[0]:.2g}"
+        elif distance < falling[-1]:
+            found[n] = f"<{n / most:.2g}"
+        else:
+            needed = np.exp(np.interp(-np.log(distance), -np.log(falling), np.log(sizes)))
+            found[n] = f"{n / needed:.2g}"
+    return found

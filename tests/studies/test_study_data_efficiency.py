@@ -1,0 +1,55 @@
+"""The study of data efficiency at smoke scale, and how items are read off a curve."""
+
+import json
+
+import numpy as np
+import pytest
+from studies import data_efficiency
+
+from ndsm_jax.reports.study import Study
+
+
+@pytest.mark.slow
+def test_smoke(tmp_path):
+    study = Study(scale="smoke", root=tmp_path, progress=False)
+    data_efficiency.reproduce(study, only="*-40-*")
+    assert not (tmp_path / "tables" / "rings_and_bars_80.md").exists()
+    data_efficiency.reproduce(study)
+    scores = json.loads((tmp_path / "metrics.json").read_text())["scores"]["rings_and_bars"]
+    rows = (*data_efficiency.COMPARED, data_efficiency.ALONE, data_efficiency.FLOOR)
+    assert list(scores) == list(rows)
+    for by in scores.values():
+        assert list(by) == ["40", "80"]
+        assert all(np.isfinite(x).all() for columns in by.values() for x in columns.values())
+    table = (tmp_path / "tables" / "rings_and_bars_40.md").read_text()
+    assert all(f"| {row} |" in table for row in rows)
+    figures = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert "rings_and_bars" in figures
+    assert "samples_rings_and_bars-80-path_space_dsm-0" in figures
+
+
+def test_every_cell_has_a_config():
+    """Of all scales: no key is unknown, and the items of two seeds are others."""
+    for scale in data_efficiency.SCALES:
+        study = Study(scale=scale, root=None, progress=False)
+        for cell in data_efficiency.cells(scale):
+            config = data_efficiency.config_of(study, cell)
+            assert config.train.select == "held_out"
+            assert config.data.num_train == cell.items
+            assert config.data.seed == config.train.seed == cell.seed
+            if cell.items:
+                assert config.mixture.num_components <= max(1, cell.items // 10)
+            if cell.method == data_efficiency.GAUSSIAN:
+                assert config.mixture.num_components == 1
+
+
+def test_the_number_of_items_is_read_off_a_power_law():
+    """Of distance c / sqrt(N) with c = 1 and 2: four times the items for the same distance."""
+    sizes = np.array([10, 100, 1000, 10_000])
+    ours = dict(zip(sizes.tolist(), sizes**-0.5, strict=True))
+    theirs = {n: 2 * x for n, x in ours.items()}
+    assert data_efficiency.fewer(ours, theirs) == {10: ">1", 100: "4", 1000: "4", 10_000: "4"}
+    assert data_efficiency.fewer(theirs, ours)[10_000] == "<1"
+    assert data_efficiency.fewer(theirs, ours)[1000] == "0.25"
+    # A curve that rises again: what fewer items reached, more reach.
+    assert data_efficiency.fewer({10: 1.0, 100: 0.1, 1000: 0.5}, {1000: 0.1}) == {1000: "10"}
