@@ -274,7 +274,8 @@ def _check_noise(objective: str, noise: NoisingFn, process: Process) -> None:
             f"experiment: noise is of another process ({of.name!r} of {of.dim} dimensions) than the"
             f" experiment's ({process.name!r} of {process.dim}); build it of the same one"
         )
-    if OBJECTIVES[objective].controlled or OBJECTIVES[objective].noising == "local":
+    local = OBJECTIVES[objective].noising == "local" and not getattr(noise, "stable", False)
+    if OBJECTIVES[objective].controlled or local:
         row = jax.ShapeDtypeStruct((1, process.dim), np.float32)
         if jax.eval_shape(lambda x0: noise(jax.random.key(0), x0), row).mu is None:
             raise ValueError(
@@ -363,7 +364,14 @@ def _check_stable(noise: NoisingFn, model: ScoreModel, frame: Frame) -> None:
     """Raises ValueError for targets averaged over items with conditions of their own."""
     mixture = frames.component_mixture(frame)
     several = mixture is not None and mixture.num_components > 1
-    if getattr(noise, "stable", False) and (several or model.condition is not None):
+    if not getattr(noise, "stable", False):
+        return
+    if frames.period(frame) is not None:
+        raise ValueError(
+            "noising.stable averages over states by their distances, and those here are angles; set"
+            " it to false"
+        )
+    if several or model.condition is not None:
         raise ValueError(
             "noising.stable averages targets over the minibatch, whose items have"
             f" {'components' if several else 'conditions'} of their own here; set it to false"

@@ -205,7 +205,8 @@ def _fd_ssm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, None]:
 
 
 def _ndsm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, None]:
-    return ndsm(score_fn, batch), None
+    # An average over paths has a mean given mu, so that nothing cancels at mu: it is regressed on.
+    return (dsm if batch.mu is None else ndsm)(score_fn, batch), None
 
 
 EXACT_DIVERGENCE_DIM = 16

@@ -1,5 +1,7 @@
 """Noised batches: laws, fields, and times."""
 
+import dataclasses
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -9,8 +11,14 @@ from conftest import assert_mean
 
 from ndsm_jax import frames, noising, processes, references
 from ndsm_jax.clock import loss_weight
+from ndsm_jax.config.assemble import build
+from ndsm_jax.config.parts import stand_in
 from ndsm_jax.experiment import experiment
 from ndsm_jax.integrators import local_kernel, simulate, time_grid
+from ndsm_jax.noising.chain import walk
+from ndsm_jax.objectives import OBJECTIVES
+from ndsm_jax.training.step import noised
+from tests.training.tiny_runs import tiny
 
 PRIOR = references.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4])
 
@@ -219,7 +227,92 @@ def test_stable_targets_of_all_the_data_are_their_exact_score(rng):
     assert change[middle[..., 0]].mean() > 0.2
 
 
+@pytest.mark.parametrize("noises", [1, 3])
+def test_stable_targets_of_paths_are_the_score_of_their_last_steps(rng, noises):
+    """NumPy, in float64: all paths have the same k times, and at each the target is the score of
+    the mean of the Gaussians that they are left by. mu is that of the same key without them."""
+    process = processes.langevin(PRIOR)
+    x0 = (2 * rng.normal(size=(40, 2))).astype(np.float32)
+    noise = noising.local_steps(process, 40, k=5, noises=noises, stable=True)
+    key = jax.random.key(0)
+    batch = noise(key, jnp.asarray(x0))
+    assert batch.y.shape == batch.score_target.shape == (40, 5 * noises, 2)
+    assert batch.mu is None
+    assert batch.noises == noises
+    t = np.asarray(batch.t)
+    np.testing.assert_array_equal(t, np.broadcast_to(t[:1], t.shape))
+    assert len(np.unique(t)) == 5
+
+    key_time, key_path, _ = jax.random.split(key, 3)
+    interval = noise.times.index(noise.times.quantiles(key_time, 1, 5))[0]
+    index, h = noise.starts[interval], np.asarray(noise.lengths[interval], np.float64)
+    starts = jnp.broadcast_to(index, (40, 5))
+    grid = noise.times.grid
+    left, _ = walk(key_path, noise.chain, jnp.asarray(x0), starts, grid[:-1], integrator="euler")
+    drift = process.drift(left, jnp.broadcast_to(grid[index], (40, 5)))
+    mu = np.asarray(left, np.float64) + h[:, None] * np.asarray(drift, np.float64)
+    mu = np.repeat(mu, noises, axis=1)
+    variance = np.repeat(2 * h, noises)
+    away = np.asarray(batch.y, np.float64)[:, None] - mu[None]  # [state, item, time, d]
+    logs = -0.5 * (away**2).sum(-1) / variance
+    w = np.exp(logs - logs.max(axis=1, keepdims=True))
+    exact = -((w / w.sum(axis=1, keepdims=True))[..., None] * away).sum(axis=1) / variance[:, None]
+    std = np.sqrt(variance)[:, None]
+    target = np.asarray(batch.score_target)
+    np.testing.assert_allclose(target * std, exact * std, atol=5e-3)
+    own = -np.einsum("iitd->itd", away) / variance[:, None]
+    assert np.abs((own - exact) * std).mean() > 0.2  # and it is another than the path's own
+
+
+def test_stable_targets_of_paths_train_towards_the_same_score():
+    """One Gaussian N(0, I) that noises to itself has the score -y. The slope that least squares
+    finds, weighted as the loss is, over 600 minibatches of 64, beside its standard error; that of
+    the stable targets has less than half the variance, and the bias of a batch of this size."""
+    process = processes.langevin(references.mixture([1.0], [[0.0, 0.0]], [1.0]))
+    slopes = {}
+    for stable in (False, True):
+        noise = noising.local_steps(process, 200, k=2, loss_fraction=0.5, stable=stable)
+
+        def slope(key, noise=noise):
+            key_data, key_noise = jax.random.split(key)
+            batch = noise(key_noise, jax.random.normal(key_data, (64, 2)))
+            w = batch.weight[..., None]
+            return jnp.sum(w * batch.score_target * batch.y) / jnp.sum(w * batch.y**2)
+
+        slopes[stable] = np.asarray(jax.lax.map(slope, jax.random.split(jax.random.key(1), 600)))
+    assert abs(slopes[False].mean() + 1) < 4.5 * slopes[False].std() / 600**0.5 + 0.03
+    assert abs(slopes[True].mean() + 1) < 4.5 * slopes[True].std() / 600**0.5 + 0.05
+    assert slopes[True].var() < 0.5 * slopes[False].var()
+
+
+def test_with_stable_targets_ndsm_regresses_on_them():
+    """0.5 |s - T|^2, weighted: the cancellation at mu needs a target of mean 0 given mu."""
+    config = tiny(
+        data={"name": "gaussians"}, objective={"name": "ndsm"}, noising={"stable": True, "k": 2}
+    )
+    made = build(config, (2,), stand_in(config, (2,)), quiet=True)
+    assert made.noising.stable
+    batch = noised(made, jax.random.key(0), np.zeros((8, 2), np.float32))
+    score = np.asarray(PRIOR.score(batch.y))
+    loss, control = OBJECTIVES["ndsm"].terms(lambda y, t: PRIOR.score(y), batch)
+    expected = 0.5 * ((score - np.asarray(batch.score_target)) ** 2).sum(-1)
+    np.testing.assert_allclose(loss, np.asarray(batch.weight) * expected, rtol=1e-4, atol=1e-5)
+    assert control is None
+    plain = tiny(data={"name": "gaussians"}, objective={"name": "ndsm_cv"})
+    plain = dataclasses.replace(plain, noising=dataclasses.replace(plain.noising, stable=True))
+    assert not build(plain, (2,), stand_in(plain, (2,)), quiet=True).noising.stable
+
+
 def test_stable_targets_need_a_scalar_kernel_and_one_condition():
+    angles = frames.Angles()
+    torus = processes.langevin(references.uniform_torus(1))
+    with pytest.raises(ValueError, match="those here are angles; set it to false"):
+        experiment(
+            torus, objective="ndsm", frame=angles, noise=noising.local_steps(torus, stable=True)
+        )
+    damped = processes.critically_damped(2)
+    with pytest.raises(ValueError, match="averages over paths whose noise is in every coordinate"):
+        noising.local_steps(damped, stable=True)
     with pytest.raises(ValueError, match=r"noising\.stable needs a kernel N"):
         noising.exact_kernel(processes.critically_damped(2), stable=True)
     reference = references.mixture([0.5, 0.5], [[-1.0], [1.0]], [0.1, 0.1])

@@ -348,8 +348,9 @@ def _noising(
             integrator=c.integrator,
             **common,
         )
+    averaged = objective.noising in ("kernel", "local") and not objective.controlled
+    stable = c.stable and averaged
     if process.kernel is not None:
-        stable = c.stable and objective.noising == "kernel"
         return noising.exact_kernel(process, grid, first=first, stable=stable, **common)
     return noising.local_steps(
         process,
@@ -357,6 +358,7 @@ def _noising(
         noises=c.noises,
         loss_step=c.loss_step,
         loss_fraction=c.loss_fraction,
+        stable=stable,
         simulation=c.simulation,
         integrator=c.integrator,
         **common,

@@ -91,6 +91,11 @@ GRIDDED: tuple[When, ...] = (
     {"noising.times": tuple(law for law in TIME_LAWS if law != "levels")},
     WITHOUT_KERNEL,
 )
+AVERAGED: When = {
+    "objective.name": tuple(
+        n for n, o in OBJECTIVES.items() if o.noising in ("kernel", "local") and not o.controlled
+    )
+}
 STEPPED: When = {**_objectives("local"), **WITHOUT_KERNEL}
 SIMULATED: tuple[When, ...] = (
     PATH,
@@ -461,8 +466,9 @@ class NoisingConfig(Section):
     )
     stable: bool = option(
         False,
-        "targets averaged over the minibatch, with less variance and some bias",
-        when=_objectives("kernel"),
+        "targets averaged over the minibatch, with less variance and some bias; of simulated paths,"
+        " which then share their times",
+        when=AVERAGED,
     )
     noises: int = option(1, "normals that share one mu", low=1, high=4096, when=STEPPED)
     ahead_mb: float = option(

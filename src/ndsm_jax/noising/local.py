@@ -15,13 +15,14 @@ from ndsm_jax.clock import Clock, loss_weight
 from ndsm_jax.integrators import INTEGRATORS, local_kernel
 from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, law_on
 from ndsm_jax.noising.chain import SIMULATIONS, Chain, Grid, as_grid, make_chain, walk
+from ndsm_jax.noising.kernel import stable_target
 from ndsm_jax.processes.process import Process
 
 
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("chain", "process", "times", "starts", "lengths", "weight"),
-    meta_fields=("k", "noises", "integrator"),
+    meta_fields=("k", "noises", "integrator", "stable"),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LocalSteps:
@@ -39,6 +40,8 @@ class LocalSteps:
       noises: normals that share one mu, so that a path gives k noises states (static).
       weight: of the loss, see `clock.loss_weight`.
       integrator: see `integrators.step_sizes` (static).
+      stable: whether all paths have the same k times, and targets are averaged over the paths
+        (2302.00670): `stable_target` of the local kernels N(mu_i, sigma^2 I) (static).
     """
 
     chain: Chain
@@ -50,17 +53,21 @@ class LocalSteps:
     k: int = 1
     noises: int = 1
     integrator: str = "euler"
+    stable: bool = False
 
     @arguments(key=KEY, x0="[B, d]")
     def __call__(self, key: Array, x0: Array) -> NoisedBatch:
         """x0 [B, d] -> NoisedBatch with [B, k noises] states."""
         key_time, key_path, key_step = jax.random.split(key, 3)
         grid = self.times.grid
-        interval = self.times.index(self.times.quantiles(key_time, x0.shape[0], self.k))
+        times = 1 if self.stable else len(x0)
+        interval = self.times.index(self.times.quantiles(key_time, times, self.k))
+        interval = jnp.broadcast_to(interval, (len(x0), self.k))
         index, h = self.starts[interval], self.lengths[interval]
         # The last interval's start is the last state a loss step can leave from.
         left, _ = walk(key_path, self.chain, x0, index, grid[:-1], integrator=self.integrator)
         mu, sigma = local_kernel(self.process, left, grid[index], h, integrator=self.integrator)
+        centres = mu
         mu, sigma, t = (
             jnp.repeat(a, self.noises, axis=1) for a in (mu, sigma[..., None], grid[index] + h)
         )
@@ -70,11 +77,19 @@ class LocalSteps:
             y=y,
             t=t,
             weight=self.weight(y, t),
-            score_target=-z / sigma,
-            mu=mu,
+            score_target=self._averaged(centres, z, sigma[..., 0]) if self.stable else -z / sigma,
+            mu=None if self.stable else mu,
             noises=self.noises,
             noisy=self.process.noisy,
         )
+
+    def _averaged(self, mu: Array, z: Array, sigma: Array) -> Array:
+        """`stable_target` time by time: mu [B, k, d], z [B, k noises, d], sigma [B, k noises]."""
+        batch, k, dim = mu.shape
+        z_of = z.reshape(batch, k, self.noises, dim)
+        sigma_of = sigma.reshape(batch, k, self.noises)
+        averaged = jax.vmap(stable_target, in_axes=1, out_axes=1)
+        return averaged(mu, z_of, jnp.ones_like(sigma_of), sigma_of).reshape(z.shape)
 
 
 @arguments(clock=Clock, grid=GRID, fixed=number(), fraction=number())
@@ -132,6 +147,7 @@ def local_steps(
     integrator: str = "euler",
     times: TimeLaw | None = None,
     weight: Weight | None = None,
+    stable: bool = False,
 ) -> LocalSteps:
     """Noising for NDSM of any process, also where only some coordinates are noisy.
 
@@ -145,10 +161,18 @@ def local_steps(
       integrator: see `integrators.step_sizes`.
       times: law of the times, on the same grid; by default `time_law` of the clock.
       weight: of the loss; v(t) by default.
+      stable: see `LocalSteps`; for objectives that need no mu, and items that are conditional on
+        the same.
 
     Raises:
-      ValueError: a law of the times on another grid, and as `loss_steps` and `make_chain`.
+      ValueError: a law of the times on another grid; stable targets where noise drives only some
+        coordinates; and as `loss_steps` and `make_chain`.
     """
+    if stable and process.noisy is not None:
+        raise ValueError(
+            f"noising.stable averages over paths whose noise is in every coordinate, and that of"
+            f" {process.name!r} is in {process.noise_dim} of {process.dim}; set it to false"
+        )
     grid = as_grid(process, grid)
     starts, lengths = loss_steps(
         process.clock, grid, fixed=loss_step, fraction=0.0 if loss_step > 0 else loss_fraction
@@ -163,4 +187,5 @@ def local_steps(
         k=k,
         noises=noises,
         integrator=integrator,
+        stable=stable,
     )
