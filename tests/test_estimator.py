@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 from sklearn.base import clone
 from sklearn.datasets import load_iris
 from sklearn.exceptions import NotFittedError
+from sklearn.mixture import GaussianMixture
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
@@ -230,6 +231,32 @@ def test_the_criterion_chooses_what_the_data_were_drawn_from():
     assert mixture.num_components == 3
     with pytest.raises(ValueError, match=r"data=.* not finite"):
         references.choose(np.full((5, 2), np.nan))
+
+
+def test_cross_validation_is_that_of_scikit_learn_and_chooses_for_density():
+    """Its value against folds made here; and where no mixture is right, a ring, it takes more
+    components than the other criterion, whose penalty is for parameters."""
+    rng = np.random.default_rng(0)
+    angle = rng.uniform(0, 2 * np.pi, 300)
+    ring = np.stack([np.cos(angle), np.sin(angle)], axis=1) + rng.normal(scale=0.05, size=(300, 2))
+    found = references.choose(ring, covariances=("spherical",), criterion="cross_validation")
+    data = ring[np.random.default_rng(0).permutation(300)]
+    expected = 0.0
+    for fold in range(5):
+        held = np.arange(300) % 5 == fold
+        mixture = GaussianMixture(
+            8, covariance_type="spherical", reg_covar=1e-4, random_state=0
+        ).fit(data[~held])
+        expected -= 2 * mixture.score_samples(data[held]).sum()
+    assert found.criteria["spherical", 8] == pytest.approx(expected)
+    assert min(found.criteria.values()) == found.criteria["spherical", found.num_components]
+    assert found.model.means_.shape == (found.num_components, 2)
+    by_bic = references.choose(ring, covariances=("spherical",))
+    assert found.num_components > by_bic.num_components
+    fitted, _ = references.fit(ring, 0, criterion="cross_validation")
+    shuffled = ring[np.random.default_rng(0).permutation(300)]
+    found = references.choose(shuffled, covariances=("spherical",), criterion="cross_validation")
+    assert fitted.num_components == found.num_components
 
 
 @pytest.mark.parametrize(

@@ -312,7 +312,7 @@ class NDSM(BaseEstimator):
         return config
 
     def _choose(self, config: Config, frame: Frame, rows: np.ndarray) -> Config:
-        """The config with the mixture of the least Bayesian information criterion."""
+        """The config with the mixture of the least criterion."""
         if self.covariance is not None:
             return _with_mixture(config, num_components=0)  # the fit chooses it
         c, states = config.mixture, frames.states(frame, rows)
@@ -321,6 +321,7 @@ class NDSM(BaseEstimator):
             covariances=("spherical", "diag", "full")[: 3 if states.shape[1] <= FULL_DIM else 2],
             numbers=LADDER if self.num_components is None else (self.num_components,),
             min_covariance=c.min_covariance,
+            criterion=c.criterion,
             seed=c.seed,
         )
         return _with_mixture(

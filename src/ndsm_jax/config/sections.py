@@ -35,7 +35,7 @@ from ndsm_jax.networks import DTYPES, NETWORKS, PRECONDITIONS, SYMMETRIES
 from ndsm_jax.noising import JACOBIANS, PATH_WEIGHTS, SCHEDULES, SIMULATIONS, TIME_LAWS
 from ndsm_jax.objectives import OBJECTIVES
 from ndsm_jax.optimisation import LEARNING_RATES, OPTIMISERS
-from ndsm_jax.references import COVARIANCES, INITS, SOLVERS
+from ndsm_jax.references import COVARIANCES, CRITERIA, INITS, SOLVERS
 from ndsm_jax.sampling import SAMPLERS
 
 # --- where options have an effect ---
@@ -275,10 +275,17 @@ class MixtureConfig(Section):
 
     num_components: int = option(
         10,
-        "K; 0: that of the least Bayesian information criterion",
+        "K; 0: that of the least criterion",
         low=0,
         high=100_000,
         when=MIXTURE,
+    )
+    criterion: str = option(
+        "bic",
+        "that chooses K where it is 0: the Bayesian information criterion, or five-fold"
+        " cross-validation of the log likelihood",
+        choices=CRITERIA,
+        when=tuple({**of, "mixture.num_components": (0,)} for of in MIXTURE),
     )
     covariance: str = option("spherical", "kind of covariance", choices=COVARIANCES, when=MIXTURE)
     rank: int = option(

@@ -3,7 +3,7 @@
 `Reference` is the contract; a Gaussian mixture fitted to the data is the one that most runs use.
 """
 
-from ndsm_jax.references.choosing import Choice, choose
+from ndsm_jax.references.choosing import CRITERIA, Choice, choose
 from ndsm_jax.references.conditional import Conditional, conditional
 from ndsm_jax.references.energy import (
     Energy,
@@ -55,6 +55,7 @@ from ndsm_jax.references.tilted import (
 
 __all__ = [
     "COVARIANCES",
+    "CRITERIA",
     "INITS",
     "SOLVERS",
     "Centres",

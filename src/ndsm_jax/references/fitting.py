@@ -11,7 +11,7 @@ import numpy as np
 
 from ndsm_jax.checks import COUNT, SEEDS, arguments, number, one_of, whole
 from ndsm_jax.references import em
-from ndsm_jax.references.choosing import KINDS, choose
+from ndsm_jax.references.choosing import CRITERIA, KINDS, choose
 from ndsm_jax.references.choosing import SUBSET as CHOICE_SUBSET
 from ndsm_jax.references.mixtures import COVARIANCES, GaussianMixture, LowRank, check_rank, mixture
 from ndsm_jax.rows import Rows, Stored
@@ -65,6 +65,7 @@ class FitReport:
     min_covariance=number(low=0),
     max_iterations=COUNT,
     solver=one_of(SOLVERS),
+    criterion=one_of(CRITERIA),
     seed=SEEDS,
     start=GaussianMixture,
 )
@@ -80,6 +81,7 @@ def fit(
     min_covariance: float = 1e-4,
     max_iterations: int = 200,
     solver: str = "auto",
+    criterion: str = "bic",
     seed: int = 0,
     start: GaussianMixture | None = None,
 ) -> tuple[GaussianMixture, FitReport]:
@@ -105,6 +107,7 @@ def fit(
       max_iterations: of EM, per start.
       solver: one of `SOLVERS`: scikit-learn, in float64; jax, in float32 in blocks on all devices;
         auto: see `solver_for`.
+      criterion: that chooses K where it is 0, one of `CRITERIA`.
       seed: of subset and starts.
       start: a mixture of the same kind and size to start from, in place of k-means.
 
@@ -129,7 +132,11 @@ def fit(
         kind = covariance if covariance in KINDS else "spherical"
         some = _taken(rows, order[: min(size, CHOICE_SUBSET)])
         num_components = choose(
-            some, covariances=(kind,), min_covariance=min_covariance, seed=seed
+            some,
+            covariances=(kind,),
+            min_covariance=min_covariance,
+            criterion=criterion,
+            seed=seed,
         ).num_components
         check_samples(size, dim, num_components, covariance)
     if start is not None and (start.means.shape, start.covariance) != (
