@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import socket
 import subprocess
 import sys
 
@@ -145,3 +146,31 @@ def test_a_bug_keeps_its_traceback(results):
     assert results["bug"][0] == 1
     assert "Traceback" in results["bug"][1]
     assert "KeyError: 'key'" in results["bug"][1]
+
+
+def test_what_nobody_foresaw_ends_all_processes_at_once(tmp_path):
+    """One of two raises; JAX's own end would wait for the other, and it for the first, minutes."""
+    script = tmp_path / "raises.py"
+    script.write_text(
+        "from ndsm_jax import app\n"
+        "app.define_processes()\n"
+        "def main(argv):\n"
+        "    app.join_processes()\n"
+        "    raise ZeroDivisionError('unforeseen')\n"
+        "app.run(main)\n"
+    )
+    with socket.socket() as one:
+        one.bind(("localhost", 0))
+        address = f"--coordinator=localhost:{one.getsockname()[1]}"
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, address, "--num_processes=2", f"--process_id={me}"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for me in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode != 0
+        assert "ZeroDivisionError: unforeseen" in errors or "ordinator" in errors

@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -106,6 +107,16 @@ def _guard(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
     # exception in the midst of somebody's thread.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        _told(main, argv)
+    except Exception:
+        if jax.distributed.is_initialized():
+            _end(traceback.format_exc())
+        raise
+
+
+def _told(main: Callable[[Sequence[str]], None], argv: Sequence[str]) -> None:
+    """Runs main, and ends with a message where the user can mend what was raised."""
     try:
         main(argv)
     except (ValueError, OSError, FloatingPointError) as error:
