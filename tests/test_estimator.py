@@ -227,6 +227,11 @@ def test_the_criterion_chooses_what_the_data_were_drawn_from():
     oblique = np.concatenate([rng.normal(size=(300, 2)) @ turn + c for c in (0.0, [0.0, 3.0])])
     found = references.choose(oblique)
     assert (found.num_components, found.covariance) == (2, "full")
+    for data, kind in ((round_ones, "spherical"), (oblique, "full")):
+        mixture, _ = references.fit(data, 0, covariance="auto")
+        assert (mixture.num_components, mixture.covariance) == ({"full": 2}.get(kind, 3), kind)
+    wide = rng.normal(size=(40, 65))
+    assert {kind for kind, _ in references.choose(wide).criteria} == {"spherical", "diag"}
     mixture, _ = references.fit(round_ones, 0)
     assert mixture.num_components == 3
     with pytest.raises(ValueError, match=r"data=.* not finite"):

@@ -23,7 +23,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from ndsm_jax import frames, references
 from ndsm_jax.checks import COUNT, FLAG, FOLDER, NONE, Needs, arguments, check, one_of, whole
 from ndsm_jax.columns import Column
-from ndsm_jax.config import Config, check_effect, check_key
+from ndsm_jax.config import TABLE, Config, check_effect, check_key
 from ndsm_jax.config.parts import Parts, data_frame, examples
 from ndsm_jax.datasets import MIN_SAMPLES, Dataset, tables
 from ndsm_jax.experiment import Experiment
@@ -35,29 +35,13 @@ from ndsm_jax.runs import json_text, replace_file
 from ndsm_jax.training import TrainState, init_state
 
 SETTINGS: Mapping[str, Any] = {
-    "data.name": "table",
-    "process.name": "component_ou",
-    "objective.name": "dsm",
-    "noising.weight": "edm",
-    "network.parameterisation": "edm",
-    "network.width": 128,
-    "network.depth": 4,
-    "train.select": "held_out",
-    "train.held_out": 0.25,
-    "train.held_out_every": 25,
-    "train.picture_every": 0,
-}
-"""What differs from the defaults of a config. Beside these a mixture is chosen, not set.
-
-Columns are correlated and of all shapes, so that the noise is that of each component, in its own
-coordinates: with noise that is the same in all directions, as that of langevin, narrow directions
-need many short steps, or cost nats (docs/estimator.md). The best length of training
-is some tens of steps for hundreds of rows, hence frequent looks; and as all rows are fitted in the
-end, many can be held out until then.
-"""
-
-FULL_DIM = 64
-"""Most coordinates for which full covariances are tried."""
+    f"{section}.{key}": value
+    for section, options in TABLE.items()
+    for key, value in options.items()
+    if section != "mixture"
+} | {"train.held_out": 0.25, "train.picture_every": 0}
+"""What differs from the defaults of a config: `config.presets.TABLE`, but for the mixture, which is
+chosen once for both fits. As all rows are fitted in the end, many can be held out until then."""
 
 
 def _is_random_state(value: Any) -> bool:
@@ -318,7 +302,6 @@ class NDSM(BaseEstimator):
         c, states = config.mixture, frames.states(frame, rows)
         chosen = references.choose(
             states,
-            covariances=("spherical", "diag", "full")[: 3 if states.shape[1] <= FULL_DIM else 2],
             numbers=LADDER if self.num_components is None else (self.num_components,),
             min_covariance=c.min_covariance,
             criterion=c.criterion,

@@ -42,7 +42,7 @@ from ndsm_jax.frames import Frame
 from ndsm_jax.guidance import Reconstruction
 from ndsm_jax.machine import in_words
 from ndsm_jax.measurements import Measurement
-from ndsm_jax.references import GaussianMixture
+from ndsm_jax.references import AUTO, GaussianMixture
 from ndsm_jax.runs import (
     Checkpoints,
     NonFiniteError,
@@ -676,11 +676,16 @@ def _restore(
         return stand_in(config, shape, value_range, some, columns_of(data), num_classes)
 
     parts = stand_in_of(config)
-    if config.mixture.num_components == 0:  # chosen: what the network is told depends on it
+    c = config.mixture
+    if c.num_components == 0 or c.covariance == AUTO:  # the structure depends on what was chosen
         kept = shapes_as_saved(directory, {"kept": _arrays(parts)}, "kept")
         if isinstance(kept["reference"], GaussianMixture):
-            number = kept["reference"].log_weights.shape[0]
-            mixture = dataclasses.replace(config.mixture, num_components=number)
+            chosen: dict[str, Any] = {"num_components": kept["reference"].log_weights.shape[0]}
+            if c.covariance == AUTO:
+                factor = kept["reference"].factor.shape  # [K, 1], [K, d] or [K, d, d]
+                one_number = "spherical" if factor[1] == 1 else "diag"
+                chosen["covariance"] = "full" if len(factor) == 3 else one_number
+            mixture = dataclasses.replace(c, **chosen)
             parts = stand_in_of(dataclasses.replace(config, mixture=mixture))
     abstract = build(config, shape, parts, quiet=True)
     select = selects(config, data["num_train"])

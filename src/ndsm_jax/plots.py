@@ -395,18 +395,19 @@ def levels_figure(
     """Metrics over the levels of a factor: means with standard errors, one panel a metric.
 
     Args:
-      panels: title -> name of a series -> level -> the values of several runs. All series of a
-        panel share the levels of its first.
+      panels: title -> name of a series -> level -> the values of several runs. A series may lack
+        some levels of a panel.
       lines: title -> name -> height of a horizontal line, such as a floor.
       log: titles of panels whose axis is logarithmic.
       columns: panels in a row.
     """
     figure, axes = _grid(len(panels), min(columns, len(panels)), 4.2, 3.1, extra=0.3)
     for axis, (title, series) in zip(axes, panels.items(), strict=False):
-        levels = list(next(iter(series.values())))
+        levels = list(dict.fromkeys(level for by_level in series.values() for level in by_level))
         for i, (name, by_level) in enumerate(series.items()):
-            at = np.arange(len(levels)) + 0.12 * (i - (len(series) - 1) / 2)
-            x = [np.asarray(by_level[level], float) for level in levels]
+            there = [n for n, level in enumerate(levels) if level in by_level]
+            at = np.array(there) + 0.12 * (i - (len(series) - 1) / 2)
+            x = [np.asarray(by_level[levels[n]], float) for n in there]
             errors = [v.std(ddof=1) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in x]
             means = [v.mean() for v in x]
             axis.errorbar(at, means, errors, fmt="o", ms=4, capsize=3, color=f"C{i}", label=name)

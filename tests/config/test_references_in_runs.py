@@ -163,14 +163,31 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_fit(tmp_path):
         run(tiny(), tmp_path / "file" / "run")
 
 
-def test_a_chosen_number_of_components_is_restored(tmp_path):
-    """One: the network is then in no local coordinates, and its kernels have other shapes."""
-    x = np.random.default_rng(0).normal(size=(200, 2))
+STRETCHED = np.array([[3.0, 2.9], [0.0, 0.3]])
+
+
+@pytest.mark.parametrize(
+    ("mixture", "shape", "found"),
+    [
+        ({"num_components": 0}, np.eye(2), (1, "spherical")),
+        ({"num_components": 0, "covariance": "auto"}, np.eye(2), (1, "spherical")),
+        ({"num_components": 0, "covariance": "auto"}, np.diag([1.0, 9.0]), (1, "diag")),
+        ({"num_components": 2, "covariance": "auto"}, STRETCHED, (2, "full")),
+    ],
+)
+def test_what_was_chosen_of_the_mixture_is_restored(tmp_path, mixture, shape, found):
+    """With one component the network is in no local coordinates: its kernels have other shapes."""
+    x = np.random.default_rng(0).normal(size=(200, 2)) @ shape
     np.save(tmp_path / "x.npy", x)
     data = {"name": "array", "dir": str(tmp_path / "x.npy"), "num_train": 0, "num_test": 0}
-    config = tiny(data=data, mixture={"num_components": 0}, process={"name": "langevin"})
+    data |= {"frame": "shared"}
+    process, objective = {"name": "langevin"}, {}
+    if found[1] != "spherical":  # where Langevin noising needs many steps
+        process, objective = {"name": "component_ou"}, {"name": "dsm"}
+    config = tiny(data=data, mixture=mixture, process=process, objective=objective)
     state = run(config, tmp_path / "run")
     restored = restore(tmp_path / "run")
-    assert restored.experiment.components.num_components == 1
+    components = restored.experiment.components
+    assert (components.num_components, components.covariance) == found
     chex.assert_trees_all_equal(restored.state, state)
     run(config, tmp_path / "run")  # resumes

@@ -1,7 +1,7 @@
 """Configs: what an option is, presets, and the assembly of an experiment from both."""
 
 from ndsm_jax.config.effect import check_effect, has_effect, reference
-from ndsm_jax.config.presets import BASELINES, EDM, PAPER, PAPER_IMAGES, SMOKE, UNET, variant
+from ndsm_jax.config.presets import BASELINES, EDM, PAPER, PAPER_IMAGES, SMOKE, TABLE, UNET, variant
 from ndsm_jax.config.sections import (
     AUTOENCODERS,
     Config,
@@ -18,6 +18,7 @@ __all__ = [
     "PAPER",
     "PAPER_IMAGES",
     "SMOKE",
+    "TABLE",
     "UNET",
     "Config",
     "DataConfig",

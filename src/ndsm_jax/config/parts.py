@@ -271,8 +271,9 @@ def _check_fit(config: Config, num: int, dim: int) -> None:
     c = config.mixture
     used = min(c.subset or num, num)
     components = c.num_components or max(k for k in LADDER if k <= max(1, used // 10))
-    solver = references.solver_for(used, dim, components, c.covariance, c.solver)
-    needed = references.fit_bytes(num, dim, components, c.covariance, c.rank, solver)
+    covariance = _largest_kind(c.covariance, dim)
+    solver = references.solver_for(used, dim, components, covariance, c.solver)
+    needed = references.fit_bytes(num, dim, components, covariance, c.rank, solver)
     memory.check(
         {"the mixture's fit": needed},
         available_memory(),
@@ -386,8 +387,14 @@ def autoencoder(config: Config, dim: int) -> Autoencoder:
     )
 
 
+def _largest_kind(covariance: str, dim: int) -> str:
+    """The kind itself, or the largest of those that auto chooses from."""
+    return references.kinds_for(dim)[-1] if covariance == references.AUTO else covariance
+
+
 def _mixture_stand_in(config: Config, dim: int) -> GaussianMixture:
-    k, covariance = config.mixture.num_components or 2, config.mixture.covariance
+    k = config.mixture.num_components or 2
+    covariance = _largest_kind(config.mixture.covariance, dim)
     eye = np.eye(dim) if covariance in ("tied", "full") else np.ones(dim)
     rank = config.mixture.rank
     directions = np.broadcast_to(np.eye(dim, rank), (k, dim, rank))

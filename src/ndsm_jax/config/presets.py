@@ -79,6 +79,24 @@ EDM: dict[str, dict[str, Any]] = {
 """The preconditioning and the loss weight of 2206.00364, for any process."""
 
 
+TABLE: dict[str, dict[str, Any]] = {
+    "data": {"name": "table"},
+    "mixture": {"num_components": 0, "covariance": "auto"},
+    "process": {"name": "component_ou"},
+    "objective": {"name": "dsm"},
+    "noising": EDM["noising"],
+    "network": {**EDM["network"], "width": 128, "depth": 4},
+    "train": {"select": "held_out", "held_out_every": 25, "batch_size": 128},
+}
+"""A table, and the defaults of `NDSM`.
+
+Columns are correlated and of all shapes, so that the noise is that of each component, in its own
+coordinates: with noise that is the same in all directions, as that of langevin, narrow directions
+need many short steps, or cost nats (docs/estimator.md). The best length of training is some tens of
+steps for hundreds of rows, hence frequent looks.
+"""
+
+
 FLOW: dict[str, dict[str, Any]] = {
     "objective": {"name": "dsm"},
     "noising": {"steps": 1000, "grid": "uniform", "times": "uniform"},

@@ -35,7 +35,7 @@ from ndsm_jax.networks import DTYPES, NETWORKS, PRECONDITIONS, SYMMETRIES
 from ndsm_jax.noising import JACOBIANS, PATH_WEIGHTS, SCHEDULES, SIMULATIONS, TIME_LAWS
 from ndsm_jax.objectives import OBJECTIVES
 from ndsm_jax.optimisation import LEARNING_RATES, OPTIMISERS
-from ndsm_jax.references import COVARIANCES, CRITERIA, INITS, SOLVERS
+from ndsm_jax.references import AUTO, COVARIANCES, CRITERIA, INITS, SOLVERS
 from ndsm_jax.sampling import SAMPLERS
 
 # --- where options have an effect ---
@@ -282,12 +282,21 @@ class MixtureConfig(Section):
     )
     criterion: str = option(
         "bic",
-        "that chooses K where it is 0: the Bayesian information criterion, or five-fold"
-        " cross-validation of the log likelihood",
+        "that chooses K where it is 0, and the covariance where it is auto: the Bayesian"
+        " information criterion, or five-fold cross-validation of the log likelihood",
         choices=CRITERIA,
-        when=tuple({**of, "mixture.num_components": (0,)} for of in MIXTURE),
+        when=tuple(
+            {**of, key: (open_,)}
+            for of in MIXTURE
+            for key, open_ in (("mixture.num_components", 0), ("mixture.covariance", AUTO))
+        ),
     )
-    covariance: str = option("spherical", "kind of covariance", choices=COVARIANCES, when=MIXTURE)
+    covariance: str = option(
+        "spherical",
+        "kind of covariance; auto: spherical, diag or, up to 64 dimensions, full, by the criterion",
+        choices=(*COVARIANCES, AUTO),
+        when=MIXTURE,
+    )
     rank: int = option(
         8,
         "directions of a low_rank component, fewer than the data's",

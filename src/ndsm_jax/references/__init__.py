@@ -3,7 +3,7 @@
 `Reference` is the contract; a Gaussian mixture fitted to the data is the one that most runs use.
 """
 
-from ndsm_jax.references.choosing import CRITERIA, Choice, choose
+from ndsm_jax.references.choosing import CRITERIA, Choice, choose, kinds_for
 from ndsm_jax.references.conditional import Conditional, conditional
 from ndsm_jax.references.energy import (
     Energy,
@@ -14,6 +14,7 @@ from ndsm_jax.references.energy import (
     rejection_samples,
 )
 from ndsm_jax.references.fitting import (
+    AUTO,
     INITS,
     SOLVERS,
     FitReport,
@@ -54,6 +55,7 @@ from ndsm_jax.references.tilted import (
 )
 
 __all__ = [
+    "AUTO",
     "COVARIANCES",
     "CRITERIA",
     "INITS",
@@ -83,6 +85,7 @@ __all__ = [
     "fit_student_t",
     "fit_tilt",
     "floored",
+    "kinds_for",
     "largest_curvature",
     "logistic",
     "metastable_states",

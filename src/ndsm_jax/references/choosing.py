@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ndsm_jax.checks import COUNT, SEEDS, arguments, number, one_of, sequence
+from ndsm_jax.checks import COUNT, NONE, SEEDS, arguments, number, one_of, sequence
 
 KINDS = ("spherical", "diag", "tied", "full")
 """Of covariance, scikit-learn's."""
@@ -25,6 +25,9 @@ CRITERIA = ("bic", "cross_validation")
 
 FOLDS = 5
 """Of cross-validation, at most."""
+
+FULL_DIM = 64
+"""Most coordinates for which full covariances are tried where the kind is open."""
 
 SUBSET = 20_000
 """Samples that are looked at, at most."""
@@ -48,9 +51,14 @@ class Choice:
     criteria: Mapping[tuple[str, int], float]
 
 
+def kinds_for(dim: int) -> tuple[str, ...]:
+    """The kinds of covariance that are tried in so many dimensions where it is open."""
+    return ("spherical", "diag", "full") if dim <= FULL_DIM else ("spherical", "diag")
+
+
 @arguments(
     data="finite numbers [N, d]",
-    covariances=sequence(one_of(KINDS), f"a tuple of {', '.join(KINDS)}", fewest=1),
+    covariances=(sequence(one_of(KINDS), f"a tuple of {', '.join(KINDS)}", fewest=1), NONE),
     numbers=sequence(COUNT, "a tuple of whole numbers >= 1", fewest=1),
     num_inits=COUNT,
     min_covariance=number(low=0),
@@ -60,7 +68,7 @@ class Choice:
 def choose(
     data: np.ndarray,
     *,
-    covariances: Sequence[str] = ("spherical", "diag", "full"),
+    covariances: Sequence[str] | None = None,
     numbers: Sequence[int] = LADDER,
     num_inits: int = 1,
     min_covariance: float = 1e-4,
@@ -80,7 +88,8 @@ def choose(
 
     Args:
       data: samples [N, d], finite.
-      covariances: kinds to choose from, of spherical, diag, tied and full.
+      covariances: kinds to choose from, of spherical, diag, tied and full; None: spherical, diag
+        and, up to `FULL_DIM` coordinates, full.
       numbers: of components, rising; the first is tried whatever the number of samples.
       num_inits: starts of each fit.
       min_covariance: added to every variance, in squared units of the data.
@@ -111,7 +120,8 @@ def choose(
                 random_state=seed,
             ).fit(rows)
 
-    for kind in covariances:
+    enough = len(data) >= data.shape[1] + numbers[0]  # else every full covariance is singular
+    for kind in covariances or kinds_for(data.shape[1] if enough else FULL_DIM + 1):
         fewest = max(10, 2 * data.shape[1]) if kind == "full" else 10
         last, rises = np.inf, 0
         for k in (k for k in numbers if k == numbers[0] or k * fewest <= len(data)):

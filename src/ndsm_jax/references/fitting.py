@@ -11,12 +11,15 @@ import numpy as np
 
 from ndsm_jax.checks import COUNT, SEEDS, arguments, number, one_of, whole
 from ndsm_jax.references import em
-from ndsm_jax.references.choosing import CRITERIA, KINDS, choose
+from ndsm_jax.references.choosing import CRITERIA, KINDS, LADDER, choose
 from ndsm_jax.references.choosing import SUBSET as CHOICE_SUBSET
 from ndsm_jax.references.mixtures import COVARIANCES, GaussianMixture, LowRank, check_rank, mixture
 from ndsm_jax.rows import Rows, Stored
 
 INITS = ("kmeans", "k-means++", "random", "random_from_data")
+AUTO = "auto"
+"""The kind of covariance that `choose` finds."""
+
 SOLVERS = ("auto", "scikit-learn", "jax")
 
 LARGE = 2e7
@@ -57,7 +60,7 @@ class FitReport:
 @arguments(
     data="finite numbers [N, d]",
     num_components=whole(0, 100_000),
-    covariance=one_of(COVARIANCES),
+    covariance=one_of((*COVARIANCES, AUTO)),
     rank=COUNT,
     subset=whole(0),
     num_inits=COUNT,
@@ -97,7 +100,7 @@ def fit(
         many measure the held-out likelihood as are used.
       num_components: K; 0: as `choose` finds it for this kind of covariance (for tied_spherical
         and low_rank for spherical).
-      covariance: one of `COVARIANCES`.
+      covariance: one of `COVARIANCES`; auto: as `choose` finds it.
       rank: q, the directions of a `low_rank` component, less than d; other kinds ignore it.
       subset: number of samples used, chosen at random; 0 means all.
       num_inits: starts, the best likelihood wins; by jax that of some of the samples, see `em.fit`.
@@ -128,16 +131,18 @@ def fit(
     size = min(subset, num) if subset else num
     check_samples(size, dim, num_components, covariance)
     order = np.random.default_rng(seed).permutation(num)
-    if num_components == 0:
-        kind = covariance if covariance in KINDS else "spherical"
-        some = _taken(rows, order[: min(size, CHOICE_SUBSET)])
-        num_components = choose(
-            some,
-            covariances=(kind,),
+    if num_components == 0 or covariance == AUTO:
+        kinds = None if covariance == AUTO else (covariance if covariance in KINDS else KINDS[0],)
+        chosen = choose(
+            _taken(rows, order[: min(size, CHOICE_SUBSET)]),
+            covariances=kinds,
+            numbers=(num_components,) if num_components else LADDER,
             min_covariance=min_covariance,
             criterion=criterion,
             seed=seed,
-        ).num_components
+        )
+        num_components = chosen.num_components
+        covariance = chosen.covariance if covariance == AUTO else covariance
         check_samples(size, dim, num_components, covariance)
     if start is not None and (start.means.shape, start.covariance) != (
         (num_components, dim),
