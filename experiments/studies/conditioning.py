@@ -241,7 +241,8 @@ def _report_errors(study: Study, errors: Mapping[str, Any]) -> None:
         }
         for key, title in COLUMNS.items()
     }
-    study.figure("posteriors", plots.levels_figure(panels))
+    log = [COLUMNS[key] for key in ("mean", "covariance", "energy")]
+    study.figure("posteriors", plots.levels_figure(panels, log=log))
 
 
 # --- digits, with a trained network ---
