@@ -7,9 +7,9 @@ sampler and largest number of steps, and the average of the parameters with the 
 held-out training items. The mixture has as many components as the config file says, and at most one
 for ten items. On images there are also rows of ours with dropout, weight decay and small shifts.
 
-Every seed has training items of its own. Rings and bars are compared with held-out data, MNIST's
-FID is to all 60,000 images, its other measures are to its test images. Beside every row stand real
-data in the samples' place, and what sampling starts from: the mixture alone.
+Every seed has training items of its own. Samples are compared with 2,000 held-out items, however
+few were trained on, and beside them stand as many real items that nothing has seen (the floor), and
+what sampling starts from, the mixture alone. MNIST's FID is to all 60,000 images.
 
 A cell is a data set, a number of items, a method and a seed, and one file in parts/; `--only` takes
 patterns of their names, such as `mnist-300-*`. The last table has, for every baseline, its number
@@ -31,6 +31,8 @@ from ndsm_jax import plots
 from ndsm_jax.config import SMOKE, Config
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.evaluation import evaluator
+from ndsm_jax.launch import restore
+from ndsm_jax.reports.measure import measure
 from ndsm_jax.reports.study import (
     Changes,
     Run,
@@ -181,7 +183,21 @@ def config_of(study: Study, cell: Cell) -> Config:
 def _of(study: Study, cell: Cell) -> dict[str, Any]:
     tree = config_of(study, cell).to_dict()
     del tree["data"]["dir"]  # where the files lie is no setting of the experiment
-    return tree
+    return {"config": tree, "judged by": _judge(study, cell).to_dict()["data"]["num_train"]}
+
+
+MANY = 10_000
+"""Items of data that are drawn, beside which samples are judged."""
+
+
+def _judge(study: Study, cell: Cell) -> Config:
+    """The config of the data that samples are compared with: held-out items, and for the floor
+    others than the training has seen; of MNIST all."""
+    config = config_of(study, cell)
+    data: dict[str, Any] = {"num_train": 0, "seed": 0}
+    if cell.data != "mnist":
+        data = {"num_train": MANY, "seed": 1000 + cell.seed}
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
 
 
 def _measured(study: Study, cell: Cell) -> dict[str, Any]:
@@ -190,20 +206,17 @@ def _measured(study: Study, cell: Cell) -> dict[str, Any]:
     dataset = mnist.load(config.data)
     run = study.run(cell.name, config, dataset)
     columns = DATA[cell.data][2]
-    scores = study.scores(run, dataset, max_points=2000)
+    judge = mnist.load(_judge(study, cell).data)
+    prior = np.load(run.folder / "prior.npy", allow_pickle=False)
+    scores = measure(restore(run.folder), run.samples, prior, judge, max_points=2000)["metrics"]
     found = {key: scores[key] for key in columns if key in scores}
     if "fid" in columns:
-        everything = _everything(study)
-        fid = mnist.fid(study, run, everything, evaluator(everything))["fid"]
+        found["nearest_train"] = study.scores(run, dataset, max_points=2000)["nearest_train"]
+        fid = mnist.fid(study, run, judge, evaluator(judge))["fid"]
         found = {"fid": {"value": fid["value"], "floor": fid["floor"], "prior": np.nan}, **found}
     if cell.seed == 0:
-        _picture(study, cell, dataset, run)
+        _picture(study, cell, dataset, run, prior)
     return {"metrics": found, "kept step": _kept(run), "items": len(dataset.train)}
-
-
-def _everything(study: Study) -> Dataset:
-    cell = Cell(data="mnist", items=0, method=OURS, seed=0)
-    return mnist.load(config_of(study, cell).data)
 
 
 def _kept(run: Run) -> int:
@@ -214,8 +227,7 @@ def _kept(run: Run) -> int:
 SHOWN = 36
 
 
-def _picture(study: Study, cell: Cell, dataset: Dataset, run: Run) -> None:
-    prior = np.load(run.folder / "prior.npy", allow_pickle=False)
+def _picture(study: Study, cell: Cell, dataset: Dataset, run: Run, prior: np.ndarray) -> None:
     shown = SHOWN if dataset.is_image else len(run.samples)
     panels = {"training items": dataset.train, cell.method: run.samples, ALONE: prior}
     figure = plots.panels({name: x[:shown] for name, x in panels.items()}, dataset.shape)

@@ -18,6 +18,7 @@ from ndsm_jax import evaluation, frames, plots, references
 from ndsm_jax.config import Config, check_effect
 from ndsm_jax.config.effect import has_effect
 from ndsm_jax.datasets import Dataset, load
+from ndsm_jax.evaluation.distances import energy_distance
 from ndsm_jax.reports import measure, report
 from tests.training.tiny_runs import run, tiny
 
@@ -111,6 +112,19 @@ def test_what_training_made_worse_is_said_in_a_sentence():
     assert report.made_worse(digits) == f"{expected} prior 0.752)."
     rings = {"recall": {"value": 0.9888, "floor": 0.991, "prior": 0.9994, "better": "higher"}}
     assert report.made_worse(rings) == ""
+    table = {"energy_distance": {"value": 0.0060, "floor": 0.0051, "prior": 0.0033}}
+    table["energy_distance"]["better"] = "lower"
+    assert report.made_worse(table) == ""  # chance, see below
+
+
+def test_what_is_chance_alone_is_not_called_worse(rng):
+    """300 pairs of sets of 300 draws of one law: of samples and of the prior, beside the floor."""
+    called = 0
+    for _ in range(300):
+        value, floor, prior = (energy_distance(*rng.normal(size=(2, 300, 2))) for _ in range(3))
+        metric = {"value": value, "floor": floor, "prior": prior, "better": "lower"}
+        called += report.made_worse({"energy_distance": metric}) != ""
+    assert called < 45  # 15 %: a floor that is itself low by chance
 
 
 def test_copies_are_told_in_a_sentence():

@@ -204,7 +204,9 @@ def _cells(data: Any, header: str, key: str) -> Named:
             f"a table needs an array [N, D]; this is {shown(data)}, of which NumPy makes none"
         ) from error
     if array.ndim != 2 or not array.size:
-        features = f"0 feature(s) (shape={array.shape}) while a minimum of 1 is required; give it some"
+        features = (
+            f"0 feature(s) (shape={array.shape}) while a minimum of 1 is required; give it some"
+        )
         given = features if array.ndim == 2 and len(array) else f"one of shape {array.shape}"
         raise ValueError(f"a table needs an array [N, D] with rows and columns; this is {given}")
     return [(_numbered(i), _of_array(values)) for i, values in enumerate(array.T)]
