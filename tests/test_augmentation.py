@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ndsm_jax import frames, processes
+from ndsm_jax import processes
 from ndsm_jax.augmentation import Both, Mirrored, Shifted
 from ndsm_jax.config.assemble import build
 from ndsm_jax.config.parts import stand_in
@@ -95,27 +95,33 @@ def test_a_visit_sees_the_mirror_image_with_the_noise_of_its_key():
 
 def test_what_cannot_be_mirrored_is_refused():
     config = tiny(data={"name": "gaussians", "flips": True})
-    with pytest.raises(ValueError, match=r"data\.flips mirrors images, and data\.name='gaussians'"):
+    with pytest.raises(ValueError, match=r"data\.flips moves pixels of images, and .*='gaussians'"):
         build(config, (2,), stand_in(config, (2,)))
+    # Before anything is fitted, with the stand-in's equal scales.
     config = tiny(data={"name": "digits", "flips": True, "frame": "standardised"})
+    own = stand_in(config, (8, 8, 1), (0.0, 1.0))
+    with pytest.raises(ValueError, match=r"data\.frame to shared, or data\.flips to false"):
+        build(config, (8, 8, 1), own, quiet=True)
+    config = tiny(data={"name": "digits", "flips": True})
     parts = stand_in(config, (8, 8, 1), (0.0, 1.0))
     assert build(config, (8, 8, 1), parts, quiet=True).augment == Mirrored(shape=(8, 8, 1))
-    scale = np.linspace(1, 2, 64)
     config = tiny(data={"name": "gaussians", "shifts": 1})
-    with pytest.raises(ValueError, match=r"data\.shifts moves images, and data\.name='gaussians'"):
+    with pytest.raises(ValueError, match=r"data\.shifts moves pixels of .*; set data\.shifts to 0"):
         build(config, (2,), stand_in(config, (2,)))
     config = tiny(data={"name": "digits", "shifts": 8})
     with pytest.raises(
-        ValueError, match=r"data\.shifts=8 moves images of 8 x 8 pixels out of sight"
+        ValueError, match=r"data\.shifts=8 moves images of 8 x 8 .*; set it to at most 7, or 0"
     ):
         build(config, (8, 8, 1), parts, quiet=True)
+    config = tiny(data={"name": "digits", "shifts": 1})
+    with pytest.raises(ValueError, match=r"data\.shifts=1 moves images of 1 x 5 .*; set it to 0"):
+        build(config, (1, 5, 1), stand_in(config, (1, 5, 1), (0.0, 1.0)), quiet=True)
+    config = tiny(data={"name": "gaussians", "shifts": 1, "flips": True})
+    with pytest.raises(ValueError, match=r"set data\.flips to false and data\.shifts to 0"):
+        build(config, (2,), stand_in(config, (2,)))
     config = tiny(data={"name": "digits", "shifts": 2, "flips": True})
     mirrored, shifted = Mirrored(shape=(8, 8, 1)), Shifted(shape=(8, 8, 1), pixels=2)
     made = build(config, (8, 8, 1), parts, quiet=True).augment
     assert made == Both(first=mirrored, second=shifted)
     config = tiny(data={"name": "digits", "shifts": 2})
     assert build(config, (8, 8, 1), parts, quiet=True).augment == shifted
-    config = tiny(data={"name": "digits", "flips": True})
-    own = dataclasses.replace(parts, frame=frames.Standardised(shift=np.zeros(64), scale=scale))
-    with pytest.raises(ValueError, match=r"data\.frame to shared, or data\.flips to false"):
-        build(config, (8, 8, 1), own, quiet=True)

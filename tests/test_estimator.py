@@ -17,7 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import estimator_checks
 
 import ndsm_jax
-from ndsm_jax import NDSM, references
+from ndsm_jax import NDSM, frames, references
 
 TINY = {"network.width": 8, "network.depth": 1, "network.time_features": 4, "noising.k": 1}
 
@@ -262,6 +262,39 @@ def test_cross_validation_is_that_of_scikit_learn_and_chooses_for_density():
     shuffled = ring[np.random.default_rng(0).permutation(300)]
     found = references.choose(shuffled, covariances=("spherical",), criterion="cross_validation")
     assert fitted.num_components == found.num_components
+
+
+def test_the_estimator_chooses_by_cross_validation_where_it_is_told(monkeypatch):
+    """Number and kind, or one of them; where neither is open nothing reads the criterion."""
+
+    def choose(data, *, criterion, **options):
+        k = {"bic": 3, "cross_validation": 7}[criterion]
+        return references.Choice(num_components=k, covariance="diag", model=None, criteria={})
+
+    monkeypatch.setattr(references, "choose", choose)
+    settings = {"mixture.criterion": "cross_validation"}
+    for own, k in (({}, 3), (settings, 7)):
+        made = tiny(settings=own)
+        chosen = made._choose(made._config(0), frames.Identity(), np.zeros((12, 2)))
+        assert (chosen.mixture.num_components, chosen.mixture.covariance) == (k, "diag")
+    for options in ({"covariance": "diag"}, {"num_components": 2}):
+        config = tiny(settings=settings, **options)._config(0)
+        assert config.mixture.criterion == "cross_validation"
+    with pytest.raises(ValueError, match=r"mixture\.criterion='cross_validation' has no effect"):
+        tiny(settings=settings, covariance="diag", num_components=2)._config(0)
+
+
+def test_too_few_samples_to_choose_by_are_one_error():
+    points = np.random.default_rng(0).normal(size=(12, 2))
+    with pytest.raises(ValueError, match=r"numbers.0.=1 components are fitted to 1 of 2 samples"):
+        references.choose(points[:2], criterion="cross_validation")
+    with pytest.raises(ValueError, match=r"numbers.0.=5 .* to 4 of 6 samples .*, or choose bic"):
+        references.choose(points[:6], numbers=(5,), criterion="cross_validation")
+    assert references.choose(points[:6], numbers=(5,)).num_components == 5
+    with pytest.raises(ValueError, match=r"mixture\.criterion.* at least 3 samples.*set it to bic"):
+        references.fit(points[:2], 0, criterion="cross_validation")
+    with pytest.raises(ValueError, match=r"mixture\.num_components=13 .* got 12; lower it to 6"):
+        tiny(num_components=13).fit(points)
 
 
 @pytest.mark.parametrize(

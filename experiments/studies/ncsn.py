@@ -92,9 +92,10 @@ def reproduce(study: Study, *, only: str = "") -> None:
       ValueError: patterns of `only` of which one matches nothing.
     """
     scale = SCALES[study.scale]
+    methods = chosen({slug(m): m for m in scale["methods"]}, only)
     everything = mnist.load(_config(study, "NCSN, geometric").data)
     if only:
-        for method in chosen({slug(m): m for m in scale["methods"]}, only):
+        for method in methods:
             study.run(slug(method), _config(study, method), everything)
         return
     _ladders(study)

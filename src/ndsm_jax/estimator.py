@@ -167,7 +167,7 @@ class NDSM(BaseEstimator):
         )
         config = self._config(seed)
         frame = data_frame(config, dataset)
-        if self.num_components is None or self.covariance is None:
+        if self._open:
             config = self._choose(config, frame, dataset.train)
         parts, experiment, state = self._trained(config, dataset, frame)
         self.model_ = Model(
@@ -292,14 +292,22 @@ class NDSM(BaseEstimator):
             section, _, name = key.partition(".")
             tree.setdefault(section, {})[name] = value
         config = Config.from_dict(tree)
-        check_effect(config, given)
+        # What is chosen has a number of components only then, and a criterion that is read.
+        check_effect(_with_mixture(config, num_components=0) if self._open else config, given)
         return config
+
+    @property
+    def _open(self) -> bool:
+        """Whether number or kind of the components is to be chosen."""
+        return self.num_components is None or self.covariance is None
 
     def _choose(self, config: Config, frame: Frame, rows: np.ndarray) -> Config:
         """The config with the mixture of the least criterion."""
         if self.covariance is not None:
             return _with_mixture(config, num_components=0)  # the fit chooses it
         c, states = config.mixture, frames.states(frame, rows)
+        if self.num_components is not None:
+            references.check_samples(*states.shape, self.num_components, "spherical")
         chosen = references.choose(
             states,
             numbers=LADDER if self.num_components is None else (self.num_components,),

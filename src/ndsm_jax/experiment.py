@@ -278,9 +278,12 @@ def _check_noise(objective: str, noise: NoisingFn, process: Process) -> None:
     if OBJECTIVES[objective].controlled or local:
         row = jax.ShapeDtypeStruct((1, process.dim), np.float32)
         if jax.eval_shape(lambda x0: noise(jax.random.key(0), x0), row).mu is None:
+            other = "the same with stable=False"
+            if not getattr(noise, "stable", False):
+                other = "path_windows(..., companion=True)"
             raise ValueError(
                 f"experiment: objective={objective!r} needs mu, which this noise does not give;"
-                " path_windows(..., companion=True) does"
+                f" {other} does"
             )
 
 

@@ -212,6 +212,10 @@ POINTWISE: dict[str, Case] = {
         lambda shape, key, x: augmentation.Mirrored(shape=shape)(key, x),
         {"shape": (2, 1, 1), "key": KEY, "x": Y},
     ),
+    "Shifted": (
+        lambda shape, pixels, key, x: augmentation.Shifted(shape=shape, pixels=pixels)(key, x),
+        {"shape": (2, 1, 1), "pixels": 1, "key": KEY, "x": Y},
+    ),
 }
 """Functions of states that say of a NaN what arithmetic does."""
 
@@ -243,6 +247,7 @@ FUNCTIONS: dict[str, Case] = {
             "min_covariance": 1e-3,
             "max_iterations": 5,
             "solver": "auto",
+            "criterion": "bic",
             "seed": 0,
             "start": None,
         },
@@ -255,6 +260,7 @@ FUNCTIONS: dict[str, Case] = {
             "numbers": (1, 2),
             "num_inits": 1,
             "min_covariance": 1e-3,
+            "criterion": "cross_validation",
             "seed": 0,
         },
     ),
@@ -334,7 +340,15 @@ FUNCTIONS: dict[str, Case] = {
     ),
     "noising.exact_kernel": (
         noising.exact_kernel,
-        {"process": OU, "grid": GRID, "k": 2, "times": None, "first": None, "weight": None},
+        {
+            "process": OU,
+            "grid": GRID,
+            "k": 2,
+            "times": None,
+            "first": None,
+            "weight": None,
+            "stable": True,
+        },
     ),
     "noising.local_steps": (
         noising.local_steps,
@@ -348,6 +362,7 @@ FUNCTIONS: dict[str, Case] = {
             "simulation": "auto",
             "integrator": "euler",
             "times": None,
+            "stable": True,
         },
     ),
     "noising.path_windows": (

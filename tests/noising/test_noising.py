@@ -310,6 +310,10 @@ def test_stable_targets_need_a_scalar_kernel_and_one_condition():
         experiment(
             torus, objective="ndsm", frame=angles, noise=noising.local_steps(torus, stable=True)
         )
+    langevin = processes.langevin(PRIOR)
+    averaged = noising.local_steps(langevin, stable=True)
+    with pytest.raises(ValueError, match=r"'ndsm_cv' needs mu, .*; the same with stable=False"):
+        experiment(langevin, objective="ndsm_cv", noise=averaged)
     damped = processes.critically_damped(2)
     with pytest.raises(ValueError, match="averages over paths whose noise is in every coordinate"):
         noising.local_steps(damped, stable=True)

@@ -119,33 +119,34 @@ def build(
         sample_grid=sample_grid,
         classes=parts.classes,
         dropout=0.0 if parts.classes is None else c.label_dropout,
-        augment=_augment(config, shape, frame),
+        augment=_augment(config, shape),
     )
 
 
-def _augment(config: Config, shape: tuple[int, ...], frame: Frame) -> Augment | None:
+def _augment(config: Config, shape: tuple[int, ...]) -> Augment | None:
     data = config.data
-    if not (data.flips or data.shifts) or config.autoencoder.kind != "none":
+    set_keys = {"data.flips": "false"} if data.flips else {}
+    set_keys |= {"data.shifts": "0"} if data.shifts else {}
+    if not set_keys or config.autoencoder.kind != "none":
         return None
-    key, what = ("data.flips", "mirrors") if data.flips else ("data.shifts", "moves")
-    off = "false" if data.flips else "0"
+    keys, verb = " and ".join(set_keys), "move" if len(set_keys) > 1 else "moves"
+    off = " and ".join(f"{key} to {value}" for key, value in set_keys.items())
     if len(shape) != 3:
         raise ValueError(
-            f"{key} {what} images, and data.name={data.name!r} has items of shape {shape}; set it"
-            f" to {off}"
+            f"{keys} {verb} pixels of images, and data.name={data.name!r} has items of shape"
+            f" {shape}; set {off}"
         )
-    if data.shifts >= min(shape[:2]):
+    smaller = min(shape[:2])
+    if data.shifts >= smaller:
         raise ValueError(
             f"data.shifts={data.shifts} moves images of {shape[0]} x {shape[1]} pixels out of"
-            " sight; take one or two"
+            f" sight; set it to {f'at most {smaller - 1}, or ' if smaller > 1 else ''}0"
         )
-    outer = frame.outer if isinstance(frame, frames.Chained) else frame
-    scales = outer.scale if isinstance(outer, frames.Standardised) else np.ones(1)
-    shifts = outer.shift if isinstance(outer, frames.Standardised) else np.ones(1)
-    if np.ptp(scales) or np.ptp(shifts) or isinstance(outer, frames.Angles):
+    # Of images no other frame has a scale, or an angle, of each pixel.
+    if data.frame in ("standardised", "angles"):
         raise ValueError(
-            f"{key}: with data.frame={data.frame!r} a pixel has a scale of its own, and another"
-            f" where it goes to; set data.frame to shared, or {key} to {off}"
+            f"{keys}: with data.frame={data.frame!r} a pixel has a scale of its own, and another"
+            f" where it goes to; set data.frame to shared, or {off}"
         )
     mirrored = Mirrored(shape=shape)
     if not data.shifts:

@@ -154,7 +154,7 @@ def check_samples(config: Config, dataset: Dataset) -> None:
         c = config.mixture
         _, dim = _frame_stand_in(config, dataset.shape, dataset.value_range, dataset.columns)
         size = fit_size(config, dataset.train)
-        references.check_samples(size, dim, c.num_components, c.covariance)
+        references.check_samples(size, dim, c.num_components, c.covariance, c.criterion)
 
 
 def fit(config: Config, dataset: Dataset, *, frame: Frame | None = None) -> Parts:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ndsm_jax.checks import COUNT, KEY, POSITIVE, STEPS, TIMES, arguments, function
+from ndsm_jax.checks import COUNT, FLAG, KEY, POSITIVE, STEPS, TIMES, arguments, function
 from ndsm_jax.clock import loss_weight
 from ndsm_jax.linear_maps import Gaussian, Scalar
 from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, time_law
@@ -101,7 +101,13 @@ def stable_target(x: Array, z: Array, scale: Array, std: Array) -> Array:
 
 
 @arguments(
-    process=Process, grid=(TIMES, STEPS), k=COUNT, times=TimeLaw, first=POSITIVE, weight=function(2)
+    process=Process,
+    grid=(TIMES, STEPS),
+    k=COUNT,
+    times=TimeLaw,
+    first=POSITIVE,
+    weight=function(2),
+    stable=FLAG,
 )
 def exact_kernel(
     process: Process,

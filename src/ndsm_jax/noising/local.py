@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from ndsm_jax.checks import COUNT, GRID, KEY, STEPS, arguments, function, number, one_of
+from ndsm_jax.checks import COUNT, FLAG, GRID, KEY, STEPS, arguments, function, number, one_of
 from ndsm_jax.clock import Clock, loss_weight
 from ndsm_jax.integrators import INTEGRATORS, local_kernel
 from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, law_on
@@ -134,6 +134,7 @@ def loss_steps(
     integrator=one_of(INTEGRATORS),
     times=TimeLaw,
     weight=function(2),
+    stable=FLAG,
 )
 def local_steps(
     process: Process,
@@ -170,7 +171,7 @@ def local_steps(
     """
     if stable and process.noisy is not None:
         raise ValueError(
-            f"noising.stable averages over paths whose noise is in every coordinate, and that of"
+            "noising.stable averages over paths whose noise is in every coordinate, and that of"
             f" {process.name!r} is in {process.noise_dim} of {process.dim}; set it to false"
         )
     grid = as_grid(process, grid)

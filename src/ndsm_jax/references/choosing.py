@@ -80,11 +80,12 @@ def choose(
     The Bayesian information criterion (Schwarz 1978) is -2 log L + p log N, with p free parameters:
     it looks for the mixture that the data are from. Cross-validation has, in its place, minus twice
     the log likelihood of samples that a fit to the others gives (Smyth 2000): it looks for the best
-    density, and takes more components where none is right, at `FOLDS` more fits each. The chosen
-    one is fitted to all samples. K
-    goes up `numbers` for each kind. A component has
-    at least ten samples and, where covariances are matrices, two a dimension: with fewer the
-    likelihood is that of its smallest allowed variance.
+    density, and takes more components where none is right, at `FOLDS` fits each in place of one.
+    What is chosen is fitted to all samples.
+
+    K goes up `numbers` for each kind. A component has at least ten samples and, where covariances
+    are matrices, two a dimension: with fewer the likelihood is that of its smallest allowed
+    variance.
 
     Args:
       data: samples [N, d], finite.
@@ -97,7 +98,8 @@ def choose(
       seed: of subset, folds and starts.
 
     Raises:
-      ValueError: data that are not finite, not [N, d], or fewer than two.
+      ValueError: data that are not finite, not [N, d], or fewer than two; fewer than the first
+        number of components in a fit, which of cross-validation has four fifths of them.
     """
     from sklearn.mixture import GaussianMixture as ScikitMixture
 
@@ -106,6 +108,13 @@ def choose(
         raise ValueError(f"choose needs finite samples [N, d], N >= 2, got shape {data.shape}")
     data = data[np.random.default_rng(seed).permutation(len(data))[:SUBSET]]
     fold = np.arange(len(data)) % min(FOLDS, len(data))
+    fitted_to = len(data) - (0 if criterion == "bic" else int((fold == 0).sum()))
+    if fitted_to < max(2, numbers[0]):
+        raise ValueError(
+            f"choose: numbers[0]={numbers[0]} components are fitted to {fitted_to} of {len(data)}"
+            f" samples by criterion={criterion!r}, and need {max(2, numbers[0])}; give more samples"
+            " or fewer components" + ("" if criterion == "bic" else ", or choose bic")
+        )
     criteria: dict[tuple[str, int], float] = {}
     best: tuple[float, str, int, ScikitMixture | None] | None = None
 

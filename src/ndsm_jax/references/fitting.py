@@ -129,7 +129,7 @@ def fit(
     if covariance == "low_rank":
         check_rank(rank, dim)
     size = min(subset, num) if subset else num
-    check_samples(size, dim, num_components, covariance)
+    check_samples(size, dim, num_components, covariance, criterion)
     order = np.random.default_rng(seed).permutation(num)
     if num_components == 0 or covariance == AUTO:
         kinds = None if covariance == AUTO else (covariance if covariance in KINDS else KINDS[0],)
@@ -241,8 +241,16 @@ def _scikit_mixture(data: np.ndarray, num_components: int, **options: Any) -> An
         return model.fit(data)
 
 
-def check_samples(size: int, dim: int, num_components: int, covariance: str) -> None:
+def check_samples(
+    size: int, dim: int, num_components: int, covariance: str, criterion: str = "bic"
+) -> None:
     """Raises ValueError for fewer samples than `fit` needs of this dimension; see there."""
+    if num_components == 0 and criterion == "cross_validation" and size < 3:
+        raise ValueError(
+            "mixture.criterion='cross_validation' needs at least 3 samples, two of which a mixture"
+            f" is fitted to, got {size}; set it to bic, or raise data.num_train and mixture.subset"
+            " if they leave some out"
+        )
     if size < 2 * num_components:
         raise ValueError(
             f"mixture.num_components={num_components} needs at least {2 * num_components} samples"
