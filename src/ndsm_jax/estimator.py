@@ -307,7 +307,8 @@ class NDSM(BaseEstimator):
             return _with_mixture(config, num_components=0)  # the fit chooses it
         c, states = config.mixture, frames.states(frame, rows)
         if self.num_components is not None:
-            references.check_samples(*states.shape, self.num_components, "spherical")
+            num, dim = states.shape
+            references.check_samples(num, dim, self.num_components, "spherical")
         chosen = references.choose(
             states,
             numbers=LADDER if self.num_components is None else (self.num_components,),
