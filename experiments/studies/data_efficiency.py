@@ -181,9 +181,15 @@ def config_of(study: Study, cell: Cell) -> Config:
 
 
 def _of(study: Study, cell: Cell) -> dict[str, Any]:
-    tree = config_of(study, cell).to_dict()
-    del tree["data"]["dir"]  # where the files lie is no setting of the experiment
-    return {"config": tree, "judged by": _judge(study, cell).to_dict()["data"]["num_train"]}
+    """What differs from the defaults, so that a key of a later version changes no old cell."""
+    defaults = Config().to_dict()
+    changed = {
+        f"{section}.{key}": value
+        for section, options in config_of(study, cell).to_dict().items()
+        for key, value in options.items()
+        if value != defaults[section][key] and key != "dir"
+    }
+    return {"config": changed, "judged by": _judge(study, cell).data.num_train}
 
 
 MANY = 10_000
