@@ -67,9 +67,9 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
             "network": {"widths": (16, 32, 64), "time_features": 64},
             "train": {"steps": 3000, "log_every": 20, "checkpoint_every": 200, "picture_every": 0},
             "optimizer": {"warmup_steps": 100},
-            "sample": {"num": 1000},
+            "sample": {"num": 300, "chunk": 300},
         },
-        "ncsn": {**EDM, "sample": {"steps": 200, "langevin_steps": 1}},
+        "ncsn": {**EDM, "sample": {"steps": 200, "langevin_steps": 5}},
     },
     "full": {
         "methods": tuple(METHODS),
