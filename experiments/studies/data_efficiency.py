@@ -43,7 +43,6 @@ from ndsm_jax.reports.study import (
     seeded,
     slug,
 )
-from ndsm_jax.runs import read_metrics
 from studies import CONFIGS, mnist
 
 OURS, COMPONENTS, GAUSSIAN = "path-space DSM", "component-wise OU", "one Gaussian, tuned"
@@ -222,12 +221,7 @@ def _measured(study: Study, cell: Cell) -> dict[str, Any]:
         found = {"fid": {"value": fid["value"], "floor": fid["floor"], "prior": np.nan}, **found}
     if cell.seed == 0:
         _picture(study, cell, dataset, run, prior)
-    return {"metrics": found, "kept step": _kept(run), "items": len(dataset.train)}
-
-
-def _kept(run: Run) -> int:
-    """After how many steps the average was taken that samples are made with."""
-    return int([row for row in read_metrics(run.folder) if "kept_step" in row][-1]["kept_step"])
+    return {"metrics": found, "kept step": run.kept_step, "items": len(dataset.train)}
 
 
 SHOWN = 36
@@ -273,7 +267,7 @@ def _report(study: Study) -> None:
                 | {"kept step": steps[name]}
                 for name, x in of_size.items()
             ]
-            n = next(part["items"] for cell, part in of_data.items() if cell.items == items)
+            n = _items(of_data, items)
             seeds = len({cell.seed for cell in of_data if cell.items == items})
             study.table(
                 f"{data}_{items or 'all'}",

@@ -28,7 +28,6 @@ from ndsm_jax.evaluation.boltzmann import torsion_scores
 from ndsm_jax.launch import load_data
 from ndsm_jax.reports.study import (
     Changes,
-    Run,
     Study,
     load_config,
     mean_and_error,
@@ -36,7 +35,6 @@ from ndsm_jax.reports.study import (
     seeded,
     slug,
 )
-from ndsm_jax.runs import read_metrics
 from studies import CONFIGS, boltzmann
 
 ENERGY = "path DSM, approximate energy"
@@ -111,7 +109,7 @@ def reproduce(study: Study) -> None:
                 run = study.run(f"{slug(name)}_n{size}_s{seed}", config, dataset)
                 drawn[name] = run.samples
                 rows[name].append(
-                    _scores(model, run.samples) | {"kept_step": _kept(run)} | dict(run.facts)
+                    _scores(model, run.samples) | {"kept_step": run.kept_step} | dict(run.facts)
                 )
                 if name == ENERGY:
                     drawn[ALONE] = np.load(run.folder / "prior.npy", allow_pickle=False)
@@ -132,11 +130,6 @@ def reproduce(study: Study) -> None:
 def _scores(model: TorsionModel, y: np.ndarray) -> dict[str, float]:
     found = torsion_scores(model, y, bins=BINS)
     return {name: found[name] for name in COLUMNS}
-
-
-def _kept(run: Run) -> int:
-    """After how many steps the average was taken that samples are made with."""
-    return int([row for row in read_metrics(run.folder) if "kept_step" in row][-1]["kept_step"])
 
 
 def _alone(study: Study, model: TorsionModel, error: float, seed: int) -> float:

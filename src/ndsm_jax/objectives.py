@@ -187,6 +187,12 @@ class Objective:
     controlled: bool = False
     probe_from: int | None = None
 
+    @property
+    def averages(self) -> bool:
+        """Whether its targets may be averaged over a minibatch: it needs no mu, see
+        `noising.stable_target`."""
+        return self.noising in ("kernel", "local") and not self.controlled
+
 
 def _dsm_terms(score_fn: ScoreFn, batch: NoisedBatch) -> tuple[Array, None]:
     return dsm(score_fn, batch), None

@@ -349,8 +349,7 @@ def _noising(
             integrator=c.integrator,
             **common,
         )
-    averaged = objective.noising in ("kernel", "local") and not objective.controlled
-    stable = c.stable and averaged
+    stable = c.stable and objective.averages
     if process.kernel is not None:
         return noising.exact_kernel(process, grid, first=first, stable=stable, **common)
     return noising.local_steps(

@@ -91,11 +91,7 @@ GRIDDED: tuple[When, ...] = (
     {"noising.times": tuple(law for law in TIME_LAWS if law != "levels")},
     WITHOUT_KERNEL,
 )
-AVERAGED: When = {
-    "objective.name": tuple(
-        n for n, o in OBJECTIVES.items() if o.noising in ("kernel", "local") and not o.controlled
-    )
-}
+AVERAGED: When = {"objective.name": tuple(name for name, o in OBJECTIVES.items() if o.averages)}
 STEPPED: When = {**_objectives("local"), **WITHOUT_KERNEL}
 SIMULATED: tuple[When, ...] = (
     PATH,

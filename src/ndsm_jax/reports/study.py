@@ -103,6 +103,14 @@ class Run:
     samples: np.ndarray
     facts: Mapping[str, float]
 
+    @property
+    def kept_step(self) -> int:
+        """After how many steps the average was taken that samples are made with, where the run
+        selects one."""
+        return int(
+            [row for row in read_metrics(self.folder) if "kept_step" in row][-1]["kept_step"]
+        )
+
     def within(self, limit: float) -> np.ndarray:
         """Whether every coordinate of a sample is finite and of magnitude less than limit, [n]."""
         # A comparison with NaN is false.
