@@ -3,9 +3,13 @@
 One variational autoencoder, frozen, and score models of its latents with one network, number of
 noised states and number of steps: OU + DSM as published (configs/latent.py, variant `ou`), the same
 and linear dynamics of every component with the settings that suit them best, NDSM, NDSM-CV and
-path-space DSM. Then encoder, decoder and score network trained together, from the NDSM model, and
-the same methods in the latents of a plain autoencoder. Samples are decoded and measured as images,
-beside held-out images, their reconstructions, and decoded draws of the prior alone.
+path-space DSM, and path-space DSM whose network sees the component's coordinates. Then encoder,
+decoder and score network trained together, from the NDSM model, and the same methods in the latents
+of a plain autoencoder. Samples are decoded and measured as images, beside held-out images, their
+reconstructions, and decoded draws of the prior alone.
+
+`--only` takes patterns of the runs' folders, such as vae_path_space_dsm_*: they are trained and
+measured, one part each, and nothing is shown.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from ndsm_jax.reports.study import (
     Changes,
     Run,
     Study,
+    chosen,
     load_config,
     over_seeds,
     seeded,
@@ -36,13 +41,15 @@ from ndsm_jax.reports.study import (
 from ndsm_jax.runs import fingerprint
 from studies import CONFIGS
 
+RESIDUAL: Changes = {"network": {"parameterisation": "residual"}}
 METHODS: Mapping[str, tuple[str, Changes]] = {
     "OU + DSM": ("ou", {}),
     "OU + DSM, tuned": ("vp_standardised", {}),
     "component-wise OU + DSM, tuned": ("component_ou", {}),
-    "NDSM (eps = 0)": ("", {"objective": {"name": "ndsm"}}),
-    "NDSM-CV": ("", {"objective": {"name": "ndsm_cv"}}),
-    "path-space DSM": ("", {}),
+    "NDSM (eps = 0)": ("", {"objective": {"name": "ndsm"}, **RESIDUAL}),
+    "NDSM-CV": ("", {"objective": {"name": "ndsm_cv"}, **RESIDUAL}),
+    "path-space DSM": ("", RESIDUAL),
+    "path-space DSM, local coordinates": ("", {"network": {"parameterisation": "local"}}),
 }
 START = "NDSM (eps = 0)"  # of joint training
 JOINT = "NDSM, joint"
@@ -90,13 +97,32 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def reproduce(study: Study) -> None:
-    """All runs, then figures, tables and metrics.json."""
+def reproduce(study: Study, *, only: str = "") -> None:
+    """All runs, then figures, tables and metrics.json; or `only` those that match a pattern.
+
+    Raises:
+      ValueError: patterns of which one matches nothing.
+    """
     scale = SCALES[study.scale]
     config = _config(study, "", scale["changes"])
-    images = load_data(config)
     methods = {"vae": scale["methods"]} | ({"ae": scale["plain"]} if scale["plain"] else {})
-    codecs = {kind: _codec(study, config, images, kind) for kind in methods}
+    cells = {
+        _name(kind, method, seed): (kind, method, seed)
+        for seed in range(scale["seeds"])  # seed by seed, so that a cut study has some of all
+        for kind in methods
+        for method in methods[kind]
+        if seed == 0 or kind == "vae"
+    }
+    wanted = chosen(cells, only)
+    images = load_data(config)
+    kinds = dict.fromkeys(kind for kind, *_ in wanted)
+    codecs = {kind: _codec(study, config, images, kind) for kind in kinds}
+    if only:
+        classifier = evaluation.evaluator(images)
+        for kind, method, seed in wanted:
+            run = _run(study, images, codecs[kind], kind, method, seed)
+            _measure(study, images, classifier, _title(kind, method), seed, run.samples)
+        return
     samples: dict[str, list[np.ndarray]] = {}
     facts: dict[str, list[dict[str, float]]] = {}
 
@@ -104,16 +130,12 @@ def reproduce(study: Study) -> None:
         samples.setdefault(name, []).append(x)
         facts.setdefault(name, []).append(dict(numbers))
 
-    for seed in range(scale["seeds"]):  # seed by seed, so that a cut study has some of all
-        for kind in methods if seed == 0 else ("vae",):
-            for method in methods[kind]:
-                run = _run(study, images, codecs[kind], kind, method, seed)
-                title = method if kind == "vae" else f"{method}, plain autoencoder"
-                keep(title, run.samples, _cost(study, method, run))
-        if seed == 0:
-            start = _run(study, images, codecs["vae"], "vae", START, 0)
-            keep(JOINT, *_joint(study, config, images, start))
-            prior = np.load(start.folder / "prior.npy", allow_pickle=False)
+    for kind, method, seed in wanted:
+        run = _run(study, images, codecs[kind], kind, method, seed)
+        keep(_title(kind, method), run.samples, _cost(study, method, run))
+    start = _run(study, images, codecs["vae"], "vae", START, 0)
+    keep(JOINT, *_joint(study, config, images, start))
+    prior = np.load(start.folder / "prior.npy", allow_pickle=False)
     floors = {
         "held-out images": images.test,
         "mixture prior, decoded": prior,
@@ -123,6 +145,16 @@ def reproduce(study: Study) -> None:
         for kind, codec in codecs.items()
     }
     _report(study, images, floors, samples, facts)
+
+
+def _name(kind: str, method: str, seed: int) -> str:
+    """Of a run's folder, and what `--only` is compared with."""
+    return f"{kind}_{slug(method)}_{seed}"
+
+
+def _title(kind: str, method: str) -> str:
+    """Of a row."""
+    return method if kind == "vae" else f"{method}, plain autoencoder"
 
 
 def _config(study: Study, method: str, *changes: Changes) -> Config:
@@ -155,7 +187,7 @@ def _run(
     config = _with_kind(_config(study, method, SCALES[study.scale]["changes"]), kind)
     config = seeded(latent.score_config(config), seed)
     frame = latent.frame_of(config, codec)
-    return study.run(f"{kind}_{slug(method)}_{seed}", config, images, frame=frame)
+    return study.run(_name(kind, method, seed), config, images, frame=frame)
 
 
 def _cost(study: Study, method: str, run: Run) -> dict[str, float]:
