@@ -364,13 +364,9 @@ Numbers = dict[str, list[float]]
 
 def _report(study: Study, everything: Collection[Cell]) -> None:
     """Tables, figure and page of the cells that are there."""
-    settings, parts = SCALES[study.scale], study.root / "parts"
-    # Nothing is measured: the files are there.
-    found = {
-        cell: study.part(cell.name, _of(study.scale, cell), dict)
-        for cell in everything
-        if (parts / f"{cell.name}.json").exists()
-    }
+    settings = SCALES[study.scale]
+    kept = {cell: study.kept(cell.name, _of(study.scale, cell)) for cell in everything}
+    found = {cell: part for cell, part in kept.items() if part is not None}
     text, scores, told_apart = [], {}, {}
     for data in settings.data:
         of_data = {cell: part for cell, part in found.items() if cell.data == data}

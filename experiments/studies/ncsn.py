@@ -8,7 +8,7 @@ Inception, and the shares of the classes with their confidence intervals: how ma
 tenth, as the report counts, and how many hold the share of the data.
 
 `full` samples as published (200 levels of 100 steps, epsilon = 2e-5 with alpha / 2). `cpu` has as
-many levels and fewer steps at each, of the length that fits a geometric ladder, and the
+many levels and fewer steps at each, of the length that fits a geometric ladder. Both have the
 preconditioning of 2206.00364: in 3,000 steps a network that sees noise of 30 as it is learns
 nothing. `--only` takes patterns of the runs' folders, such as ncsn__*, and shows nothing.
 """
@@ -75,11 +75,11 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
         "methods": tuple(METHODS),
         "changes": {
             "network": {"widths": (16, 32, 64), "time_features": 64},
-            "train": {"steps": 6000},
+            "train": {"steps": 30_000},
             "optimizer": {"warmup_steps": 100},
             "sample": {"num": 1000},
         },
-        "ncsn": {"sample": {"steps": 200, "langevin_steps": 100, "langevin_length": 0.1}},
+        "ncsn": {**EDM, "sample": {"steps": 200, "langevin_steps": 100, "langevin_length": 0.1}},
     },
 }
 SHOWN = 64

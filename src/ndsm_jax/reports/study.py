@@ -207,18 +207,28 @@ class Study:
         Raises:
           ValueError: the file there is of something else.
         """
-        path = self.root / "parts" / f"{name}.json"
-        facts = json.loads(json.dumps(dict(of)))
-        if path.exists():
-            read = json.loads(path.read_text())
-            if read["of"] != facts:
-                raise ValueError(
-                    f"{path} is of other settings; delete it or choose another --workdir"
-                )
-            return read["values"]
-        values = measure()
-        _write(path, {"of": facts, "values": values})
+        values = self.kept(name, of)
+        if values is None:
+            values = measure()
+            _write(self._part(name), {"of": _plain(of), "values": values})
         return values
+
+    def kept(self, name: str, of: Mapping[str, Any]) -> dict[str, Any] | None:
+        """What `part` has kept under this name, None before it was measured.
+
+        Raises:
+          ValueError: the file there is of something else.
+        """
+        path = self._part(name)
+        if not path.exists():
+            return None
+        read = json.loads(path.read_text())
+        if read["of"] != _plain(of):
+            raise ValueError(f"{path} is of other settings; delete it or choose another --workdir")
+        return read["values"]
+
+    def _part(self, name: str) -> pathlib.Path:
+        return self.root / "parts" / f"{name}.json"
 
     def figure(self, name: str, figure: Any) -> None:
         """Writes figures/NAME.png."""
@@ -247,6 +257,11 @@ class Study:
         }
         text = json_text(facts | dict(values))
         replace_file(self.root / "metrics.json", text.encode())
+
+
+def _plain(tree: Mapping[str, Any]) -> Any:
+    """As it is read again."""
+    return json.loads(json.dumps(dict(tree)))
 
 
 def _write(path: pathlib.Path, tree: Mapping[str, Any]) -> None:
