@@ -81,10 +81,14 @@ def test_seeds_change_all_but_the_data(config):
 
 def test_standard_error():
     """Of 1, 2, 3: deviation 1, so 1 / sqrt(3)."""
-    assert study.mean_and_error([1.0, 2.0, 3.0]) == "2 ± 0.58"
+    assert study.mean_and_error([1.0, 2.0, 3.0]) == "2.00 ± 0.58"
+    assert study.mean_and_error([0.0812, 0.0799, 0.0871]) == "0.0827 ± 0.0022"
+    assert study.mean_and_error([4100.0, 5100.0, 5500.0]) == "4,900 ± 416"
+    assert study.mean_and_error([0.1, 0.1, 0.1]) == "0.1"
+    assert study.mean_and_error([np.nan, 1.0]) == "nan"
     assert study.mean_and_error([2.0]) == "2"
     rows = [{"a": 1.0, "b": 0.5}, {"a": 3.0, "b": 0.5}]
-    assert study.over_seeds(rows) == {"a": "2 ± 1", "b": "0.5 ± 0"}
+    assert study.over_seeds(rows) == {"a": "2.0 ± 1.0", "b": "0.5"}
 
 
 def test_table_is_markdown(tmp_path):

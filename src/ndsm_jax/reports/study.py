@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import json
+import math
 import logging
 import pathlib
 import platform
@@ -282,11 +283,17 @@ def over_seeds(results: Sequence[Row]) -> dict[str, str]:
 
 
 def mean_and_error(values: Sequence[float]) -> str:
-    """'mean ± standard error' in four digits, or the one value; nan: not measurable."""
+    """'mean ± standard error', as many decimals as give the error two digits; nan: not measurable.
+
+    The mean alone, in four digits, of one value or of equal ones.
+    """
     x = np.asarray([np.nan if value is None else value for value in values], np.float64)
-    if len(x) == 1:
-        return f"{x[0]:.4g}"
-    return f"{x.mean():.4g} ± {x.std(ddof=1) / len(x) ** 0.5:.2g}"
+    mean = float(x.mean())
+    error = float(x.std(ddof=1)) / len(x) ** 0.5 if len(x) > 1 else 0.0
+    if not error > 1e-12 * abs(mean):  # rounding in the mean of equal values
+        return f"{mean:.4g}"
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{mean:,.{decimals}f} ± {error:,.{decimals}f}"
 
 
 def markdown(rows: Sequence[Row]) -> str:
