@@ -31,6 +31,14 @@ def test_every_config_file_is_valid_and_has_a_smoke_variant(name, variant):
         module.get_config("fast")
 
 
+@pytest.mark.parametrize("variant", ["cpu", "paper", "told"])
+def test_every_variant_of_mnist_can_be_built(variant):
+    built = Config.from_dict(importlib.import_module("configs.mnist").get_config(variant))
+    made = build(built, (28, 28, 1), stand_in(built, (28, 28, 1)))
+    assert made.model.network.shape == (28, 28, 1)
+    assert (built.network.condition == "label") == (variant == "told")
+
+
 @pytest.mark.parametrize("variant", config.BASELINES)
 @pytest.mark.parametrize(("name", "shape"), [("gm2d", (2,)), ("mnist", (28, 28, 1))])
 def test_every_baseline_can_be_built(name, shape, variant):
