@@ -72,11 +72,11 @@ def configured(objective: str, seed: int, steps: int) -> Config:
 
 def seconds_per_step(configs: dict[str, Config], dataset: Dataset, rounds: int) -> dict[str, float]:
     """Median seconds of a training step of each, noising included, timed in turn."""
-    parts = fit(next(iter(configs.values())), dataset)  # the objectives share it
     timed: dict[str, common.Timed] = {}
     steps: dict[str, int] = {}
     calls: dict[str, Callable[[], Any]] = {}
     for name, config in configs.items():
+        parts = fit(config, dataset)
         one = common.Timed(build(config, dataset.shape, parts), dataset.train, config)
         timed[name] = one
         steps[name] = min(2, one.ahead) if config.network.name == "unet" else one.ahead

@@ -11,6 +11,8 @@ The variant 'told' has the best samples here: ADM's U-Net, told the digit of nin
 ten, and 200 components (docs/networks.md).
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from ndsm_jax import config
@@ -30,7 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
         "sample": {"num": 1000},
         "evaluate": {"max_points": 1000},
     }
-    told = {
+    told: dict[str, dict[str, Any]] = {
         "mixture": {"num_components": 200, "num_inits": 1},
         "network": {
             "name": "adm",

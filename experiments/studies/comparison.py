@@ -281,8 +281,8 @@ def _classifier(scale: str, data: str) -> ImageClassifier | None:
 
 @functools.lru_cache(maxsize=1)
 def _fitted(scale: str, data: str, row: str, seed: int) -> Parts:
-    """Frame and reference, which do not depend on the objective."""
-    cell = Cell(data=data, row=row, objective=next(iter(OBJECTIVES)), seed=seed)
+    """Frame, reference and the starts of local-DSM's windows: those of any objective."""
+    cell = Cell(data=data, row=row, objective="local_dsm", seed=seed)
     return fit(config_of(scale, cell), _dataset(scale, data))
 
 

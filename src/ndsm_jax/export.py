@@ -30,7 +30,6 @@ from ndsm_jax import exported, frames, training
 from ndsm_jax.checks import FILE, FLAG, FOLDER, FUNCTION, Needs, arguments, sequence
 from ndsm_jax.conditions import Classes, joined
 from ndsm_jax.config.assemble import build
-from ndsm_jax.config.parts import Parts
 from ndsm_jax.contrast import Contrast
 from ndsm_jax.frames import Frame
 from ndsm_jax.likelihood import Flow
@@ -659,7 +658,7 @@ def read_parameters(path: str | pathlib.Path, model: Model) -> Model:
         for name, leaf in zip(named(like), jax.tree.leaves(like), strict=True)
     ]
     tree = jax.tree.unflatten(jax.tree.structure(like), leaves)
-    params, parts = tree.pop("network"), Parts(**tree)
+    params, parts = tree.pop("network"), dataclasses.replace(model.parts, **tree)
     best = None
     if model.state.best is not None:
         best = dataclasses.replace(model.state.best, params=params)

@@ -661,7 +661,8 @@ def _check_sources(
 def _arrays(parts: Parts) -> dict[str, Any]:
     """What a checkpoint keeps of what was fitted."""
     kept = {"frame": parts.frame, "reference": parts.reference}
-    return kept if parts.classes is None else kept | {"classes": parts.classes}
+    some = {"classes": parts.classes, "starts": parts.starts}
+    return kept | {name: value for name, value in some.items() if value is not None}
 
 
 def _restore(

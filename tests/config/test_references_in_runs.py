@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from ndsm_jax import references
+from ndsm_jax import noising, references
 from ndsm_jax.config.assemble import build, resolvable
 from ndsm_jax.config.parts import fit
 from ndsm_jax.launch import draw_as_configured, load_data, restore
@@ -190,4 +190,25 @@ def test_what_was_chosen_of_the_mixture_is_restored(tmp_path, mixture, shape, fo
     components = restored.experiment.components
     assert (components.num_components, components.covariance) == found
     chex.assert_trees_all_equal(restored.state, state)
+    run(config, tmp_path / "run")  # resumes
+
+
+def test_local_dsm_chooses_its_windows_on_training_data_and_keeps_them(tmp_path):
+    data = {"name": "gaussians", "num_train": 60, "num_test": 20}
+    config = tiny(data=data, objective={"name": "local_dsm"})
+    run(config, tmp_path / "run")
+    restored = restore(tmp_path / "run")
+    x, starts = load_data(config).train, restored.parts.starts
+    assert starts is not None
+    assert starts.shape == (noising.num_paths(2), 2)
+    assert {tuple(row) for row in np.asarray(starts)} == {tuple(row) for row in np.float32(x)}
+    made = restored.experiment
+    expected = noising.controlled_starts(
+        made.process,
+        made.noising.times.grid,
+        made.noising.linearised,
+        tolerance=config.noising.tolerance,
+        x0=starts,
+    )
+    np.testing.assert_array_equal(made.noising.starts, expected)
     run(config, tmp_path / "run")  # resumes

@@ -14,10 +14,11 @@ from conftest import assert_mean
 
 from ndsm_jax import noising, processes, references
 from ndsm_jax.experiment import experiment
-from ndsm_jax.integrators import local_kernel, time_grid
+from ndsm_jax.integrators import local_kernel, simulate, time_grid
 from ndsm_jax.noising.linearised import linear_step, mean_error
 from ndsm_jax.objectives import OBJECTIVES, dsm
 
+KEY = jax.random.key(0)
 TWO = references.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4])
 
 
@@ -408,44 +409,64 @@ def test_windows_are_short_where_the_drift_is_curved():
     np.testing.assert_array_equal(windows[1].starts, windows[2].starts)
 
 
-def test_the_error_of_the_local_mean_is_below_the_tolerance():
-    """E[y_t | y_s] by 4,096 simulated paths in antithetic pairs, from each of 48 states.
+@jax.jit
+def simulated_mean(process, y, h):
+    """E[y_t | y_s] [n, 1] by 4,096 simulated paths in antithetic pairs from each of the states
+    [n, 1], and its variance."""
+    start = jnp.broadcast_to(y[:, None], (len(y), 4096, 1))
 
-    Root mean square over the states, less the variance of the simulation's own mean, in units of
-    sqrt(v(t)); allowed is 1.25 times the tolerance, as both are means over few states. A fixed gap
-    of 0.2 errs by more than 0.2.
+    def step(n, y):
+        z = jax.random.normal(jax.random.fold_in(jax.random.key(8), n), (len(y), 2048, 1))
+        z = jnp.concatenate([z, -z], axis=1)
+        return y + h / 64 * process.reference.score(y) + jnp.sqrt(2 * h / 64) * z
+
+    end = jax.lax.fori_loop(0, 64, step, start)
+    pairs = 0.5 * (end[:, :2048] + end[:, 2048:])
+    return pairs.mean(axis=1), pairs.var(axis=1) / 2048
+
+
+def error_of_mean(process, noise, interval, states):
+    """Of an interval's window from states [n, 1]: root mean square, less the variance of the
+    simulation's own mean, in units of sqrt(v(t))."""
+    grid = noise.times.grid
+    h = float(grid[interval + 1] - grid[int(noise.starts[interval])])
+    local = law(noise.linearised, process, states, *at(states, 0.0, h))
+    mean, noise_variance = simulated_mean(process, states, h)
+    square = np.mean((local.mean - mean) ** 2 - noise_variance)
+    return np.sqrt(max(float(square), 0)) / float(process.clock.std(grid[interval + 1]))
+
+
+def test_the_error_of_the_local_mean_is_below_the_tolerance():
+    """From each of 48 states; allowed is 1.25 times the tolerance, as both are means over few
+    states. A fixed gap of 0.2 errs by more than 0.2.
     """
     process = two_modes()
     grid = time_grid(process, 120)
     states = process.reference.sample(jax.random.key(7), (48,))
-
-    @jax.jit
-    def simulated(y, h):
-        start = jnp.broadcast_to(y[:, None], (48, 4096, 1))
-
-        def step(n, y):
-            z = jax.random.normal(jax.random.fold_in(jax.random.key(8), n), (48, 2048, 1))
-            z = jnp.concatenate([z, -z], axis=1)
-            return y + h / 64 * process.reference.score(y) + jnp.sqrt(2 * h / 64) * z
-
-        end = jax.lax.fori_loop(0, 64, step, start)
-        pairs = 0.5 * (end[:, :2048] + end[:, 2048:])
-        return pairs.mean(axis=1), pairs.var(axis=1) / 2048
-
-    def error(noise, interval):
-        h = float(grid[interval + 1] - grid[int(noise.starts[interval])])
-        local = law(noise.linearised, process, states, *at(states, 0.0, h))
-        mean, noise_variance = simulated(states, h)
-        square = np.mean((local.mean - mean) ** 2 - noise_variance)
-        return np.sqrt(max(float(square), 0)) / float(process.clock.std(grid[interval + 1]))
-
     for tolerance in (0.05, 0.02):
         noise = noising.linearised_windows(process, grid, tolerance=tolerance)
-        worst = max(error(noise, interval) for interval in (40, 70, 110))
+        worst = max(error_of_mean(process, noise, i, states) for i in (40, 70, 110))
         # Not by windows that are needlessly short, either.
         assert 0.2 * tolerance < worst < 1.25 * tolerance
     fixed = noising.linearised_windows(process, grid, schedule="gap", gap=0.2)
-    assert error(fixed, 70) > 0.2
+    assert error_of_mean(process, fixed, 70, states) > 0.2
+
+
+def test_windows_are_chosen_on_paths_of_the_data():
+    """Draws of far components are of one each, where the drift is linear and no window errs. Data
+    half way between the components leave it to chance which of them a path goes to.
+    """
+    process = processes.langevin(references.mixture([0.5, 0.5], [[0.0], [4.0]], [0.25, 0.25]))
+    grid = time_grid(process, 120)
+    between = 2 + 0.1 * jax.random.normal(jax.random.key(3), (128, 1))
+    of_draws = noising.linearised_windows(process, grid)
+    np.testing.assert_array_equal(of_draws.starts, np.zeros(120))
+    of_data = noising.linearised_windows(process, grid, x0=between)
+    paths = simulate(KEY, process, between, jnp.asarray(grid))
+    for interval in (70, 90, 110):
+        left = paths[int(of_data.starts[interval])]
+        assert error_of_mean(process, of_data, interval, left) < 2 * 0.02
+        assert error_of_mean(process, of_draws, interval, between) > 1
 
 
 def test_mean_error_is_the_curvature_of_the_drift():

@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
 
 from ndsm_jax import conditions, frames, noising, plugins
 from ndsm_jax.augmentation import Augment, Both, Mirrored, Shifted
@@ -110,7 +111,7 @@ def build(
         process,
         frame=frame,
         objective=config.objective.name,
-        noise=_noising(config, process, grid, first, precondition),
+        noise=_noising(config, process, grid, first, precondition, parts.starts),
         model=_model(config, shape, process, frame, precondition, network, parts.classes),
         control=_control(config, coordinate),
         estimator=_estimator(config),
@@ -304,7 +305,12 @@ def _check_grids(
 
 
 def _noising(
-    config: Config, process: Process, grid: np.ndarray, first: float, precondition: Precondition
+    config: Config,
+    process: Process,
+    grid: np.ndarray,
+    first: float,
+    precondition: Precondition,
+    starts: Array | None,
 ) -> NoisingFn:
     c, objective = config.noising, OBJECTIVES[config.objective.name]
     perceptual = c.weight == PERCEPTUAL
@@ -345,6 +351,7 @@ def _noising(
             tolerance=c.tolerance,
             jacobian=c.jacobian,
             perceptual=perceptual,
+            x0=starts,
             simulation=c.simulation,
             integrator=c.integrator,
             **common,

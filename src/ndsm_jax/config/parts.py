@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from ndsm_jax import conditioning, frames, plugins, references
 from ndsm_jax.codec import Latent, standard_codec
@@ -23,6 +24,8 @@ from ndsm_jax.datasets import Dataset
 from ndsm_jax.frames import Frame
 from ndsm_jax.machine import available_memory
 from ndsm_jax.networks import Autoencoder
+from ndsm_jax.noising import num_paths
+from ndsm_jax.objectives import OBJECTIVES
 from ndsm_jax.references import GaussianMixture, Reference
 from ndsm_jax.references.choosing import LADDER
 from ndsm_jax.rows import Rows, Stored, blocks, moments, part, part_size, read
@@ -50,12 +53,15 @@ class Parts:
         the frame.
       report: of the fit, to be read; None where nothing was fitted.
       classes: of the labels that the network is told; None where it is told none.
+      starts: some states [P, d] of the data, on whose paths local-DSM chooses its windows; None
+        where it does not.
     """
 
     frame: Frame
     reference: Reference
     report: Any = None
     classes: Classes | None = None
+    starts: Array | None = None
 
 
 # --- frame and reference, of the data ---
@@ -185,7 +191,20 @@ def fit(config: Config, dataset: Dataset, *, frame: Frame | None = None) -> Part
         classes = conditioning.classes(
             read(labels, some), dataset.num_classes, prior=prior, states=read(states, some)
         )
-    return Parts(frame=frame, reference=reference, report=report, classes=classes)
+    starts = _starts(config, states) if chooses_windows(config) else None
+    return Parts(frame=frame, reference=reference, report=report, classes=classes, starts=starts)
+
+
+def chooses_windows(config: Config) -> bool:
+    """Whether local-DSM's windows are those whose error is small on paths of the data."""
+    linearised = OBJECTIVES[config.objective.name].noising == "linearised"
+    return linearised and config.noising.schedule == "controlled" and open_to_any(config)
+
+
+def _starts(config: Config, states: Rows) -> Array:
+    size = num_paths(states.shape[1])
+    some = np.random.default_rng(config.mixture.seed).permutation(len(states))[:size]
+    return jnp.asarray(np.resize(read(states, np.sort(some)), (size, states.shape[1])), jnp.float32)
 
 
 def told_labels(config: Config, dataset: Dataset) -> np.ndarray | None:
@@ -337,7 +356,8 @@ def stand_in(
     """
     frame, dim = _frame_stand_in(config, shape, value_range, columns)
     classes = _classes_stand_in(config, num_classes)
-    parts = partial(Parts, frame=frame, classes=classes)
+    starts = jnp.zeros((num_paths(dim), dim)) if chooses_windows(config) else None
+    parts = partial(Parts, frame=frame, classes=classes, starts=starts)
     if takes_mixture(config):
         return parts(reference=_mixture_stand_in(config, dim))
     if open_to_any(config):

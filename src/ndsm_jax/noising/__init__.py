@@ -26,6 +26,7 @@ from ndsm_jax.noising.linearised import (
     controlled_starts,
     linearise,
     linearised_windows,
+    num_paths,
 )
 from ndsm_jax.noising.local import LocalSteps, local_steps, loss_steps
 from ndsm_jax.noising.modes import Modes
@@ -61,6 +62,7 @@ __all__ = [
     "local_steps",
     "loss_steps",
     "make_chain",
+    "num_paths",
     "path_windows",
     "stable_target",
     "states_at",

@@ -431,9 +431,9 @@ _PROBES, _STARTS = 2, 24
 """Pairs of signs, and grid points from which windows are tried."""
 
 
-def _num_paths(dim: int) -> int:
-    """Of the reference's draws: 128, as what errs most is rare, down to 32 in many dimensions,
-    where the coordinates average as well."""
+def num_paths(dim: int) -> int:
+    """Of those that windows are chosen on: 128, as what errs most is rare, down to 32 in many
+    dimensions, where the coordinates average as well."""
     return min(max(2**13 // dim, 32), 128)
 
 
@@ -479,7 +479,7 @@ def _window_error(
 def _measured_paths(process: Process, x0: Array | None, grid: Array, integrator: str) -> Array:
     """Paths from x0, or from draws of the reference, at all grid points but the last: [n, P, d]."""
     key_start, key_path = jax.random.split(jax.random.key(0))
-    x0 = process.reference.sample(key_start, (_num_paths(process.dim),)) if x0 is None else x0
+    x0 = process.reference.sample(key_start, (num_paths(process.dim),)) if x0 is None else x0
     return simulate(key_path, process, x0, grid, integrator=integrator)[:-1]
 
 
@@ -509,7 +509,9 @@ def controlled_starts(
     points, and interpolated between these. Deterministic.
 
     Args:
-      x0: starts of the paths [P, d]; by default 32 to 128 draws from the reference.
+      x0: starts of the paths [P, d], best some data: a spherical component's own draws in many
+        dimensions are all of one component, where the drift is linear, and data of another shape
+        are between several. By default `num_paths` draws from the reference.
 
     Raises:
       ValueError: a tolerance that is not positive.

@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import json
-import math
 import logging
+import math
 import pathlib
 import platform
 import runpy
