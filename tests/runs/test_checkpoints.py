@@ -85,7 +85,9 @@ def largest_file(directory: pathlib.Path) -> pathlib.Path:
 
 def flip_bit(path: pathlib.Path) -> None:
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    # A file holds one to four compressed arrays of one size, and the first bytes of each have bits
+    # that change nothing: at none of their ends.
+    content[int(0.43 * len(content))] ^= 1
     path.write_bytes(content)
 
 
