@@ -24,6 +24,8 @@ def get_config(variant: str = "") -> ConfigDict:
     c.network.width = 128
     c.network.depth = 4
     c.noising.steps = 100
+    # Not that of local coordinates: in few latents components overlap (docs/results/latent.md).
+    c.noising.weight = "variance"
     c.optimizer.schedule = "cosine"
     c.train.steps = 5000
     c.train.picture_every = 0
