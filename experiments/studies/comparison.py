@@ -365,8 +365,11 @@ Numbers = dict[str, list[float]]
 def _report(study: Study, everything: Collection[Cell]) -> None:
     """Tables, figure and page of the cells that are there."""
     settings = SCALES[study.scale]
-    kept = {cell: study.kept(cell.name, _of(study.scale, cell)) for cell in everything}
-    found = {cell: part for cell, part in kept.items() if part is not None}
+    found = {
+        cell: part
+        for cell in everything
+        if (part := study.kept(cell.name, _of(study.scale, cell))) is not None
+    }
     text, scores, told_apart = [], {}, {}
     for data in settings.data:
         of_data = {cell: part for cell, part in found.items() if cell.data == data}

@@ -239,8 +239,11 @@ def _picture(study: Study, cell: Cell, dataset: Dataset, run: Run, prior: np.nda
 
 def _report(study: Study) -> None:
     """Tables and curves of the cells that are there."""
-    kept = {cell: study.kept(cell.name, _of(study, cell)) for cell in cells(study.scale)}
-    found = {cell: part for cell, part in kept.items() if part is not None}
+    found = {
+        cell: part
+        for cell in cells(study.scale)
+        if (part := study.kept(cell.name, _of(study, cell))) is not None
+    }
     metrics: dict[str, Any] = {}
     for data, (_, _, columns) in DATA.items():
         of_data = {cell: part for cell, part in found.items() if cell.data == data}
