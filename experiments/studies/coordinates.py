@@ -30,6 +30,10 @@ from ndsm_jax.reports.study import (
 )
 from studies import CONFIGS, mnist
 
+LOCAL: Changes = {
+    "network": {"parameterisation": "local"},
+    "noising": {"integrator": "exponential"},
+}
 RESIDUAL: Changes = {"network": {"parameterisation": "residual"}}
 METHODS: Mapping[str, tuple[str, Changes]] = {
     "path-space DSM, residual": ("", RESIDUAL),
@@ -37,7 +41,7 @@ METHODS: Mapping[str, tuple[str, Changes]] = {
         "",
         {"network": {**RESIDUAL["network"], "prior_mean": True}},
     ),
-    "path-space DSM, local coordinates": ("", {"network": {"parameterisation": "local"}}),
+    "path-space DSM, local coordinates": ("", LOCAL),
     "component-wise OU + DSM": ("component_ou", {}),
 }
 """Variant of the config file, and changes of it."""

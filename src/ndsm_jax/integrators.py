@@ -176,20 +176,42 @@ def stable_grid(
 INTEGRATORS = ("euler", "exponential")
 
 
+def fitting(process: Process, integrator: str) -> str:
+    """What `auto` is for a process: exponential for the Langevin dynamics of a mixture, else euler.
+
+    Others are returned as they are.
+    """
+    if integrator != "auto":
+        return integrator
+    return "euler" if process.known.mixture is None else "exponential"
+
+
 def step_sizes(
-    process: Process, t: Array, h: Array, *, integrator: str = "euler"
+    process: Process,
+    t: Array,
+    h: Array,
+    *,
+    integrator: str = "euler",
+    variance: Array | None = None,
 ) -> tuple[Array, Array]:
     """(eta, sigma) of one step Y' = Y + eta b(Y, t) + sigma E Z: [...], [...] -> [...], [...].
 
     `euler` (Euler-Maruyama; 2405.15625, Algorithm 2): eta = h, sigma = g(t) sqrt(h).
-    `exponential`: exact for a linear drift of the process's own rate a = g(t)^2 / (2 v(infinity)),
+    `exponential`: exact for a linear drift of rate a = g(t)^2 / (2 variance),
 
         eta = (1 - exp(-a h)) / a,    sigma^2 = g(t)^2 (1 - exp(-2 a h)) / (2 a),
 
     and explicit in what the drift has beyond it (exponential Euler, Lord, Powell & Shardlow 2014,
-    Section 10.5). The rate depends on time alone, so the step stays Gaussian with a scalar variance
-    that does not depend on the state, and all that is exact for the Euler chain holds for it. On a
+    Section 10.5). The rate does not depend on the state, so the step stays Gaussian with a scalar
+    variance that does not either, and all that is exact for the Euler chain holds for it. On a
     torus no drift is linear, and it is Euler's step.
+
+    Args:
+      process: the process.
+      t, h: time and length of the step.
+      integrator: one of `INTEGRATORS`.
+      variance: the stationary one of the mode within which the step is exact, [...]; None: that of
+        the process's clock, v(infinity).
 
     Raises:
       ValueError: unknown integrator.
@@ -201,30 +223,42 @@ def step_sizes(
     g = process.diffusion(t)
     if integrator == "euler" or process.known.period is not None:
         return h, g * jnp.sqrt(h)
-    rate = g**2 / (2 * process.clock.saturation)
-    return -jnp.expm1(-rate * h) / rate, jnp.sqrt(
-        -process.clock.saturation * jnp.expm1(-2 * rate * h)
-    )
+    variance = process.clock.saturation if variance is None else variance
+    rate = g**2 / (2 * variance)
+    return -jnp.expm1(-rate * h) / rate, jnp.sqrt(-variance * jnp.expm1(-2 * rate * h))
 
 
 def local_kernel(
-    process: Process, y: Array, t: Array, h: Array, *, integrator: str = "euler"
+    process: Process,
+    y: Array,
+    t: Array,
+    h: Array,
+    *,
+    integrator: str = "euler",
+    variance: Array | None = None,
 ) -> tuple[Array, Array]:
     """One step's Gaussian: mu = y + eta b(y, t) [..., d] and sigma [...] (2405.15625, Eq. 6).
 
     sigma is that of the coordinates that noise drives.
 
-    y [..., d], t and h [...] in time units.
+    y [..., d], t and h [...] in time units; integrator and variance as of `step_sizes`.
     """
-    eta, sigma = step_sizes(process, t, h, integrator=integrator)
+    eta, sigma = step_sizes(process, t, h, integrator=integrator, variance=variance)
     return y + eta[..., None] * process.drift(y, t), sigma
 
 
 def forward_step(
-    process: Process, y: Array, t: Array, h: Array, z: Array, *, integrator: str = "euler"
+    process: Process,
+    y: Array,
+    t: Array,
+    h: Array,
+    z: Array,
+    *,
+    integrator: str = "euler",
+    variance: Array | None = None,
 ) -> Array:
     """Y_{n+1} = mu_n + sigma_n E Z_{n+1} for given standard normals z [..., r]."""
-    mu, sigma = local_kernel(process, y, t, h, integrator=integrator)
+    mu, sigma = local_kernel(process, y, t, h, integrator=integrator, variance=variance)
     return mu + process.spread(sigma[..., None] * z)
 
 

@@ -332,7 +332,7 @@ def test_targets_have_the_score_as_conditional_mean():
     grid = np.linspace(0, 0.15, 61, dtype=np.float32)
     process = dataclasses.replace(process, horizon=jnp.float32(0.15))
     noise = noising.linearised_windows(
-        process, grid, k=1, schedule="gap", gap=0.03, perceptual=True
+        process, grid, k=1, schedule="gap", gap=0.03, perceptual=True, integrator="euler"
     )
     only_last = jnp.zeros(61).at[-1].set(1.0)
     noise = dataclasses.replace(noise, times=dataclasses.replace(noise.times, cdf=only_last))
@@ -459,9 +459,9 @@ def test_windows_are_chosen_on_paths_of_the_data():
     process = processes.langevin(references.mixture([0.5, 0.5], [[0.0], [4.0]], [0.25, 0.25]))
     grid = time_grid(process, 120)
     between = 2 + 0.1 * jax.random.normal(jax.random.key(3), (128, 1))
-    of_draws = noising.linearised_windows(process, grid)
+    of_draws = noising.linearised_windows(process, grid, integrator="euler")
     np.testing.assert_array_equal(of_draws.starts, np.zeros(120))
-    of_data = noising.linearised_windows(process, grid, x0=between)
+    of_data = noising.linearised_windows(process, grid, x0=between, integrator="euler")
     paths = simulate(KEY, process, between, jnp.asarray(grid))
     for interval in (70, 90, 110):
         left = paths[int(of_data.starts[interval])]

@@ -25,7 +25,8 @@ PRIOR = references.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4])
 
 def paths(process, steps=60, k=3, noises=1, **loss) -> noising.LocalSteps:
     loss = loss or {"loss_fraction": 0.5}
-    return noising.local_steps(process, steps, k=k, noises=noises, simulation="full", **loss)
+    loss |= {"simulation": "full", "integrator": "euler"}
+    return noising.local_steps(process, steps, k=k, noises=noises, **loss)
 
 
 def test_stratified_quantiles_are_uniform_and_evenly_spread():
@@ -233,7 +234,7 @@ def test_stable_targets_of_paths_are_the_score_of_their_last_steps(rng, noises):
     the mean of the Gaussians that they are left by. mu is that of the same key without them."""
     process = processes.langevin(PRIOR)
     x0 = (2 * rng.normal(size=(40, 2))).astype(np.float32)
-    noise = noising.local_steps(process, 40, k=5, noises=noises, stable=True)
+    noise = noising.local_steps(process, 40, k=5, noises=noises, stable=True, integrator="euler")
     key = jax.random.key(0)
     batch = noise(key, jnp.asarray(x0))
     assert batch.y.shape == batch.score_target.shape == (40, 5 * noises, 2)

@@ -15,10 +15,11 @@ from ndsm_jax.integrators import INTEGRATORS, step_sizes, time_grid, uniform_gri
 PRIOR = references.mixture([0.4, 0.6], [[-1.0, 0.0], [1.0, 0.5]], [0.3, 0.4])
 
 
-def windows(process, grid, *, k=1, **options):
+def windows(process, grid, *, k=1, integrator="euler", **options):
     """Path-space noising that draws every grid point equally often."""
+    options |= {"k": k, "integrator": integrator, "simulation": "full"}
     times = noising.time_law(process.clock, grid, kind="uniform")
-    return noising.path_windows(process, grid, k=k, times=times, simulation="full", **options)
+    return noising.path_windows(process, grid, times=times, **options)
 
 
 def draw(noise, x0, seed=0):
@@ -59,51 +60,72 @@ PROCESSES = {
 STEPS = 6
 
 
-def chain_scores(process, grid, x0, axis):
-    """Scores of the Euler chain's laws from x0 [d], by quadrature on axis^d, in float64.
+def chain_scores(process, grid, starts, axis, stationary=None):
+    """Scores of the chains' law from one of the starts [S, d], by quadrature on axis^d, in float64.
 
     p_{n+1}(y') = int p_n(y) N(y'; mu_n(y), sigma_n^2 I) dy, and so for the kernel's derivative.
+    Steps are Euler's or, of a start with a stationary variance [S], exponential with its rate.
     Returns, for each n >= 1, an array [len(axis)] * d + [d].
     """
+    laws = [
+        chain_law(process, grid, x0, axis, s)
+        for x0, s in zip(starts, stationary or [None] * len(starts), strict=True)
+    ]
+    scores = []
+    for of_all in zip(*laws, strict=True):
+        density, gradient = (sum(parts) for parts in zip(*of_all, strict=True))
+        score = gradient / np.maximum(density, 1e-300)[:, None]
+        scores.append(score.reshape(*[len(axis)] * len(starts[0]), -1))
+    return scores
+
+
+def chain_law(process, grid, x0, axis, stationary):
+    """(density, its gradient) of one start at each n >= 1, on the points of axis^d."""
     dim = len(x0)
     points = np.stack(np.meshgrid(*[axis] * dim, indexing="ij"), -1).reshape(-1, dim)
     cell = (axis[1] - axis[0]) ** dim
     mass, at = np.ones(1), np.asarray(x0, np.float64)[None]
-    scores = []
+    law = []
     for t, t_next in itertools.pairwise(grid):
         time = jnp.full(len(at), t, jnp.float32)
         drift = np.asarray(process.drift(jnp.asarray(at, jnp.float32), time), np.float64)
-        h = float(t_next) - float(t)
+        eta = h = float(t_next) - float(t)
         variance = float(process.diffusion(jnp.float32(t))) ** 2 * h
-        gap = points[:, None] - (at + h * drift)[None]
+        if stationary is not None:  # of Langevin dynamics
+            eta = stationary * -np.expm1(-h / stationary)
+            variance = stationary * -np.expm1(-2 * h / stationary)
+        gap = points[:, None] - (at + eta * drift)[None]
         kernel = np.exp(-0.5 * (gap**2).sum(-1) / variance) / (2 * np.pi * variance) ** (dim / 2)
         density = kernel @ mass
         gradient = np.einsum("ij,ijd,j->id", kernel, -gap / variance, mass)
-        score = gradient / np.maximum(density, 1e-300)[:, None]
-        scores.append(score.reshape(*[len(axis)] * dim, dim))
+        law.append((density, gradient))
         mass, at = density * cell, points
-    return scores
+    return law
 
 
 @pytest.mark.parametrize("weights", noising.PATH_WEIGHTS)
-@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("name", [*PROCESSES, "two modes, exponential"])
 def test_the_conditional_mean_of_the_target_is_the_score(name, weights):
     """E[(T_n - score_n(Y_n)) f(Y_n)] = 0 for bumps f, with the score of the chain by quadrature.
 
     60,000 paths of 6 steps; windows of the whole path and of about half of it. Within 4.5 standard
-    errors plus 0.01 for the bilinear interpolation of the score.
+    errors plus 0.01 for the bilinear interpolation of the score. Exponential steps are those of the
+    mode that a path starts in, in which half of the paths differ, and the score is that of all.
     """
     import scipy.interpolate
 
-    process = PROCESSES[name]
+    process = PROCESSES[name.removesuffix(", exponential")]
     grid = uniform_grid(0.6, STEPS)
     dim = process.dim
-    x0 = np.array([0.3, -0.2])[:dim]
+    starts, rates, options = np.array([[0.3, -0.2]])[:, :dim], None, {"weights": weights}
+    if name.endswith("exponential"):
+        starts, rates = np.array([[-0.2], [0.3]]), [0.15, 0.25]
+        options["integrator"] = "exponential"
     axis = np.linspace(-4, 4, 400 if dim == 1 else 56)
-    scores = chain_scores(process, grid, x0, axis)
+    scores = chain_scores(process, grid, starts, axis, rates)
     for window in (0.0, 0.3):
-        noise = windows(process, grid, window=window, weights=weights)
-        batch = draw(noise, jnp.tile(jnp.asarray(x0, jnp.float32), (60_000, 1)))
+        noise = windows(process, grid, window=window, **options)
+        batch = draw(noise, jnp.tile(jnp.asarray(starts, jnp.float32), (60_000 // len(starts), 1)))
         y, target = np.asarray(batch.y[:, 0], np.float64), np.asarray(batch.score_target[:, 0])
         index = np.searchsorted(grid, np.asarray(batch.t[:, 0]) - 1e-6)
         assert set(index) == set(range(1, STEPS + 1))
@@ -156,6 +178,75 @@ def test_sinh_weights_reproduce_the_dsm_target_of_a_linear_drift(name, integrato
     expected = -(batch.y - scale[n][..., None] * x0[:, None]) / variance[n][..., None]
     size = 1 / np.sqrt(variance[n])[..., None]
     np.testing.assert_allclose(batch.score_target / size, expected / size, rtol=1e-4, atol=2e-4)
+
+
+STD = np.array([0.2, 0.4, 0.6])
+FAR = 10 * np.random.default_rng(4).normal(size=(3, 12))
+
+
+def components_apart(dim, covariance):
+    """A mixture process of components of several widths, the component of each of 300 starts, and
+    these; 60 steps, which is few for the narrowest."""
+    variances = STD**2 if covariance == "spherical" else np.tile(STD[:, None] ** 2, (1, dim))
+    prior = references.mixture([1 / 3] * 3, FAR[:, :dim], variances, covariance=covariance)
+    of = np.arange(300) % 3
+    z = np.random.default_rng(5).normal(size=(300, dim))
+    x0 = jnp.asarray(FAR[of, :dim] + 0.5 * STD[of, None] * z, jnp.float32)
+    return processes.langevin(prior), of, x0
+
+
+def own_kernel(process, of, x0, t):
+    """Mean [300, k, d] and variance [300, k, 1] of Langevin dynamics in a path's own component."""
+    mean, s = FAR[of, None, : process.dim], STD[of, None, None] ** 2
+    a = np.exp(-np.asarray(t, np.float64)[..., None] / s)
+    return mean + a * (np.asarray(x0)[:, None] - mean), s * (1 - a**2)
+
+
+@pytest.mark.parametrize("covariance", ["spherical", "diag"])
+@pytest.mark.parametrize(("dim", "simulation"), [(3, "full"), (12, "quotient")])
+def test_steps_are_exact_in_every_component(dim, simulation, covariance):
+    """T = -(Y - mu) / v of the process itself, not of a chain, to float precision and as Euler's
+    steps are off by a tenth; states have that kernel's moments within 4.5 standard errors."""
+    if simulation == "quotient" and covariance == "diag":
+        pytest.skip("has no quotient")
+    process, of, x0 = components_apart(dim, covariance)
+    error = {}
+    for integrator in ("auto", "euler"):
+        noise = noising.path_windows(process, 60, k=4, simulation=simulation, integrator=integrator)
+        batch = draw(noise, x0)
+        mu, v = own_kernel(process, of, x0, batch.t)
+        z = (np.asarray(batch.y) - mu) / v**0.5
+        error[integrator] = np.asarray(batch.score_target) * v**0.5 + z
+        if integrator == "auto":
+            # Of a quotient each time has a path of its own; else the four share one.
+            flat = z[:, 0].reshape(-1, dim)
+            assert_mean(flat, 0.0, bias=1e-4)
+            assert_mean(flat**2, 1.0, bias=1e-4)
+    assert np.abs(error["auto"]).max() < 2e-3
+    assert np.sqrt(np.mean(error["euler"] ** 2)) > 0.05
+
+
+def test_a_loss_step_is_exact_in_every_component():
+    """NDSM's y, the end of a path, has the law of the process in the path's component."""
+    process, of, x0 = components_apart(3, "spherical")
+    batch = draw(noising.local_steps(process, 60, k=1), x0)
+    mu, v = own_kernel(process, of, x0, batch.t)
+    z = ((np.asarray(batch.y) - mu) / v**0.5)[:, 0]
+    assert_mean(z, 0.0, bias=1e-4)
+    assert_mean(z**2, 1.0, bias=1e-4)
+
+
+def test_the_step_of_a_process_is_chosen_by_what_is_known_of_it():
+    mixture, other = PROCESSES["two modes"], PROCESSES["swirl"]
+    assert noising.path_windows(mixture, 20).integrator == "exponential"
+    assert noising.path_windows(other, 20).integrator == "euler"
+    assert noising.local_steps(mixture, 20, integrator="euler").integrator == "euler"
+    assert noising.linearised_windows(mixture, 20, schedule="gap").integrator == "exponential"
+    # A drift of which nothing is known relaxes at the rate of its clock alone.
+    unknown = dataclasses.replace(mixture, drift=double_well)
+    chain = noising.make_chain(unknown, time_grid(unknown, 20))
+    assert chain.modes.relaxing is None
+    assert noising.relaxing_variance(chain, jnp.zeros((5, 1)), "exponential") is None
 
 
 @pytest.mark.parametrize("covariance", ["full", "diag"])

@@ -33,6 +33,7 @@ PAPER: dict[str, dict[str, Any]] = {
         "times": "uniform",
         "stratified": False,
         "weight": "unit",
+        "integrator": "euler",
         "loss_step": 1e-3,
         "loss_fraction": 0.0,
     },

@@ -30,9 +30,16 @@ from ndsm_jax.control_variates import ESTIMATORS
 from ndsm_jax.datasets import DATASETS
 from ndsm_jax.datasets.dataset import IN_MEMORY, LAYOUTS
 from ndsm_jax.datasets.tables import HEADERS
-from ndsm_jax.integrators import GRIDS, INTEGRATORS
+from ndsm_jax.integrators import GRIDS
 from ndsm_jax.networks import DTYPES, NETWORKS, PRECONDITIONS, SYMMETRIES
-from ndsm_jax.noising import JACOBIANS, PATH_WEIGHTS, SCHEDULES, SIMULATIONS, TIME_LAWS
+from ndsm_jax.noising import (
+    JACOBIANS,
+    PATH_WEIGHTS,
+    SCHEDULES,
+    SIMULATIONS,
+    STEPPING,
+    TIME_LAWS,
+)
 from ndsm_jax.objectives import OBJECTIVES
 from ndsm_jax.optimisation import LEARNING_RATES, OPTIMISERS
 from ndsm_jax.references import AUTO, COVARIANCES, CRITERIA, INITS, SOLVERS
@@ -435,7 +442,12 @@ class NoisingConfig(Section):
         choices=SIMULATIONS,
         when=SIMULATED,
     )
-    integrator: str = option("euler", "step of the simulation", choices=INTEGRATORS, when=SIMULATED)
+    integrator: str = option(
+        "auto",
+        "step of the simulation; auto: exponential for the Langevin dynamics of a mixture",
+        choices=STEPPING,
+        when=SIMULATED,
+    )
     path_weights: str = option(
         "sinh", "weights c of a path's target", choices=PATH_WEIGHTS, when=PATH
     )

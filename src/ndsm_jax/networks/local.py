@@ -96,7 +96,7 @@ def averaged(
         return total + jnp.einsum("kdq,...kq->...d", of.directions, along)
 
 
-RELAXED = 4.0
+RELAXED = 8.0
 """The decay x of a component beyond which its scales stay as they are: exp(-RELAXED / 2) is left.
 
 Its signal would go on to fall as exp(-x / 2), and what in the target of a path is not that of a

@@ -12,9 +12,11 @@ from ndsm_jax.noising.batch import (
 from ndsm_jax.noising.chain import (
     PATH_WEIGHTS,
     SIMULATIONS,
+    STEPPING,
     FullSpace,
     Grid,
     make_chain,
+    relaxing_variance,
     walk,
 )
 from ndsm_jax.noising.kernel import ExactKernel, exact_kernel, stable_target
@@ -39,6 +41,7 @@ __all__ = [
     "PATH_WEIGHTS",
     "SCHEDULES",
     "SIMULATIONS",
+    "STEPPING",
     "TIME_LAWS",
     "ExactKernel",
     "FullSpace",
@@ -64,6 +67,7 @@ __all__ = [
     "make_chain",
     "num_paths",
     "path_windows",
+    "relaxing_variance",
     "stable_target",
     "states_at",
     "time_law",

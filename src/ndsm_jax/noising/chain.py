@@ -15,6 +15,7 @@ from ndsm_jax.checks import COUNT, TIMES, arguments, one_of
 from ndsm_jax.integrators import (
     INTEGRATORS,
     broadcast_time,
+    fitting,
     forward_step,
     scan_grid,
     step_sizes,
@@ -78,7 +79,8 @@ def full_space(process: Process) -> FullSpace:
     """The chain in the whole space, with the modes of its reference."""
     reference = process.reference
     if isinstance(reference, GaussianMixture):
-        return FullSpace(process=process, modes=modes_of(reference))
+        relaxing = process.known.mixture is not None
+        return FullSpace(process=process, modes=modes_of(reference, relaxing=relaxing))
     variances = jnp.broadcast_to(jnp.asarray(reference.typical_variance(), jnp.float32), (1, 1))
     return FullSpace(process=process, modes=Modes(variances=variances))
 
@@ -121,7 +123,8 @@ def path_step(
     y: Array,
     path: PathTarget,
 ) -> tuple[Array, PathTarget]:
-    """One step (eta, sigma) of the chain from y with normals z, and of the targets on their way.
+    """One step (eta, sigma) [B, k] of the chain from y with normals z, and of the targets on their
+    way.
 
     Inside its window a target follows (docs/path_space.md, Eq. 5)
 
@@ -130,7 +133,7 @@ def path_step(
 
     for the rate a of its weights along each axis of the mode at its start, from T = 0 and v = 0.
     """
-    eta, sigma = step
+    eta, sigma = (size[..., None] for size in step)
     inside, mode, companion = n < window.stop, path.mode, path.companion
     assert chain.modes is not None
     if window.start is not None:
@@ -167,6 +170,18 @@ def _rate(window: Window, g: Array, stationary: Array) -> Array:
     return jnp.where(given > 0, given, g**2 / (2 * stationary))
 
 
+def relaxing_variance(chain: Chain, y: Array, integrator: str) -> Array | None:
+    """Of the mode that a path starts in, for `step_sizes`: starts [..., r] -> [...], or None.
+
+    It stays that of the path, wherever this goes. The law at a time is then a mixture of those of
+    chains of different steps, and so is its score one of theirs: what is exact for one chain is for
+    all of them.
+    """
+    if integrator != "exponential" or chain.modes is None or chain.modes.relaxing is None:
+        return None
+    return chain.modes.relaxing[mode_at(chain.process, y)]
+
+
 def walk(
     key: Array,
     chain: Chain,
@@ -188,18 +203,19 @@ def walk(
     y = jnp.repeat(chain.start(x0)[:, None], stop.shape[1] if own_paths else 1, axis=1)
     drawn: Any = chain.draws(key_draws, grid.shape[0] - 1, y.shape[:2])
     kept = jnp.broadcast_to(y, (*stop.shape, y.shape[-1]))
+    by: Any = {"integrator": integrator, "variance": relaxing_variance(chain, y, integrator)}
 
     def step(
         carry: tuple[Array, Array, PathTarget], n: Array, t: Array, t_next: Array
     ) -> tuple[tuple[Array, Array, PathTarget], None]:
         y, kept, path = carry
         z = chain.noise(key_steps, n, drawn, y.shape[:2])
+        times = (broadcast_time(t, y), broadcast_time(t_next - t, y))
         if window is None:
-            times = (broadcast_time(t, y), broadcast_time(t_next - t, y))
-            y = forward_step(chain.process, y, *times, z, integrator=integrator)
+            y = forward_step(chain.process, y, *times, z, **by)
             y, _ = chain.reframe(y, jnp.zeros_like(y))
         else:
-            sizes = step_sizes(chain.process, t, t_next - t, integrator=integrator)
+            sizes = step_sizes(chain.process, *times, **by)
             y, path = path_step(chain, window, n, t, sizes, z, y, path)
         return (y, jnp.where((stop == n + 1)[..., None], y, kept), path), None
 
@@ -224,13 +240,14 @@ def walk(
 
 
 SIMULATIONS = ("auto", "full", "quotient")
+STEPPING = ("auto", *INTEGRATORS)
 
 
 @arguments(
     process=Process,
     grid=TIMES,
     kind=one_of(SIMULATIONS),
-    integrator=one_of(INTEGRATORS),
+    integrator=one_of(STEPPING),
     paths=COUNT,
 )
 def make_chain(
@@ -238,7 +255,7 @@ def make_chain(
     grid: np.ndarray,
     *,
     kind: str = "auto",
-    integrator: str = "euler",
+    integrator: str = "auto",
     paths: int = 1,
 ) -> Chain:
     """What is simulated: the process (`full`), its `quotient`, or whichever is smaller (`auto`).
@@ -247,7 +264,7 @@ def make_chain(
       process: the process.
       grid: increasing times [n + 1].
       kind: one of `SIMULATIONS`.
-      integrator: see `integrators.step_sizes`.
+      integrator: see `integrators.step_sizes` and, of `auto`, `integrators.fitting`.
       paths: how many paths a data point the quotient would need instead of one.
 
     Raises:
@@ -256,7 +273,7 @@ def make_chain(
     has_quotient = process.known.quotient is not None and process.noisy is None
     if kind == "full" or (kind == "auto" and not has_quotient):
         return full_space(process)
-    small = quotient(process, grid, integrator=integrator)
+    small = quotient(process, grid, integrator=fitting(process, integrator))
     rows = paths if isinstance(small, Quotient) else 1
     if kind == "auto" and 2 * rows * small.process.dim > process.dim:
         return full_space(process)

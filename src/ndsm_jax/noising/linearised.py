@@ -29,10 +29,18 @@ from ndsm_jax.checks import (
     one_of,
 )
 from ndsm_jax.clock import loss_weight
-from ndsm_jax.integrators import INTEGRATORS, broadcast_time, simulate
+from ndsm_jax.integrators import INTEGRATORS, broadcast_time, fitting, simulate
 from ndsm_jax.linear_maps import Diagonal
 from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, law_on
-from ndsm_jax.noising.chain import SIMULATIONS, Chain, Grid, as_grid, make_chain, walk
+from ndsm_jax.noising.chain import (
+    SIMULATIONS,
+    STEPPING,
+    Chain,
+    Grid,
+    as_grid,
+    make_chain,
+    walk,
+)
 from ndsm_jax.noising.quotient import _restrict, subspace
 from ndsm_jax.noising.windows import window_starts
 from ndsm_jax.processes.process import DriftFn, Process
@@ -614,7 +622,7 @@ class LinearisedWindows:
     tolerance=POSITIVE,
     jacobian=one_of(JACOBIANS),
     simulation=one_of(SIMULATIONS),
-    integrator=one_of(INTEGRATORS),
+    integrator=one_of(STEPPING),
     x0="finite numbers [n, d]",
     times=TimeLaw,
     weight=function(2),
@@ -630,7 +638,7 @@ def linearised_windows(
     tolerance: float = 0.02,
     jacobian: str = "auto",
     simulation: str = "auto",
-    integrator: str = "euler",
+    integrator: str = "auto",
     x0: Array | None = None,
     times: TimeLaw | None = None,
     weight: Weight | None = None,
@@ -648,7 +656,7 @@ def linearised_windows(
       tolerance: of `controlled`, on the error of the local mean in units of sqrt(v(t)).
       jacobian: see `linearise`.
       simulation: see `make_chain`.
-      integrator: see `integrators.step_sizes`.
+      integrator: see `integrators.step_sizes` and, of `auto`, `integrators.fitting`.
       x0: some data [P, d], on whose paths `controlled` measures; by default, on the reference's.
       times: law of the times, on the same grid; by default `time_law` of the clock.
       weight: of the loss; v(t) by default, 1 where it is perceptual.
@@ -661,7 +669,7 @@ def linearised_windows(
         and as `linearise`,
         `controlled_starts` and `make_chain`.
     """
-    grid = as_grid(process, grid)
+    grid, integrator = as_grid(process, grid), fitting(process, integrator)
     linearised = linearise(process, jacobian=jacobian)
     if schedule == "controlled":
         starts = controlled_starts(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +13,18 @@ from jax import Array
 
 from ndsm_jax.checks import COUNT, FLAG, GRID, KEY, STEPS, arguments, function, number, one_of
 from ndsm_jax.clock import Clock, loss_weight
-from ndsm_jax.integrators import INTEGRATORS, local_kernel
+from ndsm_jax.integrators import fitting, local_kernel
 from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, law_on
-from ndsm_jax.noising.chain import SIMULATIONS, Chain, Grid, as_grid, make_chain, walk
+from ndsm_jax.noising.chain import (
+    SIMULATIONS,
+    STEPPING,
+    Chain,
+    Grid,
+    as_grid,
+    make_chain,
+    relaxing_variance,
+    walk,
+)
 from ndsm_jax.noising.kernel import stable_target
 from ndsm_jax.processes.process import Process
 
@@ -66,7 +76,11 @@ class LocalSteps:
         index, h = self.starts[interval], self.lengths[interval]
         # The last interval's start is the last state a loss step can leave from.
         left, _ = walk(key_path, self.chain, x0, index, grid[:-1], integrator=self.integrator)
-        mu, sigma = local_kernel(self.process, left, grid[index], h, integrator=self.integrator)
+        by: Any = {"integrator": self.integrator}
+        if not self.stable:  # else the kernels of all paths are of one width
+            start = self.chain.start(x0)[:, None]
+            by["variance"] = relaxing_variance(self.chain, start, self.integrator)
+        mu, sigma = local_kernel(self.process, left, grid[index], h, **by)
         centres = mu
         mu, sigma, t = (
             jnp.repeat(a, self.noises, axis=1) for a in (mu, sigma[..., None], grid[index] + h)
@@ -131,7 +145,7 @@ def loss_steps(
     loss_step=number(),
     loss_fraction=number(),
     simulation=one_of(SIMULATIONS),
-    integrator=one_of(INTEGRATORS),
+    integrator=one_of(STEPPING),
     times=TimeLaw,
     weight=function(2),
     stable=FLAG,
@@ -145,7 +159,7 @@ def local_steps(
     loss_step: float = 0.0,
     loss_fraction: float = 2.0,
     simulation: str = "auto",
-    integrator: str = "euler",
+    integrator: str = "auto",
     times: TimeLaw | None = None,
     weight: Weight | None = None,
     stable: bool = False,
@@ -159,7 +173,7 @@ def local_steps(
       noises: normals that share one mu.
       loss_step, loss_fraction: see `loss_steps`; a positive step switches the fraction off.
       simulation: see `make_chain`.
-      integrator: see `integrators.step_sizes`.
+      integrator: see `integrators.step_sizes` and, of `auto`, `integrators.fitting`.
       times: law of the times, on the same grid; by default `time_law` of the clock.
       weight: of the loss; v(t) by default.
       stable: see `LocalSteps`; for objectives that need no mu, and items that are conditional on
@@ -174,7 +188,7 @@ def local_steps(
             "noising.stable averages over paths whose noise is in every coordinate, and that of"
             f" {process.name!r} is in {process.noise_dim} of {process.dim}; set it to false"
         )
-    grid = as_grid(process, grid)
+    grid, integrator = as_grid(process, grid), fitting(process, integrator)
     starts, lengths = loss_steps(
         process.clock, grid, fixed=loss_step, fraction=0.0 if loss_step > 0 else loss_fraction
     )

@@ -14,7 +14,9 @@ from ndsm_jax.processes.process import Process
 from ndsm_jax.references.mixtures import GaussianMixture
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("variances", "axes"), meta_fields=())
+@partial(
+    jax.tree_util.register_dataclass, data_fields=("variances", "axes", "relaxing"), meta_fields=()
+)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Modes:
     """Stationary variances of K modes, each along its own axes.
@@ -22,10 +24,13 @@ class Modes:
     Attributes:
       variances: [K, m]; m = 1: the same in all directions.
       axes: orthonormal columns, [K, d, d]; None: the coordinates.
+      relaxing: one variance of each mode, [K], with whose rate noise g(t) relaxes there; None where
+        the dynamics are not known to be those.
     """
 
     variances: Array
     axes: Array | None = None
+    relaxing: Array | None = None
 
     def along(self, mode: Array, x: Array) -> Array:
         """Coordinates of x [..., d] along the axes of a mode [...]."""
@@ -36,10 +41,15 @@ class Modes:
         return x if self.axes is None else jnp.einsum("...dm,...m->...d", self.axes[mode], x)
 
 
-def modes_of(mixture: GaussianMixture) -> Modes:
-    """One a component; of low_rank covariances by the mean variance."""
+def modes_of(mixture: GaussianMixture, *, relaxing: bool = False) -> Modes:
+    """One a component; of low_rank covariances by the mean variance.
+
+    relaxing: whether the dynamics are the mixture's Langevin dynamics; by the geometric mean of a
+    component's variances, which a few wide directions hardly move.
+    """
+    typical = jnp.exp(mixture.log_det_covariances() / mixture.dim) if relaxing else None
     if mixture.isotropic or mixture.directions is not None:
-        return Modes(variances=mixture.component_variances()[:, None])
+        return Modes(variances=mixture.component_variances()[:, None], relaxing=typical)
     axes = None
     if mixture.elementwise:
         variances = np.asarray(mixture.factor, np.float64) ** 2
@@ -48,7 +58,7 @@ def modes_of(mixture: GaussianMixture) -> Modes:
         of_each = np.broadcast_to(found, (mixture.num_components, *found.shape[1:]))
         axes = jnp.asarray(of_each, jnp.float32)
     of_all = np.broadcast_to(variances, mixture.means.shape)
-    return Modes(variances=jnp.asarray(of_all, jnp.float32), axes=axes)
+    return Modes(variances=jnp.asarray(of_all, jnp.float32), axes=axes, relaxing=typical)
 
 
 def mode_at(process: Process, y: Array) -> Array:

@@ -257,7 +257,7 @@ def quotient(
     basis = subspace(mixture)
     centre = np.asarray(mixture.means, np.float64).mean(axis=0)
     shared: dict[str, Any] = {
-        "modes": modes_of(mixture),
+        "modes": modes_of(mixture, relaxing=process.known.mixture is not None),
         "centre": jnp.asarray(centre, jnp.float32),
         "basis": jnp.asarray(basis, jnp.float32),
     }

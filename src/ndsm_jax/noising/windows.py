@@ -12,11 +12,12 @@ from jax import Array
 
 from ndsm_jax.checks import COUNT, FLAG, GRID, KEY, STEPS, arguments, function, number, one_of
 from ndsm_jax.clock import loss_weight
-from ndsm_jax.integrators import INTEGRATORS
+from ndsm_jax.integrators import fitting
 from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, law_on
 from ndsm_jax.noising.chain import (
     PATH_WEIGHTS,
     SIMULATIONS,
+    STEPPING,
     Chain,
     Grid,
     Window,
@@ -128,7 +129,7 @@ def window_starts(grid: np.ndarray, window: float) -> Array | None:
     curvature=number(low=0),
     companion=FLAG,
     simulation=one_of(SIMULATIONS),
-    integrator=one_of(INTEGRATORS),
+    integrator=one_of(STEPPING),
     times=TimeLaw,
     weight=function(2),
 )
@@ -142,7 +143,7 @@ def path_windows(
     curvature: float = 0.0,
     companion: bool = False,
     simulation: str = "auto",
-    integrator: str = "euler",
+    integrator: str = "auto",
     times: TimeLaw | None = None,
     weight: Weight | None = None,
 ) -> PathWindows:
@@ -158,7 +159,7 @@ def path_windows(
       companion: whether the batch has mu, which control variates need.
       simulation: see `make_chain`. A companion of a shorter window than the path needs the whole
         space, and `auto` then takes it.
-      integrator: see `integrators.step_sizes`.
+      integrator: see `integrators.step_sizes` and, of `auto`, `integrators.fitting`.
       times: law of the times, on the same grid; by default `time_law` of the clock.
       weight: of the loss; v(t) by default.
 
@@ -180,7 +181,7 @@ def path_windows(
                 " 'auto'; or set noising.window to 0"
             )
         simulation = "full"
-    grid = as_grid(process, grid)
+    grid, integrator = as_grid(process, grid), fitting(process, integrator)
     return PathWindows(
         chain=make_chain(process, grid, kind=simulation, integrator=integrator, paths=k),
         process=process,

@@ -41,9 +41,9 @@ T = TypeVar("T")
 def load_config(file: str | pathlib.Path, variant: str, *changes: Changes) -> Config:
     """The config file's variant with nested changes, later ones last.
 
-    Where train.select and network.parameterisation are open, they are `last` and `residual`:
-    methods are compared at one length of training, on all of the data, and with one
-    parameterisation.
+    Where train.select, network.parameterisation and noising.integrator are open, they are `last`,
+    `residual` and `euler`: methods are compared at one length of training, on all of the data, with
+    one parameterisation and one step.
 
     Raises:
       ValueError: an unknown key, or a value out of range.
@@ -55,6 +55,8 @@ def load_config(file: str | pathlib.Path, variant: str, *changes: Changes) -> Co
         tree.train.select = "last"
     if tree.network.parameterisation == "auto":
         tree.network.parameterisation = "residual"
+    if tree.noising.integrator == "auto":
+        tree.noising.integrator = "euler"
     return Config.from_dict(tree)
 
 
