@@ -23,6 +23,7 @@ from ndsm_jax.networks import (
     PRECONDITIONS,
     ScoreMLP,
     ScoreModel,
+    balanced,
     described,
     harmonics,
     suited,
@@ -210,6 +211,7 @@ def experiment(
         )
     if noise is None:
         noise = make_noising(kind, process, grid, weight=weight_of(model.precondition))
+        noise = balanced(noise, model.precondition)
     _check_stable(noise, model, frame)
     if kind.probe_from is not None and process.noise_dim >= kind.probe_from:
         noise = Probed(noising=noise)

@@ -39,6 +39,7 @@ from ndsm_jax.networks import (
     EpsNet,
     Precondition,
     ScoreModel,
+    balanced,
     described,
     harmonics,
     image_group,
@@ -107,11 +108,12 @@ def build(
             f" state's component, and the call of {c.name!r} has no place for it; give it a third"
             " argument, told [n, d], or choose residual"
         )
+    noise = _noising(config, process, grid, first, precondition, parts.starts)
     return experiment(
         process,
         frame=frame,
         objective=config.objective.name,
-        noise=_noising(config, process, grid, first, precondition, parts.starts),
+        noise=balanced(noise, precondition) if config.noising.weight == "auto" else noise,
         model=_model(config, shape, process, frame, precondition, network, parts.classes),
         control=_control(config, coordinate),
         estimator=_estimator(config),

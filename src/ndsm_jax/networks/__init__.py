@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from ndsm_jax.networks.adm import ADM
 from ndsm_jax.networks.autoencoder import Autoencoder
+from ndsm_jax.networks.balance import balanced
 from ndsm_jax.networks.denoising import DenoisingAutoencoder
 from ndsm_jax.networks.dit import DiT
 from ndsm_jax.networks.embedding import harmonics
@@ -67,6 +68,7 @@ __all__ = [
     "ScoreModel",
     "UNet",
     "Velocity",
+    "balanced",
     "described",
     "harmonics",
     "image_group",

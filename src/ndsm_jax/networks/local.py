@@ -99,9 +99,9 @@ def averaged(
 RELAXED = 8.0
 """The decay x of a component beyond which its scales stay as they are: exp(-RELAXED / 2) is left.
 
-Its signal would go on to fall as exp(-x / 2), and what in the target of a path is not that of a
-linear kernel, as when a path changes components, is divided by it. On digits the loss of the latest
-quarter of the times is three times as large without this.
+That of the typical component at the default horizon: narrower ones have noised to themselves long
+before, and their signal would go on to fall as exp(-x / 2), by which the network's output is
+divided.
 """
 
 
@@ -120,7 +120,8 @@ class Local(Residual):
     v_k = sigma_k^2 v(t_k) / sigma^2. The network sees sum_k r_k Sigma_k^{-1/2} (y - mu_k), the
     clock's coordinate of the mean log t_k, and is told sum_k r_k mu_k. Of covariances that are not
     isotropic every eigenvalue has its own t_k. The weight is v / a^2 of the mean log variance, so
-    that the network's error counts alike in every component at every time.
+    that the network's error counts alike in every component at every time; where components
+    overlap, it is to be `balanced`.
 
     With one component, or separated ones, it is the component-wise process of 2410.19149 with that
     preconditioning; where components overlap it stays one smooth model.
@@ -141,6 +142,11 @@ class Local(Residual):
         centre = self.mixture.means.mean(axis=0, keepdims=True)
         z = averaged(self.spectra, jax.lax.rsqrt, r, y - centre, self.mixture.means - centre)
         return z, self.coordinate(self._local(t, self._log_variance(r)))
+
+    def time(self, y: Array, t: Array) -> Array:
+        """The time that a network sees of `inputs`, in [-1, 1]: [..., d], [...] -> [...]."""
+        r = self.mixture.responsibilities(y)
+        return self.coordinate(self._local(t, self._log_variance(r)))
 
     def score(self, output: Array, y: Array, t: Array) -> Array:
         """See `Precondition`."""
