@@ -24,7 +24,7 @@ def get_config(variant: str = "") -> ConfigDict:
     c.network.width = 128
     c.network.depth = 4
     c.noising.steps = 100
-    # Not that of local coordinates: in few latents components overlap (docs/results/latent.md).
+    # A little ahead of the default here, where components overlap (docs/results/latent.md).
     c.noising.weight = "variance"
     c.optimizer.schedule = "cosine"
     c.train.steps = 5000

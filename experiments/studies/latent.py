@@ -42,6 +42,10 @@ from ndsm_jax.runs import fingerprint
 from studies import CONFIGS
 
 RESIDUAL: Changes = {"network": {"parameterisation": "residual"}}
+LOCAL: Changes = {
+    "network": {"parameterisation": "local"},
+    "noising": {"integrator": "exponential"},
+}
 METHODS: Mapping[str, tuple[str, Changes]] = {
     "OU + DSM": ("ou", {}),
     "OU + DSM, tuned": ("vp_standardised", {}),
@@ -49,7 +53,11 @@ METHODS: Mapping[str, tuple[str, Changes]] = {
     "NDSM (eps = 0)": ("", {"objective": {"name": "ndsm"}, **RESIDUAL}),
     "NDSM-CV": ("", {"objective": {"name": "ndsm_cv"}, **RESIDUAL}),
     "path-space DSM": ("", RESIDUAL),
-    "path-space DSM, local coordinates": ("", {"network": {"parameterisation": "local"}}),
+    "path-space DSM, local coordinates": ("", LOCAL),
+    "path-space DSM, local coordinates, balanced weight": (
+        "",
+        {**LOCAL, "noising": {**LOCAL["noising"], "weight": "auto"}},
+    ),
 }
 START = "NDSM (eps = 0)"  # of joint training
 JOINT = "NDSM, joint"

@@ -110,7 +110,7 @@ def test_the_quotient_has_the_law_of_the_full_space(case):
 
 def test_the_quotient_of_exponential_steps():
     """As above for the exponential integrator, the tied complement's closed form included."""
-    for case in ("codim 4", "tied"):
+    for case in ("codim 4", "low rank, codim 4", "tied", "tied, one component"):
         prior = make_prior(*CASES[case])
         process = processes.langevin(prior)
         x0 = jnp.tile(prior.sample(jax.random.key(2), (5,)), (PATHS // 5, 1))

@@ -433,7 +433,7 @@ class NoisingConfig(Section):
     weight: str = option(
         "auto",
         "loss weight: v(t), v(t) / a(t)^2, 1, the matrix of local_dsm's local covariance, or that"
-        " of network.parameterisation",
+        " of network.parameterisation, balanced where components overlap",
         choices=("auto", *WEIGHTS, PERCEPTUAL),
     )
     simulation: str = option(
