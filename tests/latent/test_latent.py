@@ -17,6 +17,7 @@ from ndsm_jax.config.assemble import build
 from ndsm_jax.config.parts import fit
 from ndsm_jax.integrators import time_grid
 from ndsm_jax.latent.objective import normal_divergence, normal_entropy
+from ndsm_jax.latent.training import _upgraded
 from ndsm_jax.launch import Restored, launch, load_data, restore
 from ndsm_jax.networks import Autoencoder
 from ndsm_jax.noising import time_law
@@ -280,11 +281,24 @@ def test_a_resumed_autoencoder_is_the_uninterrupted_one(trained, tmp_path):
     cut = rewound(folder / "autoencoder", tmp_path / "cut", 300)
     resumed = latent.train_autoencoder(config, dataset, cut, progress=False)
     assert fingerprint(resumed) == fingerprint(model.experiment.frame.codec)
+    # Nor does it matter what the other sections say, as of a default that is another now.
+    noising = dataclasses.replace(config.noising, integrator="euler")
+    elsewhere = dataclasses.replace(config, noising=noising)
+    again = latent.train_autoencoder(elsewhere, dataset, cut, progress=False)
+    assert fingerprint(again) == fingerprint(resumed)
     other = dataclasses.replace(config.autoencoder, beta=0.3)
     with pytest.raises(ValueError, match=r"autoencoder\.beta: 0\.2 in the checkpoint, 0\.3 now"):
         latent.train_autoencoder(
             dataclasses.replace(config, autoencoder=other), dataset, cut, progress=False
         )
+
+
+def test_an_autoencoder_of_before_has_sections_that_do_not_matter():
+    """Its checkpoints had all of them, with the defaults of then."""
+    before = Config().to_dict()
+    before["noising"] |= {"integrator": "euler"}
+    host = _upgraded(("autoencoder",), {"settings": before, "digest": "0"})
+    assert host == {"settings": {"autoencoder": before["autoencoder"]}, "digest": "0"}
 
 
 @pytest.mark.parametrize(

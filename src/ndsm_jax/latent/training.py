@@ -140,7 +140,7 @@ def _train(
     run = Run(
         folder=folder,
         facts=facts,
-        upgrade=_upgraded,
+        upgrade=partial(_upgraded, tuple(facts["settings"])),
         log_every=c.log_every,
         checkpoint_every=c.checkpoint_every,
         keep=c.keep,
@@ -172,9 +172,11 @@ def _facts(settings: Config, dataset: Dataset) -> dict[str, Any]:
     return {"settings": settings.to_dict(), "digest": dataset.digest}
 
 
-def _upgraded(host: dict[str, Any]) -> dict[str, Any]:
-    # Settings that were added since have the values that the run had without them.
-    return host | {"settings": Config.from_dict(host["settings"]).to_dict()}
+def _upgraded(sections: tuple[str, ...], host: dict[str, Any]) -> dict[str, Any]:
+    # Settings that were added since have the values that the run had without them; sections that
+    # do not matter, which an autoencoder of before has as well, are left out.
+    settings = Config.from_dict(host["settings"]).to_dict()
+    return host | {"settings": {name: settings[name] for name in sections}}
 
 
 # --- the autoencoder ---
@@ -236,7 +238,8 @@ def train_autoencoder(
             state |= {"codec": standardised(state["codec"], seen.train, seed=c.seed)}
         return state, metrics
 
-    facts = _facts(dataclasses.replace(Config(), autoencoder=c), dataset)
+    facts = _facts(config, dataset)
+    facts |= {"settings": {"autoencoder": facts["settings"]["autoencoder"]}}
     state = _train(config, "autoencoder", folder, facts, init, one, progress=progress)
     codec = state["codec"]
     if not (folder / "reconstructions.png").exists():
