@@ -28,12 +28,8 @@ from ndsm_jax.reports.study import (
     seeded,
     slug,
 )
-from studies import CONFIGS, mnist
+from studies import CONFIGS, LOCAL, mnist
 
-LOCAL: Changes = {
-    "network": {"parameterisation": "local"},
-    "noising": {"integrator": "exponential"},
-}
 RESIDUAL: Changes = {"network": {"parameterisation": "residual"}}
 METHODS: Mapping[str, tuple[str, Changes]] = {
     "path-space DSM, residual": ("", RESIDUAL),

@@ -39,13 +39,9 @@ from ndsm_jax.reports.study import (
     train_seconds,
 )
 from ndsm_jax.runs import fingerprint
-from studies import CONFIGS
+from studies import CONFIGS, LOCAL
 
 RESIDUAL: Changes = {"network": {"parameterisation": "residual"}}
-LOCAL: Changes = {
-    "network": {"parameterisation": "local"},
-    "noising": {"integrator": "exponential"},
-}
 METHODS: Mapping[str, tuple[str, Changes]] = {
     "OU + DSM": ("ou", {}),
     "OU + DSM, tuned": ("vp_standardised", {}),
