@@ -8,8 +8,9 @@ held-out training items. The mixture has as many components as the config file s
 for ten items. On images there are also rows of ours with dropout, weight decay and small shifts.
 
 Every seed has training items of its own. Samples are compared with 2,000 held-out items, however
-few were trained on, and beside them stand as many real items that nothing has seen (the floor), and
-what sampling starts from, the mixture alone. MNIST's FID is to all 60,000 images.
+few were trained on, and beside them stand as many real items that nothing has seen (the floor),
+what sampling starts from, the mixture alone, and the training items, drawn again and again: what so
+few of them say of the distribution. MNIST's FID is to all 60,000 images.
 
 A cell is a data set, a number of items, a method and a seed, and one file in parts/; `--only` takes
 patterns of their names, such as `mnist-300-*`. The last table has, for every baseline, its number
@@ -30,7 +31,7 @@ import numpy as np
 from ndsm_jax import plots
 from ndsm_jax.config import SMOKE, Config
 from ndsm_jax.datasets import Dataset
-from ndsm_jax.evaluation import evaluator
+from ndsm_jax.evaluation import evaluator, fid_report
 from ndsm_jax.launch import restore
 from ndsm_jax.reports.measure import measure
 from ndsm_jax.reports.study import (
@@ -43,21 +44,22 @@ from ndsm_jax.reports.study import (
     seeded,
     slug,
 )
-from studies import CONFIGS, mnist
+from studies import CONFIGS, LOCAL, mnist
 
 OURS, COMPONENTS, GAUSSIAN = "path-space DSM", "component-wise OU", "one Gaussian, tuned"
-LOCAL: Changes = {"network": {"parameterisation": "local"}}
 METHODS: Mapping[str, tuple[str, Changes]] = {
     OURS: ("", LOCAL),
     COMPONENTS: ("component_ou", {}),
     GAUSSIAN: ("vp_standardised", {"mixture": {"num_components": 1}}),
-    f"{OURS}, dropout": ("", {"network": {**LOCAL["network"], "dropout": 0.1}}),
+    f"{OURS}, dropout": ("", {**LOCAL, "network": {**LOCAL["network"], "dropout": 0.1}}),
     f"{OURS}, weight decay": ("", {**LOCAL, "optimizer": {"name": "adamw", "weight_decay": 1.0}}),
     f"{OURS}, shifts": ("", {**LOCAL, "data": {"shifts": 1}}),
 }
 """Variant of the config file, and changes of it; the first three on all data."""
 COMPARED = (OURS, COMPONENTS, GAUSSIAN)
-ALONE, FLOOR = "the mixture alone", "real data (floor)"
+ALONE, AGAIN, FLOOR = "the mixture alone", "the training items again", "real data (floor)"
+BESIDE = {ALONE: "prior", AGAIN: "again", FLOOR: "floor"}
+"""Row -> side of a score of ours; these rows need no training of their own."""
 ITEMS_A_COMPONENT = 10
 
 
@@ -206,19 +208,31 @@ def _judge(study: Study, cell: Cell) -> Config:
 
 
 def _measured(study: Study, cell: Cell) -> dict[str, Any]:
-    """Scores of a cell, each with floor and reference; the first seed's samples as a picture."""
+    """Scores of a cell, each with floor and reference, of ours those of the training items too; the
+    first seed's samples as a picture."""
     config = config_of(study, cell)
     dataset = mnist.load(config.data)
     run = study.run(cell.name, config, dataset)
     columns = DATA[cell.data][2]
     judge = mnist.load(_judge(study, cell).data)
     prior = np.load(run.folder / "prior.npy", allow_pickle=False)
-    scores = measure(restore(run.folder), run.samples, prior, judge, max_points=2000)["metrics"]
-    found = {key: scores[key] for key in columns if key in scores}
-    if "fid" in columns:
+    restored = restore(run.folder)
+
+    def scores(samples: np.ndarray) -> dict[str, dict[str, float]]:
+        measured = measure(restored, samples, prior, judge, max_points=2000)["metrics"]
+        found = {key: measured[key] for key in columns if key in measured}
+        if "fid" in columns:
+            fid = fid_report(samples, judge, evaluator(judge))["fid"]
+            found["fid"] = {**fid, "prior": np.nan}
+        return found
+
+    found = scores(run.samples)
+    if cell.method == OURS:
+        rng = np.random.default_rng(cell.seed)
+        again = scores(rng.choice(dataset.train, len(run.samples)))
+        found = {key: {**x, "again": again[key]["value"]} for key, x in found.items()}
+    if "nearest_train" in columns:  # of its own training items
         found["nearest_train"] = study.scores(run, dataset, max_points=2000)["nearest_train"]
-        fid = mnist.fid(study, run, judge, evaluator(judge))["fid"]
-        found = {"fid": {"value": fid["value"], "floor": fid["floor"], "prior": np.nan}, **found}
     if cell.seed == 0:
         _picture(study, cell, dataset, run, prior)
     return {"metrics": found, "kept step": run.kept_step, "items": len(dataset.train)}
@@ -278,7 +292,7 @@ def _report(study: Study) -> None:
             TITLES.get(key, key): {
                 name: {f"{_items(of_data, n):,}": x[key] for n, x in by.items() if key in x}
                 for name, by in values.items()
-                if name in (*COMPARED, ALONE) and any(key in x for x in by.values())
+                if name in (*COMPARED, ALONE, AGAIN) and any(key in x for x in by.values())
             }
             for key in columns[:3]
         }
@@ -301,13 +315,13 @@ def _values(found: Mapping[Cell, Mapping[str, Any]]) -> Values:
     for cell, part in found.items():
         rows = {cell.method: "value"}
         if cell.method == OURS:
-            rows |= {ALONE: "prior", FLOOR: "floor"}
+            rows |= BESIDE
         for row, side in rows.items():
             columns = values.setdefault(row, {}).setdefault(cell.items, {})
             for key, score in part["metrics"].items():
                 if score.get(side) is not None and np.isfinite(score[side]):
                     columns.setdefault(key, []).append(score[side])
-    last = {name: values.pop(name) for name in (ALONE, FLOOR) if name in values}
+    last = {name: values.pop(name) for name in BESIDE if name in values}
     return values | last
 
 

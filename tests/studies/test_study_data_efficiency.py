@@ -16,7 +16,7 @@ def test_smoke(tmp_path):
     assert not (tmp_path / "tables" / "rings_and_bars_80.md").exists()
     data_efficiency.reproduce(study)
     scores = json.loads((tmp_path / "metrics.json").read_text())["scores"]["rings_and_bars"]
-    rows = (*data_efficiency.COMPARED, data_efficiency.ALONE, data_efficiency.FLOOR)
+    rows = (*data_efficiency.COMPARED, *data_efficiency.BESIDE)
     assert list(scores) == list(rows)
     for by in scores.values():
         assert list(by) == ["40", "80"]
