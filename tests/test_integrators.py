@@ -116,3 +116,39 @@ def test_simulate_is_the_recursion_with_its_keys():
         z = np.asarray(jax.random.normal(jax.random.fold_in(key, n), y.shape))
         y = y - y / 0.5 * h + np.sqrt(2 * h) * z
         np.testing.assert_allclose(path[n + 1], y, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("own", [0.25, 1.0, 4.0])
+def test_exponential_steps_of_another_width(own):
+    """The stationary variance about a mode whose width is not the step's: the recursion run to its
+    end in NumPy is the docstring's closed form; too small for a wider one, exact for its own."""
+    process = processes.ornstein_uhlenbeck(1, variance=own, horizon=1.0)
+    h, variance = jnp.asarray(0.3), jnp.asarray(1.0)
+    by = {"integrator": "exponential", "variance": variance}
+    eta, sigma = (float(x) for x in integrators.step_sizes(process, jnp.asarray(0.0), h, **by))
+    g = float(process.diffusion(jnp.asarray(0.0)))
+    v = 0.0
+    for _ in range(2000):
+        v = (1 - eta * g**2 / (2 * own)) ** 2 * v + sigma**2
+    u = g**2 / 2 * 0.3
+    assert v == pytest.approx(own * (1 + np.exp(-u)) / (2 - (1 - np.exp(-u)) / own), rel=1e-5)
+    assert np.sign(round(v / own - 1, 4)) == np.sign(1 - own)
+
+
+def test_exponential_steps_where_there_is_no_noise():
+    """A straight line has g = 0 at its end: the step is Euler's, and finite."""
+    process = processes.straight_line(2)
+    t, h = jnp.asarray([0.0, 0.5]), jnp.asarray([0.01, 0.02])
+    eta, sigma = integrators.step_sizes(process, t, h, integrator="exponential")
+    assert np.all(np.isfinite([eta, sigma]))
+    still = np.asarray(process.diffusion(t)) == 0
+    assert still.any()
+    np.testing.assert_array_equal(np.asarray(eta)[still], np.asarray(h)[still])
+    np.testing.assert_array_equal(np.asarray(sigma)[still], 0)
+
+
+def test_exponential_steps_on_a_torus_are_refused():
+    process = processes.langevin(references.uniform_torus(2))
+    assert integrators.chosen_integrator(process, "auto") == "euler"
+    with pytest.raises(ValueError, match=r"noising\.integrator='exponential'.*choose euler"):
+        integrators.chosen_integrator(process, "exponential")

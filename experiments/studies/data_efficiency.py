@@ -5,7 +5,8 @@ tuned linear baselines: 2410.19149's dynamics of every component, and one Gaussi
 preserving) on standardised data with EDM's preconditioning. All have the same network, minibatch,
 sampler and largest number of steps, and the average of the parameters with the least loss on
 held-out training items. The mixture has as many components as the config file says, and at most one
-for ten items. On images there are also rows of ours with dropout, weight decay and small shifts.
+for ten items. On few images there are also rows of ours with dropout and weight decay, and of all
+three with small shifts.
 
 Every seed has training items of its own. Samples are compared with 2,000 held-out items, however
 few were trained on, and beside them stand as many real items that nothing has seen (the floor),
@@ -30,6 +31,7 @@ import numpy as np
 
 from ndsm_jax import plots
 from ndsm_jax.config import SMOKE, Config
+from ndsm_jax.config.effect import has_effect
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.evaluation import evaluator, fid_report
 from ndsm_jax.launch import restore
@@ -47,13 +49,16 @@ from ndsm_jax.reports.study import (
 from studies import CONFIGS, LOCAL, mnist
 
 OURS, COMPONENTS, GAUSSIAN = "path-space DSM", "component-wise OU", "one Gaussian, tuned"
+SHIFTS: Changes = {"data": {"shifts": 1}}
 METHODS: Mapping[str, tuple[str, Changes]] = {
     OURS: ("", LOCAL),
     COMPONENTS: ("component_ou", {}),
     GAUSSIAN: ("vp_standardised", {"mixture": {"num_components": 1}}),
     f"{OURS}, dropout": ("", {**LOCAL, "network": {**LOCAL["network"], "dropout": 0.1}}),
     f"{OURS}, weight decay": ("", {**LOCAL, "optimizer": {"name": "adamw", "weight_decay": 1.0}}),
-    f"{OURS}, shifts": ("", {**LOCAL, "data": {"shifts": 1}}),
+    f"{OURS}, shifts": ("", {**LOCAL, **SHIFTS}),
+    f"{COMPONENTS}, shifts": ("component_ou", SHIFTS),
+    f"{GAUSSIAN}, shifts": ("vp_standardised", {"mixture": {"num_components": 1}, **SHIFTS}),
 }
 """Variant of the config file, and changes of it; the first three on all data."""
 COMPARED = (OURS, COMPONENTS, GAUSSIAN)
@@ -182,13 +187,16 @@ def config_of(study: Study, cell: Cell) -> Config:
 
 
 def _of(study: Study, cell: Cell) -> dict[str, Any]:
-    """What differs from the defaults, so that a key of a later version changes no old cell."""
-    defaults = Config().to_dict()
+    """What differs from the defaults and is read, so that a key of a later version changes no old
+    cell."""
+    config, defaults = config_of(study, cell), Config().to_dict()
     changed = {
-        f"{section}.{key}": value
-        for section, options in config_of(study, cell).to_dict().items()
+        name: value
+        for section, options in config.to_dict().items()
         for key, value in options.items()
-        if value != defaults[section][key] and key != "dir"
+        if value != defaults[section][key]
+        and key != "dir"
+        and has_effect(config, name := f"{section}.{key}")
     }
     return {"config": changed, "judged by": _judge(study, cell).data.num_train}
 

@@ -174,16 +174,31 @@ def stable_grid(
 
 
 INTEGRATORS = ("euler", "exponential")
+INTEGRATOR_CHOICES = ("auto", *INTEGRATORS)
 
 
-def fitting(process: Process, integrator: str) -> str:
+def chosen_integrator(process: Process, integrator: str) -> str:
     """What `auto` is for a process: exponential for the Langevin dynamics of a mixture, else euler.
 
     Others are returned as they are.
+
+    Raises:
+      ValueError: `exponential` for a process on a torus, where no drift is linear.
     """
+    if integrator == "exponential" and process.known.period is not None:
+        raise ValueError(
+            f"noising.integrator='exponential': process {process.name!r} runs on a torus, where no"
+            " drift is linear; choose euler, or auto"
+        )
     if integrator != "auto":
         return integrator
     return "euler" if process.known.mixture is None else "exponential"
+
+
+def phi(x: Array) -> Array:
+    """phi_1(x) = (e^x - 1) / x, 1 at 0."""
+    safe = jnp.where(x == 0, 1, x)
+    return jnp.where(x == 0, 1, jnp.expm1(safe) / safe)
 
 
 def step_sizes(
@@ -203,8 +218,15 @@ def step_sizes(
 
     and explicit in what the drift has beyond it (exponential Euler, Lord, Powell & Shardlow 2014,
     Section 10.5). The rate does not depend on the state, so the step stays Gaussian with a scalar
-    variance that does not either, and all that is exact for the Euler chain holds for it. On a
-    torus no drift is linear, and it is Euler's step.
+    variance that does not either, and all that is exact for the Euler chain holds for it.
+
+    About a mode of variance S, where the drift has the rate a s^2 / S and not that of the step,
+    with s^2 = variance, steps of decay u = a h leave the stationary variance
+
+        S (1 + exp(-u)) / (2 - (1 - exp(-u)) s^2 / S),
+
+    too small where S > s^2, by half at most, and too large where S < s^2. (Euler's, S / (1 - a h
+    s^2 / (2 S)), is too large in either.) It vanishes with the steps.
 
     Args:
       process: the process.
@@ -221,11 +243,11 @@ def step_sizes(
             f"noising.integrator={integrator!r}: choose one of {', '.join(INTEGRATORS)}"
         )
     g = process.diffusion(t)
-    if integrator == "euler" or process.known.period is not None:
+    if integrator == "euler":
         return h, g * jnp.sqrt(h)
     variance = process.clock.saturation if variance is None else variance
-    rate = g**2 / (2 * variance)
-    return -jnp.expm1(-rate * h) / rate, jnp.sqrt(-variance * jnp.expm1(-2 * rate * h))
+    decay = g**2 / (2 * variance) * h
+    return h * phi(-decay), g * jnp.sqrt(h * phi(-2 * decay))
 
 
 def local_kernel(
@@ -286,7 +308,13 @@ def scan_grid(
 
 @arguments(key=KEY, process=Process, y0="[..., d]", grid=TIMES, integrator=one_of(INTEGRATORS))
 def simulate(
-    key: Array, process: Process, y0: Array, grid: Array, *, integrator: str = "euler"
+    key: Array,
+    process: Process,
+    y0: Array,
+    grid: Array,
+    *,
+    integrator: str = "euler",
+    variance: Array | None = None,
 ) -> Array:
     """A path of the forward process (2405.15625, Algorithm 2).
 
@@ -295,7 +323,7 @@ def simulate(
       process: the process.
       y0: start [..., d].
       grid: increasing times [n + 1].
-      integrator: one of `INTEGRATORS`.
+      integrator, variance: of `step_sizes`, of each path.
 
     Returns:
       The whole path [n + 1, ..., d]. (Noising keeps only the states it needs, see `noising`.)
@@ -305,7 +333,7 @@ def simulate(
         shape = (*y.shape[:-1], process.noise_dim)
         z = jax.random.normal(jax.random.fold_in(key, n), shape, y.dtype)
         times = (broadcast_time(t, y), broadcast_time(t_next - t, y))
-        y = forward_step(process, y, *times, z, integrator=integrator)
+        y = forward_step(process, y, *times, z, integrator=integrator, variance=variance)
         return y, y
 
     path = scan_grid(step, y0, grid)[1]

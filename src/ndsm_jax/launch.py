@@ -14,12 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ndsm_jax import __version__, datasets, guards, parallel, plots
 from ndsm_jax.columns import Column
 from ndsm_jax.config import Config, check_key
-from ndsm_jax.config.assemble import build, resolvable
+from ndsm_jax.config.assemble import build, measured, resolvable
 from ndsm_jax.config.own import sources
 from ndsm_jax.config.parts import (
     Parts,
@@ -42,6 +43,7 @@ from ndsm_jax.frames import Frame
 from ndsm_jax.guidance import Reconstruction
 from ndsm_jax.machine import in_words
 from ndsm_jax.measurements import Measurement
+from ndsm_jax.networks.balance import BINS
 from ndsm_jax.references import AUTO, GaussianMixture
 from ndsm_jax.runs import (
     Checkpoints,
@@ -52,7 +54,7 @@ from ndsm_jax.runs import (
     read_host,
     replace_file,
 )
-from ndsm_jax.runs.checkpoints import check_name, shapes_as_saved
+from ndsm_jax.runs.checkpoints import check_name, is_saved, shapes_as_saved
 from ndsm_jax.sampling import Sampler
 from ndsm_jax.training import (
     MINIBATCHES,
@@ -367,7 +369,7 @@ def fitted(
     parts = resolvable(config, parts)
     if some is not None:
         check_structure(config, abstract.reference, parts.reference)
-    return parts, build(config, dataset.shape, parts)
+    return measured(config, dataset.shape, parts)
 
 
 def foreseen(
@@ -661,7 +663,7 @@ def _check_sources(
 def _arrays(parts: Parts) -> dict[str, Any]:
     """What a checkpoint keeps of what was fitted."""
     kept = {"frame": parts.frame, "reference": parts.reference}
-    some = {"classes": parts.classes, "starts": parts.starts}
+    some = {"classes": parts.classes, "starts": parts.starts, "excess": parts.excess}
     return kept | {name: value for name, value in some.items() if value is not None}
 
 
@@ -688,6 +690,8 @@ def _restore(
                 chosen["covariance"] = "full" if len(factor) == 3 else one_number
             mixture = dataclasses.replace(c, **chosen)
             parts = stand_in_of(dataclasses.replace(config, mixture=mixture))
+    if is_saved(directory, "kept", "excess"):
+        parts = dataclasses.replace(parts, excess=jnp.zeros(BINS))
     abstract = build(config, shape, parts, quiet=True)
     select = selects(config, data["num_train"])
     like = {

@@ -2,18 +2,21 @@
 
 import dataclasses
 import logging
+import runpy
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ndsm_jax import datasets, references
-from ndsm_jax.config import Config, assemble, check_effect
+from ndsm_jax.config import BASELINES, Config, assemble, check_effect, default
 from ndsm_jax.config.parts import check_data, check_samples, fit, stand_in
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.frames import Identity
 from ndsm_jax.integrators import ACCURATE, MAX_STEPS
 from ndsm_jax.launch import fitted, load_data, restore
+from ndsm_jax.networks import balance
 from ndsm_jax.runs import fingerprint
 from ndsm_jax.sampling import SAMPLERS
 from ndsm_jax.training import init_state
@@ -217,7 +220,8 @@ def test_steps_are_as_many_as_the_stiffness_needs(rng, caplog):
 
     Those of noising are short enough for the variance that they noise to, not only stable.
     """
-    config = with_steps(noising={"steps": 0}, sample={"steps": 0})
+    euler = {"steps": 0, "integrator": "euler"}
+    config = with_steps(noising=euler, sample={"steps": 0})
     fitted = assemble.resolvable(config, fit(config, emoji(rng, 0.14)))
     assert fitted.reference.smallest_variance() == pytest.approx(0.02, rel=0.3)
     with caplog.at_level(logging.INFO, logger="ndsm_jax"):
@@ -231,6 +235,12 @@ def test_steps_are_as_many_as_the_stiffness_needs(rng, caplog):
     ratio = np.diff(made.noising.times.grid).max() * stiffness
     assert ratio < ACCURATE or (noising == MAX_STEPS and ratio < 1 and "% too large" in caplog.text)
     assert made.process.reference is fitted.reference
+    # As many for exponential steps, which make no variance of a component too large.
+    caplog.clear()
+    with caplog.at_level(logging.INFO, logger="ndsm_jax"):
+        exponential = with_steps(noising={"steps": 0}, sample={"steps": 0})
+        assert num_steps(exponential, fitted)[0] == noising
+    assert "too large" not in caplog.text
     # A flow's velocity is not stiff.
     flow = with_steps(noising={"steps": 0}, sample={"steps": 0, "sampler": "heun_flow"})
     assert num_steps(flow, fitted) == (noising, assemble.MIN_SAMPLE_STEPS)
@@ -261,6 +271,60 @@ def test_too_few_steps_that_were_asked_for_are_still_an_error(spread, rng, tmp_p
     with pytest.raises(ValueError, match=r"noising\.steps=24 is .* set noising\.steps to about"):
         run(config, tmp_path, emoji(rng, spread))
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("integrator", ["euler", "exponential"])
+def test_few_steps_are_refused_where_they_are_not_exact(integrator):
+    """One component: two steps of its whole relaxation are exact, and Euler's are not stable."""
+    config = Config.from_dict(
+        {
+            "mixture": {"num_components": 1},
+            "objective": {"name": "path_dsm"},
+            "noising": {"steps": 3, "integrator": integrator},
+        }
+    )
+    if integrator == "euler":
+        with pytest.raises(ValueError, match=r"longest step of noising\.steps=3 is"):
+            assemble.build(config, (2,), stand_in(config, (2,)))
+    else:
+        made = assemble.build(config, (2,), stand_in(config, (2,)))
+        assert len(made.noising.times.grid) == 4
+
+
+@pytest.mark.parametrize("file", ["latent", "gm2d", "mnist", "digits", "torsion"])
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_a_baseline_is_the_same_in_every_file(file, baseline):
+    """What a file sets for its own method does not reach a baseline's loss or score."""
+    tree = default()
+    tree.update(BASELINES[baseline])
+    wanted = Config.from_dict(tree)
+    found = Config.from_dict(runpy.run_path(f"configs/{file}.py")["get_config"](baseline))
+    assert found.noising.weight == wanted.noising.weight
+    assert found.network.parameterisation == wanted.network.parameterisation
+    assert found.sample.sampler == wanted.sample.sampler
+    assert (found.noising.times, found.noising.grid) == (wanted.noising.times, wanted.noising.grid)
+
+
+def test_what_is_measured_is_kept(rng, tmp_path, monkeypatch):
+    """Targets where components overlap: a restored run has the weight, and measures nothing."""
+    x = rng.normal(size=(400, 2)).astype(np.float32)
+    data = dataclasses.replace(emoji(rng, 0.5), train=x[:300], test=x[300:])
+    config = tiny(mixture={"num_components": 3}, objective={"name": "path_dsm"})
+    config = dataclasses.replace(
+        config, network=dataclasses.replace(config.network, parameterisation="local")
+    )
+    run(config, tmp_path, data)
+
+    def fails(*args):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(balance, "_measured", fails)
+    made = restore(tmp_path)
+    y, late = jnp.asarray(x[:50]), jnp.full(50, made.experiment.process.horizon)
+    weight = made.experiment.noising.weight(y, late)
+    own = made.experiment.model.precondition.weight(y, late)
+    assert np.all(np.asarray(weight) <= 1.0001 * np.asarray(own))
+    assert float(jnp.max(own / weight)) > 1.5
 
 
 ANGLES = {"data": {"frame": "angles"}, "network": {"width": 8, "depth": 1}}

@@ -9,17 +9,17 @@ from ndsm_jax import noising, processes, references
 from ndsm_jax.clock import time_coordinate
 from ndsm_jax.experiment import experiment
 from ndsm_jax.integrators import time_grid
-from ndsm_jax.networks import PRECONDITIONS, balanced, weight_of
-from ndsm_jax.networks.balance import apart
+from ndsm_jax.networks import PRECONDITIONS, balanced, target_excess, weight_of
+from ndsm_jax.networks.balance import BINS, TIMES, _paths, apart
 
 MEANS = np.array([[0.0, 0.0, 0.0], [1.5, 0.0, 0.0], [0.0, 1.5, 0.5]])
 OVERLAPPING = references.mixture([0.4, 0.3, 0.3], MEANS, [1.0, 0.5, 0.25])
 SEPARATED = references.mixture([0.4, 0.3, 0.3], 20 * MEANS, [1.0, 0.5, 0.25])
 
 
-def parts(mixture, kind="local"):
+def parts(mixture, kind="local", process=None):
     """Path windows with the preconditioning's weight, and this."""
-    process = processes.langevin(mixture)
+    process = process or processes.langevin(mixture)
     grid = time_grid(process, 100)
     coordinate = time_coordinate(process.clock, process.horizon, "clock", first=float(grid[1]))
     precondition = PRECONDITIONS[kind](process=process, coordinate=coordinate)
@@ -81,3 +81,40 @@ def test_an_experiment_balances_the_weight_that_it_chooses():
     local = experiment(process).model.precondition
     assert float(chosen.weight(y, late)[0]) < 0.5 * float(local.weight(y, late)[0])
     np.testing.assert_allclose(given.weight(y, late), process.clock.variance(late), rtol=1e-6)
+
+
+def test_what_was_measured_may_be_given():
+    """As a checkpoint gives it: the same weight, and nothing is simulated."""
+    noise, precondition = parts(OVERLAPPING)
+    excess = target_excess(noise, precondition)
+    assert excess.shape == (BINS,)
+    np.testing.assert_array_equal(16 * excess, np.round(16 * excess))
+    y, t = jax.random.normal(jax.random.key(0), (50, 3)), jnp.linspace(0.01, 1.5, 50)
+    given = balanced(noise, precondition, excess).weight(y, t)
+    np.testing.assert_array_equal(given, balanced(noise, precondition).weight(y, t))
+    log_ratio = np.log(noise.weight(y, t) / given)
+    assert log_ratio.min() >= 0
+    assert log_ratio.max() <= float(excess.max()) + 1e-4
+
+
+def test_paths_that_are_not_finite_are_refused():
+    """A cubic drift that no step of the grid can follow: one error that names the keys."""
+    process = processes.process(
+        lambda y, t: -500 * y * jnp.sum(y**2, axis=-1, keepdims=True),
+        2**0.5,
+        OVERLAPPING,
+        horizon=2.0,
+    )
+    noise, precondition = parts(OVERLAPPING, process=process)
+    with pytest.raises(ValueError, match=r"not finite in 100 steps.*noising\.steps"):
+        balanced(noise, precondition)
+
+
+def test_full_covariances_are_measured_on_few_paths():
+    """Axes of 200 x 200 numbers at every state: no more than a minibatch of 64 x 4 has."""
+    rng = np.random.default_rng(0)
+    roots = rng.standard_normal((2, 200, 200)) / 200**0.5
+    full = np.einsum("kij,klj->kil", roots, roots) + np.eye(200)
+    full = references.mixture([0.5, 0.5], np.zeros((2, 200)), full, covariance="full")
+    spherical = references.mixture([0.5, 0.5], np.zeros((2, 200)), np.ones(2))
+    assert _paths(full) * TIMES < 64 * 4 * 2 < _paths(spherical) * TIMES

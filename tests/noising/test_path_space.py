@@ -247,6 +247,14 @@ def test_the_step_of_a_process_is_chosen_by_what_is_known_of_it():
     chain = noising.make_chain(unknown, time_grid(unknown, 20))
     assert chain.modes.relaxing is None
     assert noising.relaxing_variance(chain, jnp.zeros((5, 1)), "exponential") is None
+    # Another reference leaves the dynamics as they are.
+    noised_to = dataclasses.replace(mixture, reference=references.standard_normal(1, 4.0))
+    starts = jnp.asarray([[-1.5], [1.5]])
+    found, own = (
+        noising.relaxing_variance(noising.make_chain(p, time_grid(p, 20)), starts, "exponential")
+        for p in (noised_to, mixture)
+    )
+    np.testing.assert_array_equal(found, own)
 
 
 @pytest.mark.parametrize("covariance", ["full", "diag"])

@@ -28,8 +28,10 @@ from ndsm_jax.frames import Frame
 from ndsm_jax.integrators import (
     ACCURATE,
     MAX_STEPS,
+    chosen_integrator,
     stable_grid,
     step_ratio,
+    step_sizes,
     stiffness,
     time_grid,
 )
@@ -47,9 +49,11 @@ from ndsm_jax.networks import (
     suited,
     takes_condition,
     takes_told,
+    target_excess,
     weight_of,
 )
 from ndsm_jax.noising import NoisingFn
+from ndsm_jax.noising.modes import typical_variances
 from ndsm_jax.objectives import OBJECTIVES, check_process
 from ndsm_jax.optimisation import Optimiser, make_optimiser
 from ndsm_jax.processes import Process
@@ -113,7 +117,7 @@ def build(
         process,
         frame=frame,
         objective=config.objective.name,
-        noise=balanced(noise, precondition) if config.noising.weight == "auto" else noise,
+        noise=noise if parts.excess is None else balanced(noise, precondition, parts.excess),
         model=_model(config, shape, process, frame, precondition, network, parts.classes),
         control=_control(config, coordinate),
         estimator=_estimator(config),
@@ -124,6 +128,22 @@ def build(
         dropout=0.0 if parts.classes is None else c.label_dropout,
         augment=_augment(config, shape),
     )
+
+
+def measured(config: Config, shape: tuple[int, ...], parts: Parts) -> tuple[Parts, Experiment]:
+    """The parts with what is measured on the experiment's own paths, and the experiment of both.
+
+    Raises:
+      ValueError: as `build`, and paths that are not finite.
+    """
+    built = build(config, shape, parts)
+    if config.noising.weight != "auto":
+        return parts, built
+    excess = target_excess(built.noising, built.model.precondition)
+    if excess is None:
+        return parts, built
+    parts = dataclasses.replace(parts, excess=excess)
+    return parts, build(config, shape, parts, quiet=True)
 
 
 def _augment(config: Config, shape: tuple[int, ...]) -> Augment | None:
@@ -234,7 +254,12 @@ def _explicit_step(process: Process, sampler: Sampler | None) -> Callable[[float
 def _chosen_grid(
     level: int, process: Process, section: Any, fewest: int, sampler: Sampler | None = None
 ) -> np.ndarray:
-    """The grid of as many steps as a section asks for, or as few as are stable (logged)."""
+    """The grid of as many steps as a section asks for, or as few as are stable (logged).
+
+    Noising takes as many as Euler's steps would need, whatever its own are: exponential ones are
+    exact within a component of one variance, and no better than Euler's between two of different
+    ones.
+    """
     steps = section.steps or fewest
     if section.steps or not _explicit(process, sampler):
         return _section_grid(process, section, steps)
@@ -259,10 +284,29 @@ def _chosen_grid(
             fewest,
             f"; they make the narrowest variance {100 * ratio / (2 - ratio):.0f} % too large, and"
             " more would make it less"
-            if sampler is None and ACCURATE < ratio < 1
+            if sampler is None and ACCURATE < ratio < 1 and _is_euler(process, section)
             else "",
         )
     return grid
+
+
+def _is_euler(process: Process, section: Any) -> bool:
+    return chosen_integrator(process, section.integrator) == "euler"
+
+
+def _noising_step(process: Process, section: Any) -> Callable[[float], float] | None:
+    """Of the longest step of the simulation, the eta of `step_sizes` where it is longest: that of a
+    path from the widest component, which is explicit in the drift of the others."""
+    if _is_euler(process, section):
+        return None
+    mixture, at = process.known.mixture, jnp.asarray(process.horizon)
+    widest = None if mixture is None else jnp.max(typical_variances(mixture))
+
+    def eta(longest: float) -> float:
+        h = jnp.asarray(longest)
+        return float(step_sizes(process, at, h, integrator="exponential", variance=widest)[0])
+
+    return eta
 
 
 def _check_grids(
@@ -280,8 +324,12 @@ def _check_grids(
             f" trained time is {first:.3g}; raise sample.smallest_variance (lower sample.steps on a"
             " uniform grid), or lower noising.smallest_variance"
         )
-    for section, times, by in (("noising", grid, None), ("sample", sample_grid, sampler)):
-        ratio, num_steps = step_ratio(process, times, _explicit_step(process, by)), len(times) - 1
+    steps = (_noising_step(process, config.noising), _explicit_step(process, sampler))
+    for section, times, by, step in (
+        ("noising", grid, None, steps[0]),
+        ("sample", sample_grid, sampler, steps[1]),
+    ):
+        ratio, num_steps = step_ratio(process, times, step), len(times) - 1
         if ratio <= 1 or not _explicit(process, by):
             continue
         needed = int(np.ceil(1.1 * ratio * num_steps))

@@ -55,6 +55,8 @@ class Parts:
       classes: of the labels that the network is told; None where it is told none.
       starts: some states [P, d] of the data, on whose paths local-DSM chooses its windows; None
         where it does not.
+      excess: of the targets in local coordinates, see `networks.target_excess`; None where there is
+        none.
     """
 
     frame: Frame
@@ -62,6 +64,7 @@ class Parts:
     report: Any = None
     classes: Classes | None = None
     starts: Array | None = None
+    excess: Array | None = None
 
 
 # --- frame and reference, of the data ---

@@ -100,7 +100,7 @@ steps for hundreds of rows, hence frequent looks.
 
 FLOW: dict[str, dict[str, Any]] = {
     "objective": {"name": "dsm"},
-    "noising": {"steps": 1000, "grid": "uniform", "times": "uniform"},
+    "noising": {"steps": 1000, "grid": "uniform", "times": "uniform", "weight": "auto"},
     "network": {"parameterisation": "velocity", "time": "time"},
     "sample": {"sampler": "heun_flow", "grid": "uniform", "steps": 20},
 }
@@ -111,6 +111,7 @@ BASELINES: dict[str, dict[str, Any]] = {
     "vp": {
         "process": {"name": "variance_preserving"},
         "objective": {"name": "dsm"},
+        "noising": {"weight": "auto"},
     },
     "vp_standardised": {
         "process": {"name": "component_ou"},
@@ -135,14 +136,20 @@ BASELINES: dict[str, dict[str, Any]] = {
     "ddpm": {
         "process": {"name": "variance_preserving"},
         "objective": {"name": "dsm"},
-        "noising": {"steps": 1000, "grid": "uniform", "times": "uniform", "stratified": False},
+        "noising": {
+            "steps": 1000,
+            "grid": "uniform",
+            "times": "uniform",
+            "stratified": False,
+            "weight": "auto",
+        },
         "network": {"parameterisation": "scaled", "time": "time"},
         "sample": {"sampler": "ancestral", "grid": "uniform", "steps": 1000},
     },
     "ncsn": {
         "process": {"name": "variance_exploding"},
         "objective": {"name": "dsm"},
-        "noising": {"times": "levels"},
+        "noising": {"times": "levels", "weight": "auto"},
         "network": {"parameterisation": "scaled"},
         "sample": {
             "sampler": "annealed_langevin",

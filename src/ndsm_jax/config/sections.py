@@ -30,14 +30,13 @@ from ndsm_jax.control_variates import ESTIMATORS
 from ndsm_jax.datasets import DATASETS
 from ndsm_jax.datasets.dataset import IN_MEMORY, LAYOUTS
 from ndsm_jax.datasets.tables import HEADERS
-from ndsm_jax.integrators import GRIDS
+from ndsm_jax.integrators import GRIDS, INTEGRATOR_CHOICES
 from ndsm_jax.networks import DTYPES, NETWORKS, PRECONDITIONS, SYMMETRIES
 from ndsm_jax.noising import (
     JACOBIANS,
     PATH_WEIGHTS,
     SCHEDULES,
     SIMULATIONS,
-    STEPPING,
     TIME_LAWS,
 )
 from ndsm_jax.objectives import OBJECTIVES
@@ -445,7 +444,7 @@ class NoisingConfig(Section):
     integrator: str = option(
         "auto",
         "step of the simulation; auto: exponential for the Langevin dynamics of a mixture",
-        choices=STEPPING,
+        choices=INTEGRATOR_CHOICES,
         when=SIMULATED,
     )
     path_weights: str = option(

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from ndsm_jax.networks.adm import ADM
 from ndsm_jax.networks.autoencoder import Autoencoder
-from ndsm_jax.networks.balance import balanced
+from ndsm_jax.networks.balance import balanced, target_excess
 from ndsm_jax.networks.denoising import DenoisingAutoencoder
 from ndsm_jax.networks.dit import DiT
 from ndsm_jax.networks.embedding import harmonics
@@ -76,5 +76,6 @@ __all__ = [
     "suited",
     "takes_condition",
     "takes_told",
+    "target_excess",
     "weight_of",
 ]

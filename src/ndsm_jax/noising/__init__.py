@@ -12,7 +12,6 @@ from ndsm_jax.noising.batch import (
 from ndsm_jax.noising.chain import (
     PATH_WEIGHTS,
     SIMULATIONS,
-    STEPPING,
     FullSpace,
     Grid,
     make_chain,
@@ -41,7 +40,6 @@ __all__ = [
     "PATH_WEIGHTS",
     "SCHEDULES",
     "SIMULATIONS",
-    "STEPPING",
     "TIME_LAWS",
     "ExactKernel",
     "FullSpace",

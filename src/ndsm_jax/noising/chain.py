@@ -13,18 +13,17 @@ from jax import Array
 
 from ndsm_jax.checks import COUNT, TIMES, arguments, one_of
 from ndsm_jax.integrators import (
-    INTEGRATORS,
+    INTEGRATOR_CHOICES,
     broadcast_time,
-    fitting,
+    chosen_integrator,
     forward_step,
     scan_grid,
     step_sizes,
     time_grid,
 )
-from ndsm_jax.noising.modes import Modes, mode_at, modes_of
+from ndsm_jax.noising.modes import Modes, mixture_of, mode_at, modes_of
 from ndsm_jax.noising.quotient import Quotient, TiedQuotient, quotient
 from ndsm_jax.processes.process import Process, pull_back
-from ndsm_jax.references.mixtures import GaussianMixture
 
 PATH_WEIGHTS = ("sinh", "ramp")
 
@@ -44,7 +43,7 @@ class FullSpace:
 
     Attributes:
       process: what is simulated.
-      modes: of its reference; None where no targets are wanted.
+      modes: of `mixture_of`, or its reference; None where no targets are wanted.
     """
 
     process: Process
@@ -76,12 +75,13 @@ Chain = FullSpace | Quotient | TiedQuotient
 
 
 def full_space(process: Process) -> FullSpace:
-    """The chain in the whole space, with the modes of its reference."""
-    reference = process.reference
-    if isinstance(reference, GaussianMixture):
+    """The chain in the whole space, with the modes of `mixture_of`, or one of its reference."""
+    mixture = mixture_of(process)
+    if mixture is not None:
         relaxing = process.known.mixture is not None
-        return FullSpace(process=process, modes=modes_of(reference, relaxing=relaxing))
-    variances = jnp.broadcast_to(jnp.asarray(reference.typical_variance(), jnp.float32), (1, 1))
+        return FullSpace(process=process, modes=modes_of(mixture, relaxing=relaxing))
+    typical = process.reference.typical_variance()
+    variances = jnp.broadcast_to(jnp.asarray(typical, jnp.float32), (1, 1))
     return FullSpace(process=process, modes=Modes(variances=variances))
 
 
@@ -175,7 +175,8 @@ def relaxing_variance(chain: Chain, y: Array, integrator: str) -> Array | None:
 
     It stays that of the path, wherever this goes. The law at a time is then a mixture of those of
     chains of different steps, and so is its score one of theirs: what is exact for one chain is for
-    all of them.
+    all of them. In a mode of another width, or along an axis of another variance, the step is no
+    longer exact; see `step_sizes` for how much is lost.
     """
     if integrator != "exponential" or chain.modes is None or chain.modes.relaxing is None:
         return None
@@ -240,14 +241,13 @@ def walk(
 
 
 SIMULATIONS = ("auto", "full", "quotient")
-STEPPING = ("auto", *INTEGRATORS)
 
 
 @arguments(
     process=Process,
     grid=TIMES,
     kind=one_of(SIMULATIONS),
-    integrator=one_of(STEPPING),
+    integrator=one_of(INTEGRATOR_CHOICES),
     paths=COUNT,
 )
 def make_chain(
@@ -264,7 +264,7 @@ def make_chain(
       process: the process.
       grid: increasing times [n + 1].
       kind: one of `SIMULATIONS`.
-      integrator: see `integrators.step_sizes` and, of `auto`, `integrators.fitting`.
+      integrator: see `integrators.step_sizes` and, of `auto`, `integrators.chosen_integrator`.
       paths: how many paths a data point the quotient would need instead of one.
 
     Raises:
@@ -273,7 +273,7 @@ def make_chain(
     has_quotient = process.known.quotient is not None and process.noisy is None
     if kind == "full" or (kind == "auto" and not has_quotient):
         return full_space(process)
-    small = quotient(process, grid, integrator=fitting(process, integrator))
+    small = quotient(process, grid, integrator=chosen_integrator(process, integrator))
     rows = paths if isinstance(small, Quotient) else 1
     if kind == "auto" and 2 * rows * small.process.dim > process.dim:
         return full_space(process)

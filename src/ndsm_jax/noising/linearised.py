@@ -29,16 +29,24 @@ from ndsm_jax.checks import (
     one_of,
 )
 from ndsm_jax.clock import loss_weight
-from ndsm_jax.integrators import INTEGRATORS, broadcast_time, fitting, simulate
+from ndsm_jax.integrators import (
+    INTEGRATOR_CHOICES,
+    INTEGRATORS,
+    broadcast_time,
+    chosen_integrator,
+    phi,
+    simulate,
+)
 from ndsm_jax.linear_maps import Diagonal
 from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, law_on
 from ndsm_jax.noising.chain import (
     SIMULATIONS,
-    STEPPING,
     Chain,
     Grid,
     as_grid,
+    full_space,
     make_chain,
+    relaxing_variance,
     walk,
 )
 from ndsm_jax.noising.quotient import _restrict, subspace
@@ -146,12 +154,6 @@ def linear_step(matrix: Array, force: Array, noisy: Array) -> tuple[Array, Array
         lambda state: state[0] < doublings.max(initial=0), double, start
     )
     return mean, covariance
-
-
-def _phi(x: Array) -> Array:
-    """phi_1(x) = (e^x - 1) / x, 1 at 0."""
-    safe = jnp.where(x == 0, 1, x)
-    return jnp.where(x == 0, 1, jnp.expm1(safe) / safe)
 
 
 # --- the Gaussian of a state ---
@@ -301,8 +303,8 @@ class DiagonalJacobian:
         t = s + 0.5 * h
         b, jacobian = jax.jvp(lambda y: process.drift(y, t), (y,), (jnp.ones_like(y),))
         x = jnp.minimum(h[..., None] * jacobian, math.log(_GROWTH))  # see `linear_step`
-        std = jnp.sqrt(_strength(process, s, h)[..., None] * _phi(2 * x))
-        return LocalGaussian(mean=y + h[..., None] * _phi(x) * b, root=Diagonal(values=std))
+        std = jnp.sqrt(_strength(process, s, h)[..., None] * phi(2 * x))
+        return LocalGaussian(mean=y + h[..., None] * phi(x) * b, root=Diagonal(values=std))
 
 
 @partial(
@@ -343,7 +345,7 @@ class LowRankJacobian:
         return LocalGaussian(
             mean=y + _whole(self.basis, axis, inner.mean - small),
             root=ScalarPlusLowRank(
-                std=jnp.sqrt(strength * _phi(2 * h * rate)),
+                std=jnp.sqrt(strength * phi(2 * h * rate)),
                 basis=self.basis,
                 axis=axis,
                 inner=inner.root,
@@ -488,7 +490,8 @@ def _measured_paths(process: Process, x0: Array | None, grid: Array, integrator:
     """Paths from x0, or from draws of the reference, at all grid points but the last: [n, P, d]."""
     key_start, key_path = jax.random.split(jax.random.key(0))
     x0 = process.reference.sample(key_start, (num_paths(process.dim),)) if x0 is None else x0
-    return simulate(key_path, process, x0, grid, integrator=integrator)[:-1]
+    variance = relaxing_variance(full_space(process), x0, integrator)
+    return simulate(key_path, process, x0, grid, integrator=integrator, variance=variance)[:-1]
 
 
 @arguments(
@@ -622,7 +625,7 @@ class LinearisedWindows:
     tolerance=POSITIVE,
     jacobian=one_of(JACOBIANS),
     simulation=one_of(SIMULATIONS),
-    integrator=one_of(STEPPING),
+    integrator=one_of(INTEGRATOR_CHOICES),
     x0="finite numbers [n, d]",
     times=TimeLaw,
     weight=function(2),
@@ -656,7 +659,7 @@ def linearised_windows(
       tolerance: of `controlled`, on the error of the local mean in units of sqrt(v(t)).
       jacobian: see `linearise`.
       simulation: see `make_chain`.
-      integrator: see `integrators.step_sizes` and, of `auto`, `integrators.fitting`.
+      integrator: see `integrators.step_sizes` and, of `auto`, `integrators.chosen_integrator`.
       x0: some data [P, d], on whose paths `controlled` measures; by default, on the reference's.
       times: law of the times, on the same grid; by default `time_law` of the clock.
       weight: of the loss; v(t) by default, 1 where it is perceptual.
@@ -669,7 +672,7 @@ def linearised_windows(
         and as `linearise`,
         `controlled_starts` and `make_chain`.
     """
-    grid, integrator = as_grid(process, grid), fitting(process, integrator)
+    grid, integrator = as_grid(process, grid), chosen_integrator(process, integrator)
     linearised = linearise(process, jacobian=jacobian)
     if schedule == "controlled":
         starts = controlled_starts(

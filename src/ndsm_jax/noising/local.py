@@ -13,11 +13,10 @@ from jax import Array
 
 from ndsm_jax.checks import COUNT, FLAG, GRID, KEY, STEPS, arguments, function, number, one_of
 from ndsm_jax.clock import Clock, loss_weight
-from ndsm_jax.integrators import fitting, local_kernel
+from ndsm_jax.integrators import INTEGRATOR_CHOICES, chosen_integrator, local_kernel
 from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, law_on
 from ndsm_jax.noising.chain import (
     SIMULATIONS,
-    STEPPING,
     Chain,
     Grid,
     as_grid,
@@ -51,7 +50,9 @@ class LocalSteps:
       weight: of the loss, see `clock.loss_weight`.
       integrator: see `integrators.step_sizes` (static).
       stable: whether all paths have the same k times, and targets are averaged over the paths
-        (2302.00670): `stable_target` of the local kernels N(mu_i, sigma^2 I) (static).
+        (2302.00670): `stable_target` of the local kernels N(mu_i, sigma^2 I), which have one width:
+        an exponential loss step is then that of the process's clock, not of the path's own
+        component (static).
     """
 
     chain: Chain
@@ -145,7 +146,7 @@ def loss_steps(
     loss_step=number(),
     loss_fraction=number(),
     simulation=one_of(SIMULATIONS),
-    integrator=one_of(STEPPING),
+    integrator=one_of(INTEGRATOR_CHOICES),
     times=TimeLaw,
     weight=function(2),
     stable=FLAG,
@@ -173,7 +174,7 @@ def local_steps(
       noises: normals that share one mu.
       loss_step, loss_fraction: see `loss_steps`; a positive step switches the fraction off.
       simulation: see `make_chain`.
-      integrator: see `integrators.step_sizes` and, of `auto`, `integrators.fitting`.
+      integrator: see `integrators.step_sizes` and, of `auto`, `integrators.chosen_integrator`.
       times: law of the times, on the same grid; by default `time_law` of the clock.
       weight: of the loss; v(t) by default.
       stable: see `LocalSteps`; for objectives that need no mu, and items that are conditional on
@@ -188,7 +189,7 @@ def local_steps(
             "noising.stable averages over paths whose noise is in every coordinate, and that of"
             f" {process.name!r} is in {process.noise_dim} of {process.dim}; set it to false"
         )
-    grid, integrator = as_grid(process, grid), fitting(process, integrator)
+    grid, integrator = as_grid(process, grid), chosen_integrator(process, integrator)
     starts, lengths = loss_steps(
         process.clock, grid, fixed=loss_step, fraction=0.0 if loss_step > 0 else loss_fraction
     )

@@ -41,13 +41,18 @@ class Modes:
         return x if self.axes is None else jnp.einsum("...dm,...m->...d", self.axes[mode], x)
 
 
+def typical_variances(mixture: GaussianMixture) -> Array:
+    """Of each component the geometric mean of its variances, which a few wide directions hardly
+    move: [K]."""
+    return jnp.exp(mixture.log_det_covariances() / mixture.dim)
+
+
 def modes_of(mixture: GaussianMixture, *, relaxing: bool = False) -> Modes:
     """One a component; of low_rank covariances by the mean variance.
 
-    relaxing: whether the dynamics are the mixture's Langevin dynamics; by the geometric mean of a
-    component's variances, which a few wide directions hardly move.
+    relaxing: whether the dynamics are the mixture's Langevin dynamics, by `typical_variances`.
     """
-    typical = jnp.exp(mixture.log_det_covariances() / mixture.dim) if relaxing else None
+    typical = typical_variances(mixture) if relaxing else None
     if mixture.isotropic or mixture.directions is not None:
         return Modes(variances=mixture.component_variances()[:, None], relaxing=typical)
     axes = None
@@ -61,9 +66,16 @@ def modes_of(mixture: GaussianMixture, *, relaxing: bool = False) -> Modes:
     return Modes(variances=jnp.asarray(of_all, jnp.float32), axes=axes, relaxing=typical)
 
 
+def mixture_of(process: Process) -> GaussianMixture | None:
+    """The mixture whose Langevin dynamics a process is, else one that it noises to, or None.
+
+    A reference may be put in the place of a process's own; its dynamics stay.
+    """
+    reference = process.reference if process.known.mixture is None else process.known.mixture
+    return reference if isinstance(reference, GaussianMixture) else None
+
+
 def mode_at(process: Process, y: Array) -> Array:
     """The mode about a state of a process, int [..., d] -> [...]: its likeliest component."""
-    reference = process.reference
-    if isinstance(reference, GaussianMixture):
-        return reference.most_likely(y)
-    return jnp.zeros(y.shape[:-1], jnp.int32)
+    mixture = mixture_of(process)
+    return jnp.zeros(y.shape[:-1], jnp.int32) if mixture is None else mixture.most_likely(y)

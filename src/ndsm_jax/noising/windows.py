@@ -12,12 +12,11 @@ from jax import Array
 
 from ndsm_jax.checks import COUNT, FLAG, GRID, KEY, STEPS, arguments, function, number, one_of
 from ndsm_jax.clock import loss_weight
-from ndsm_jax.integrators import fitting
+from ndsm_jax.integrators import INTEGRATOR_CHOICES, chosen_integrator
 from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, law_on
 from ndsm_jax.noising.chain import (
     PATH_WEIGHTS,
     SIMULATIONS,
-    STEPPING,
     Chain,
     Grid,
     Window,
@@ -50,6 +49,7 @@ class PathWindows:
       starts: grid index at which the window of each interval starts, int [n], or None for windows
         from time 0, see `window_starts`.
       curvature: rate of the `sinh` weights, 1 / time; 0: of the component at the window's start.
+        (Exponential steps are those of the component at the path's start, wherever a window is.)
       k: times a path (static).
       weight: of the loss, see `clock.loss_weight`.
       integrator: see `integrators.step_sizes` (static).
@@ -129,7 +129,7 @@ def window_starts(grid: np.ndarray, window: float) -> Array | None:
     curvature=number(low=0),
     companion=FLAG,
     simulation=one_of(SIMULATIONS),
-    integrator=one_of(STEPPING),
+    integrator=one_of(INTEGRATOR_CHOICES),
     times=TimeLaw,
     weight=function(2),
 )
@@ -159,7 +159,7 @@ def path_windows(
       companion: whether the batch has mu, which control variates need.
       simulation: see `make_chain`. A companion of a shorter window than the path needs the whole
         space, and `auto` then takes it.
-      integrator: see `integrators.step_sizes` and, of `auto`, `integrators.fitting`.
+      integrator: see `integrators.step_sizes` and, of `auto`, `integrators.chosen_integrator`.
       times: law of the times, on the same grid; by default `time_law` of the clock.
       weight: of the loss; v(t) by default.
 
@@ -181,7 +181,7 @@ def path_windows(
                 " 'auto'; or set noising.window to 0"
             )
         simulation = "full"
-    grid, integrator = as_grid(process, grid), fitting(process, integrator)
+    grid, integrator = as_grid(process, grid), chosen_integrator(process, integrator)
     return PathWindows(
         chain=make_chain(process, grid, kind=simulation, integrator=integrator, paths=k),
         process=process,

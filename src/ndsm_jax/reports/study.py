@@ -42,8 +42,8 @@ def load_config(file: str | pathlib.Path, variant: str, *changes: Changes) -> Co
     """The config file's variant with nested changes, later ones last.
 
     Where train.select, network.parameterisation and noising.integrator are open, they are `last`,
-    `residual` and `euler`: methods are compared at one length of training, on all of the data, with
-    one parameterisation and one step.
+    `residual` and `euler`, not what is best for a method: studies compare methods at one length of
+    training, on all of the data. Local coordinates come with their own steps, see `studies.LOCAL`.
 
     Raises:
       ValueError: an unknown key, or a value out of range.

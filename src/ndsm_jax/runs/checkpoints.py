@@ -26,7 +26,7 @@ import os
 import pathlib
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -287,14 +287,7 @@ def shapes_as_saved(directory: str | os.PathLike[str], like: PyTree, part: str) 
 
     For parts whose structure is known and whose sizes are not. NumPy leaves stay NumPy.
     """
-    directory = pathlib.Path(directory).absolute()
-    saved: dict[str, str] = {}
-    for candidate in _candidates(directory, None):
-        try:
-            saved = _read_manifest(directory / str(candidate))["leaves"]
-            break
-        except _DamagedError:
-            continue
+    saved = _saved_leaves(directory)
 
     def sized(path: Any, leaf: Any) -> Any:
         spec = saved.get(f"{jax.tree_util.keystr(path)}")
@@ -307,6 +300,22 @@ def shapes_as_saved(directory: str | os.PathLike[str], like: PyTree, part: str) 
         return jax.ShapeDtypeStruct(shape, dtype)
 
     return jax.tree_util.tree_map_with_path(sized, {part: like[part]})[part]
+
+
+def is_saved(directory: str | os.PathLike[str], part: str, name: str) -> bool:
+    """Whether the newest readable checkpoint has an array of this name in a part."""
+    return f"['{part}']['{name}']" in _saved_leaves(directory)
+
+
+def _saved_leaves(directory: str | os.PathLike[str]) -> Mapping[str, str]:
+    """Path of each leaf of the newest readable checkpoint -> its type and shape."""
+    directory = pathlib.Path(directory).absolute()
+    for candidate in _candidates(directory, None):
+        try:
+            return _read_manifest(directory / str(candidate))["leaves"]
+        except _DamagedError:
+            continue
+    return {}
 
 
 class _DamagedError(Exception):
