@@ -183,8 +183,13 @@ def chosen_integrator(process: Process, integrator: str) -> str:
     Others are returned as they are.
 
     Raises:
-      ValueError: `exponential` for a process on a torus, where no drift is linear.
+      ValueError: an unknown one, or `exponential` for a process on a torus, where no drift is
+        linear.
     """
+    if integrator not in INTEGRATOR_CHOICES:
+        raise ValueError(
+            f"noising.integrator={integrator!r}: choose one of {', '.join(INTEGRATOR_CHOICES)}"
+        )
     if integrator == "exponential" and process.known.period is not None:
         raise ValueError(
             f"noising.integrator='exponential': process {process.name!r} runs on a torus, where no"
@@ -231,19 +236,15 @@ def step_sizes(
     Args:
       process: the process.
       t, h: time and length of the step.
-      integrator: one of `INTEGRATORS`.
+      integrator: see `chosen_integrator`.
       variance: the stationary one of the mode within which the step is exact, [...]; None: that of
         the process's clock, v(infinity).
 
     Raises:
-      ValueError: unknown integrator.
+      ValueError: as `chosen_integrator`.
     """
-    if integrator not in INTEGRATORS:
-        raise ValueError(
-            f"noising.integrator={integrator!r}: choose one of {', '.join(INTEGRATORS)}"
-        )
     g = process.diffusion(t)
-    if integrator == "euler":
+    if chosen_integrator(process, integrator) == "euler":
         return h, g * jnp.sqrt(h)
     variance = process.clock.saturation if variance is None else variance
     decay = g**2 / (2 * variance) * h
