@@ -49,16 +49,17 @@ from ndsm_jax.reports.study import (
 from studies import CONFIGS, LOCAL, mnist
 
 OURS, COMPONENTS, GAUSSIAN = "path-space DSM", "component-wise OU", "one Gaussian, tuned"
+ONE: Changes = {"mixture": {"num_components": 1}}
 SHIFTS: Changes = {"data": {"shifts": 1}}
 METHODS: Mapping[str, tuple[str, Changes]] = {
     OURS: ("", LOCAL),
     COMPONENTS: ("component_ou", {}),
-    GAUSSIAN: ("vp_standardised", {"mixture": {"num_components": 1}}),
+    GAUSSIAN: ("vp_standardised", ONE),
     f"{OURS}, dropout": ("", {**LOCAL, "network": {**LOCAL["network"], "dropout": 0.1}}),
     f"{OURS}, weight decay": ("", {**LOCAL, "optimizer": {"name": "adamw", "weight_decay": 1.0}}),
     f"{OURS}, shifts": ("", {**LOCAL, **SHIFTS}),
     f"{COMPONENTS}, shifts": ("component_ou", SHIFTS),
-    f"{GAUSSIAN}, shifts": ("vp_standardised", {"mixture": {"num_components": 1}, **SHIFTS}),
+    f"{GAUSSIAN}, shifts": ("vp_standardised", {**ONE, **SHIFTS}),
 }
 """Variant of the config file, and changes of it; the first three on all data."""
 COMPARED = (OURS, COMPONENTS, GAUSSIAN)

@@ -111,7 +111,7 @@ def test_paths_that_are_not_finite_are_refused():
 
 
 def test_full_covariances_are_measured_on_few_paths():
-    """Axes of 200 x 200 numbers at every state: no more than a minibatch of 64 x 4 has."""
+    """Axes of 200 x 200 numbers at every state: less than two minibatches of 64 x 4 have."""
     rng = np.random.default_rng(0)
     roots = rng.standard_normal((2, 200, 200)) / 200**0.5
     full = np.einsum("kij,klj->kil", roots, roots) + np.eye(200)

@@ -131,7 +131,7 @@ def build(
 
 
 def measured(config: Config, shape: tuple[int, ...], parts: Parts) -> tuple[Parts, Experiment]:
-    """The parts with what is measured on the experiment's own paths, and the experiment of both.
+    """The parts with what is measured on the experiment's own paths, and the experiment of all.
 
     Raises:
       ValueError: as `build`, and paths that are not finite.
@@ -139,11 +139,12 @@ def measured(config: Config, shape: tuple[int, ...], parts: Parts) -> tuple[Part
     built = build(config, shape, parts)
     if config.noising.weight != "auto":
         return parts, built
-    excess = target_excess(built.noising, built.model.precondition)
+    noise, precondition = built.noising, built.model.precondition
+    excess = target_excess(noise, precondition)
     if excess is None:
         return parts, built
-    parts = dataclasses.replace(parts, excess=excess)
-    return parts, build(config, shape, parts, quiet=True)
+    built = dataclasses.replace(built, noising=balanced(noise, precondition, excess))
+    return dataclasses.replace(parts, excess=excess), built
 
 
 def _augment(config: Config, shape: tuple[int, ...]) -> Augment | None:
@@ -324,11 +325,8 @@ def _check_grids(
             f" trained time is {first:.3g}; raise sample.smallest_variance (lower sample.steps on a"
             " uniform grid), or lower noising.smallest_variance"
         )
-    steps = (_noising_step(process, config.noising), _explicit_step(process, sampler))
-    for section, times, by, step in (
-        ("noising", grid, None, steps[0]),
-        ("sample", sample_grid, sampler, steps[1]),
-    ):
+    for section, times, by in (("noising", grid, None), ("sample", sample_grid, sampler)):
+        step = _explicit_step(process, by) if by else _noising_step(process, config.noising)
         ratio, num_steps = step_ratio(process, times, step), len(times) - 1
         if ratio <= 1 or not _explicit(process, by):
             continue

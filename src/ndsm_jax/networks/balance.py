@@ -50,8 +50,10 @@ def balanced(
     Raises:
       ValueError: as `target_excess`.
     """
+    if not isinstance(noise, PathWindows) or not isinstance(precondition, Local):
+        return noise
     excess = target_excess(noise, precondition) if excess is None else excess
-    if excess is None or not isinstance(noise, PathWindows):
+    if excess is None:
         return noise
     return dataclasses.replace(noise, weight=Partial(_weight, precondition, excess))
 
@@ -85,8 +87,8 @@ def target_excess(noise: NoisingFn, precondition: Precondition) -> Array | None:
 
 
 def _paths(mixture: GaussianMixture) -> int:
-    """How many: in many dimensions the coordinates average as well, and axes of d x d numbers at
-    each state of each path are to stay fewer than a minibatch's."""
+    """How many: in many dimensions the coordinates average as well, and axes, d x d numbers at each
+    state of each path, are to take about the memory of a minibatch's."""
     num = int(np.clip(2**16 // mixture.dim, 64, 1024))
     turned = not mixture.elementwise and mixture.directions is None
     return min(num, max(2**21 // mixture.dim**2, 16)) if turned else num
