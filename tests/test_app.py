@@ -26,6 +26,7 @@ flags.DEFINE_string("workdir", None, "A folder.")
 flags.DEFINE_string("data_dir", "", "Empty: the default.")
 flags.DEFINE_list("label", [], "Words.")
 folder = pathlib.Path(sys.argv[1])
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # The tests may run under nohup.
 
 def fail(error):
     raise error

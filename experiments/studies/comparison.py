@@ -193,11 +193,12 @@ def reproduce(study: Study, *, only: str = "") -> None:
     """All cells, or `only` those that match one of these patterns; and what is there, as tables.
 
     Raises:
-      ValueError: patterns of which one matches nothing.
+      ValueError: patterns of which one matches nothing; a kept cell of other settings.
     """
     settings = SCALES[study.scale]
     everything = {cell.name: cell for cell in cells(settings)}
     left_out = [name for p in settings.left_out for name in fnmatch.filter(everything, p)]
+    _found(study, everything.values())  # One of other settings is an error now, not after hours.
     fitted = None
     for cell in chosen(everything, only):
         if cell.name not in left_out:
@@ -362,14 +363,19 @@ Numbers = dict[str, list[float]]
 """Column -> one number a seed."""
 
 
-def _report(study: Study, everything: Collection[Cell]) -> None:
-    """Tables, figure and page of the cells that are there."""
-    settings = SCALES[study.scale]
-    found = {
+def _found(study: Study, everything: Collection[Cell]) -> Found:
+    """The cells that are there."""
+    return {
         cell: part
         for cell in everything
         if (part := study.kept(cell.name, _of(study.scale, cell))) is not None
     }
+
+
+def _report(study: Study, everything: Collection[Cell]) -> None:
+    """Tables, figure and page of the cells that are there."""
+    settings = SCALES[study.scale]
+    found = _found(study, everything)
     text, scores, told_apart = [], {}, {}
     for data in settings.data:
         of_data = {cell: part for cell, part in found.items() if cell.data == data}

@@ -98,7 +98,7 @@ DATA: Mapping[str, tuple[str, Changes, Sequence[str]]] = {
         ("fid", "recall", "energy_distance", "two_sample_accuracy", "nearest_train"),
     ),
 }
-"""Config file, what is changed in it, and the columns; the first is drawn."""
+"""Config file, what is changed in it, and the columns; the first three are drawn."""
 
 TITLES = {
     "energy_distance": "energy distance",
@@ -162,9 +162,10 @@ def reproduce(study: Study, *, only: str = "") -> None:
     """All cells, or `only` those that match one of these patterns; and what is there, as tables.
 
     Raises:
-      ValueError: patterns of which one matches nothing.
+      ValueError: patterns of which one matches nothing; a kept cell of other settings.
     """
     everything = {cell.name: cell for cell in cells(study.scale)}
+    _found(study)  # One of other settings is an error now, not after hours of measuring.
     for cell in chosen(everything, only):
         study.part(cell.name, _of(study, cell), functools.partial(_measured, study, cell))
     _report(study)
@@ -260,13 +261,18 @@ def _picture(study: Study, cell: Cell, dataset: Dataset, run: Run, prior: np.nda
 # --- report ---
 
 
-def _report(study: Study) -> None:
-    """Tables and curves of the cells that are there."""
-    found = {
+def _found(study: Study) -> dict[Cell, Mapping[str, Any]]:
+    """The cells that are there."""
+    return {
         cell: part
         for cell in cells(study.scale)
         if (part := study.kept(cell.name, _of(study, cell))) is not None
     }
+
+
+def _report(study: Study) -> None:
+    """Tables and curves of the cells that are there."""
+    found = _found(study)
     metrics: dict[str, Any] = {}
     for data, (_, _, columns) in DATA.items():
         of_data = {cell: part for cell, part in found.items() if cell.data == data}
@@ -297,11 +303,12 @@ def _report(study: Study) -> None:
                 title=f"{data.replace('_', ' ')}, {n:,} training items, seeds: {seeds}",
             )
         _factors(study, data, values, of_data)
+        drawn = {name: by for name, by in values.items() if name in (*COMPARED, ALONE, AGAIN)}
         panels = {
             TITLES.get(key, key): {
                 name: {f"{_items(of_data, n):,}": x[key] for n, x in by.items() if key in x}
-                for name, by in values.items()
-                if name in (*COMPARED, ALONE, AGAIN) and any(key in x for x in by.values())
+                for name, by in drawn.items()
+                if any(key in x for x in by.values())
             }
             for key in columns[:3]
         }
@@ -310,7 +317,8 @@ def _report(study: Study) -> None:
             for key in columns[:3]
         }
         logarithmic = tuple(TITLES[key] for key in columns if key in FACTORS)
-        study.figure(data, plots.levels_figure(panels, lines=floors, log=logarithmic))
+        if drawn:
+            study.figure(data, plots.levels_figure(panels, lines=floors, log=logarithmic))
         metrics[data] = {name: {str(n): x for n, x in by.items()} for name, by in values.items()}
     study.metrics({"scores": metrics})
 

@@ -54,8 +54,7 @@ def test_eps_net_is_the_papers_network_and_starts_at_zero():
 def test_unet_takes_any_image_size(shape):
     net = networks.UNet(shape=shape, widths=(8, 12, 16), time_features=8)
     y, c = jnp.ones((2, int(np.prod(shape)))), jnp.array([-1.0, 1.0])
-    params = net.init(jax.random.key(0), y, c)
-    out = net.apply(params, y, c)
+    out, _ = jax.eval_shape(net.init_with_output, jax.random.key(0), y, c)
     assert out.shape == y.shape
 
 
@@ -64,10 +63,12 @@ def test_every_unet_block_sees_the_time(widths, rng):
     """A per-channel bias before a one-channel group norm would be removed again."""
     net = networks.UNet(shape=(8, 8, 1), widths=widths, time_features=8)
     y = jnp.asarray(rng.normal(size=(2, 64)), jnp.float32)
-    params = net.init(jax.random.key(0), y, jnp.zeros(2))
-    early, late = (net.apply(params, y, jnp.full(2, c)) for c in (-1.0, 0.9))
+    params = jax.jit(net.init)(jax.random.key(0), y, jnp.zeros(2))
+    apply = jax.jit(net.apply)
+    early, late = (apply(params, y, jnp.full(2, c)) for c in (-1.0, 0.9))
     assert float(jnp.abs(early - late).mean()) > 0.01 * float(jnp.abs(early).mean())
-    gradient = jax.grad(lambda p: jnp.sum(net.apply(p, y, jnp.array([-1.0, 0.9])) ** 2))(params)
+    squares = jax.grad(lambda p: jnp.sum(net.apply(p, y, jnp.array([-1.0, 0.9])) ** 2))
+    gradient = jax.jit(squares)(params)
     for name, block in gradient["params"].items():
         if name.startswith("Block"):
             assert float(jnp.abs(block["Dense_0"]["kernel"]).max()) > 1e-3
@@ -78,11 +79,12 @@ def test_unet_samples_do_not_see_each_other(rng):
     net = networks.UNet(shape=(8, 8, 1), widths=(8, 16), time_features=8)
     y = jnp.asarray(rng.normal(size=(4, 64)), jnp.float32)
     c = jnp.linspace(-1, 1, 4)
-    params = net.init(jax.random.key(0), y, c)
-    batch = net.apply(params, y, c)
-    rows = [net.apply(params, y[i : i + 1], c[i : i + 1])[0] for i in range(4)]
+    params = jax.jit(net.init)(jax.random.key(0), y, c)
+    apply = jax.jit(net.apply)
+    batch = apply(params, y, c)
+    rows = [apply(params, y[i : i + 1], c[i : i + 1])[0] for i in range(4)]
     np.testing.assert_allclose(batch, jnp.stack(rows), rtol=1e-4, atol=1e-5)
-    mapped = jax.vmap(lambda y, c: net.apply(params, y[None], c[None])[0])(y, c)
+    mapped = jax.vmap(lambda y, c: apply(params, y[None], c[None])[0])(y, c)
     np.testing.assert_allclose(batch, mapped, rtol=1e-4, atol=1e-5)
 
 

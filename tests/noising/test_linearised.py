@@ -1,6 +1,7 @@
 """Local-DSM: the linearised Gaussian, its schedules, and the targets of its windows."""
 
 import dataclasses
+import functools
 import itertools
 
 import chex
@@ -409,7 +410,7 @@ def test_windows_are_short_where_the_drift_is_curved():
     np.testing.assert_array_equal(windows[1].starts, windows[2].starts)
 
 
-@jax.jit
+@functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})  # It runs long.
 def simulated_mean(process, y, h):
     """E[y_t | y_s] [n, 1] by 4,096 simulated paths in antithetic pairs from each of the states
     [n, 1], and its variance."""
@@ -464,9 +465,9 @@ def test_windows_are_chosen_on_paths_of_the_data():
     of_data = noising.linearised_windows(process, grid, x0=between, integrator="euler")
     paths = simulate(KEY, process, between, jnp.asarray(grid))
     for interval in (70, 90, 110):
-        left = paths[int(of_data.starts[interval])]
+        left = paths[int(of_data.starts[interval]), :48]
         assert error_of_mean(process, of_data, interval, left) < 2 * 0.02
-        assert error_of_mean(process, of_draws, interval, between) > 1
+        assert error_of_mean(process, of_draws, interval, between[:48]) > 1
 
 
 def test_mean_error_is_the_curvature_of_the_drift():

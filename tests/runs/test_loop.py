@@ -9,6 +9,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -101,8 +102,16 @@ def assert_same(state: Any, folder: pathlib.Path, whole: Any) -> None:
     assert not (folder / ".lock").exists()
 
 
+@pytest.fixture
+def no_nohup() -> Iterator[None]:
+    """The tests may run under nohup, which ignores SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_saves_and_what_is_left_in_the_end_is_the_same(number, tmp_path, whole):
+def test_a_signal_saves_and_what_is_left_in_the_end_is_the_same(number, tmp_path, whole, no_nohup):
     """At a step that is of no interval, then at one that is of all but the lines."""
     before = signal.getsignal(number)
     for step in (17, 29):

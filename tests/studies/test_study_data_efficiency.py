@@ -28,6 +28,43 @@ def test_smoke(tmp_path):
     assert "samples_rings_and_bars-80-path_space_dsm-0" in figures
 
 
+@pytest.fixture
+def measured(monkeypatch) -> list[str]:
+    """Names of the cells that are measured, which takes no time."""
+    names = []
+
+    def made(study, cell):
+        names.append(cell.name)
+        scores = {"value": 0.5, "floor": 0.1, "prior": 0.6}
+        columns = data_efficiency.DATA[cell.data][2]
+        return {"metrics": dict.fromkeys(columns, scores), "kept step": 1, "items": cell.items}
+
+    monkeypatch.setattr(data_efficiency, "_measured", made)
+    return names
+
+
+def test_a_kept_cell_of_other_settings_is_an_error_before_anything_is_measured(tmp_path, measured):
+    study = Study(scale="smoke", root=tmp_path, progress=False)
+    data_efficiency.reproduce(study, only="*-40-one_gaussian*")
+    kept = tmp_path / "parts" / f"{measured.pop()}.json"
+    other = json.loads(kept.read_text())
+    other["of"]["config"]["train.steps"] += 1
+    kept.write_text(json.dumps(other))
+    with pytest.raises(ValueError, match=rf"{kept.name} is of other settings; delete it"):
+        data_efficiency.reproduce(study, only="*-80-*")
+    assert not measured
+    kept.unlink()
+    data_efficiency.reproduce(study, only="*-80-*")
+    assert measured
+
+
+def test_rows_that_are_not_drawn_are_a_table_alone(tmp_path, measured):
+    study = Study(scale="full", root=tmp_path, progress=False)
+    data_efficiency.reproduce(study, only="mnist-100-component_wise_ou__shifts-0")
+    assert (tmp_path / "tables" / "mnist_100.md").exists()
+    assert not (tmp_path / "figures").exists()
+
+
 def test_every_cell_has_a_config():
     """Of all scales: no key is unknown, and the items of two seeds are others."""
     for scale in data_efficiency.SCALES:

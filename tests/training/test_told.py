@@ -124,13 +124,16 @@ def test_labels_stay_with_their_items():
 
 
 def test_resumed_bitwise_with_labels(tmp_path):
-    """8 steps at once = 3 and 5 more from the folder, with held-out labels, and in other blocks."""
+    """8 steps at once = 3 and 5 more from the folder, with held-out labels; in other blocks, which
+    are another program, up to rounding."""
     made = told(network=ScoreMLP(width=8, depth=2, zero_output=True, classes=2))
     held, held_labels = data(40, seed=1)
     options: dict[str, Any] = {"held_out": HeldOut(data=held, condition=held_labels, every=4)}
     trained(made, steps=3, run=tmp_path, **options)
     resumed = trained(made, steps=8, run=tmp_path, **options)
-    chex.assert_trees_all_equal(resumed, trained(made, steps=8, ahead_mb=1e-6, **options))
+    chex.assert_trees_all_equal(resumed, trained(made, steps=8, **options))
+    in_blocks = trained(made, steps=8, ahead_mb=1e-6, **options)
+    chex.assert_trees_all_close(resumed, in_blocks, rtol=1e-5, atol=1e-6)
     others = trained(made, steps=8, condition=1 - LABELS, **options)
     assert np.abs(resumed.best.loss - others.best.loss) > 0 or resumed.best.step != others.best.step
     with pytest.raises(ValueError, match=r"\n  condition: "):
