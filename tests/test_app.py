@@ -174,4 +174,5 @@ def test_what_nobody_foresaw_ends_all_processes_at_once(tmp_path):
     for process in processes:
         _, errors = process.communicate(timeout=100)
         assert process.returncode != 0
-        assert "ZeroDivisionError: unforeseen" in errors or "ordinator" in errors
+        # Its own error, or what the coordination service says of the other.
+        assert "ZeroDivisionError: unforeseen" in errors or "oordinat" in errors

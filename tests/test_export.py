@@ -182,6 +182,7 @@ def test_states_in_a_component_of_a_table(tmp_path):
     assert np.abs(z).max() < 6
 
 
+@pytest.mark.slow
 def test_a_network_that_is_told_labels(tmp_path):
     """Guided towards them; where they start is by the class, and of no label by all."""
     told = {"condition": "label", "label_dropout": 0.2}

@@ -93,8 +93,8 @@ def config(file, **sections):
     [
         ("student_t", references.StudentT, {}),
         ("logistic", references.Logistic, {}),
-        ("student_t", references.Tilted, {"reweight": 2}),
-        ("own.py:double_well", references.Energy, {}),
+        pytest.param("student_t", references.Tilted, {"reweight": 2}, marks=pytest.mark.slow),
+        pytest.param("own.py:double_well", references.Energy, {}, marks=pytest.mark.slow),
         ("own.py:double_well", references.Tilted, {"reweight": 2}),
     ],
 )

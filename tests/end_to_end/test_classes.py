@@ -43,6 +43,7 @@ def folder(data, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_bitwise(folder, data, tmp_path):
     changes = {"select": "held_out", "held_out_every": 4}
     run(told(train=changes | {"steps": 5}), tmp_path, data)

@@ -240,6 +240,7 @@ def test_mnist_runs_resumes_and_samples(tmp_path):
     assert np.load(tmp_path / "samples.npy").shape == (4, 28, 28, 1)
 
 
+@pytest.mark.slow
 def test_train_evaluator(tmp_path):
     """A training on few images is written and read; in its folder another one is refused."""
     data, out = tmp_path / "data", tmp_path / "evaluator.npz"

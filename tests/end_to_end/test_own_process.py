@@ -73,6 +73,7 @@ def trained(tmp_path_factory):
     return folder, steps + 20
 
 
+@pytest.mark.slow
 def test_a_killed_training_goes_on(trained, monkeypatch):
     folder, steps = trained
     monkeypatch.chdir(folder)

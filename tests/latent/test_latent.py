@@ -332,6 +332,7 @@ def test_a_plain_autoencoder_has_no_noise():
 # --- joint training ---
 
 
+@pytest.mark.slow
 def test_joint_training_lowers_its_own_objective_and_resumes(trained, tmp_path):
     config, dataset, model, _ = trained
     joint = dataclasses.replace(config.joint, steps=160, refit_every=100)

@@ -17,6 +17,7 @@ def study(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_study_writes_its_results(study):
     metrics = json.loads((study.root / "metrics.json").read_text())
     rows = {row["spoilt by"]: row for row in metrics["rows"]}
@@ -30,6 +31,7 @@ def test_study_writes_its_results(study):
         assert (study.root / name).stat().st_size > 500
 
 
+@pytest.mark.slow
 def test_study_keeps_its_parts_and_refuses_others(study):
     path = study.root / "parts" / "pixels_nothing_0.json"
     part = json.loads(path.read_text())

@@ -69,7 +69,13 @@ VARIANTS = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+OFTEN = ("learned, probes", "path-space, quotient", "window with a control variate", "unet")
+"""Variants that `make test` resumes, too."""
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=[] if v in OFTEN else pytest.mark.slow) for v in VARIANTS]
+)
 def test_resume_is_bitwise(variant, tmp_path):
     """8 steps = 3 steps + a new process's restore + 5 steps, in every leaf of the state."""
     config = tiny(**VARIANTS[variant])
@@ -176,7 +182,7 @@ def test_first_step_is_adam_on_the_gradient_written_out(tmp_path):
             0
         ].mean()
 
-    gradient = jax.grad(loss)(start.params)
+    gradient = jax.jit(jax.grad(loss))(start.params)
     expected = jax.tree.map(lambda p, g: p - 1e-3 * g / (jnp.abs(g) + 1e-8), start.params, gradient)
     # Where the gradient is rounding noise its sign is, too.
     for p, e, g in zip(*map(jax.tree.leaves, (state.params, expected, gradient)), strict=True):
@@ -438,7 +444,7 @@ def test_variance_estimate_is_that_of_the_gradients(tmp_path):
     def losses(params):
         return experiment.objective.terms(lambda y, t: experiment.model(params, y, t), batch)[0]
 
-    jacobian = jax.jacrev(losses)(params)
+    jacobian = jax.jit(jax.jacrev(losses))(params)
     flat = np.concatenate(
         [np.asarray(leaf).reshape(32, -1) for leaf in jax.tree.leaves(jacobian)], axis=1
     )
