@@ -17,14 +17,13 @@ os.environ.setdefault(
     + " --xla_cpu_use_fusion_emitters=false" * version("jaxlib").startswith("0.10."),
 )
 
-# Workers share what they compile, and processes that tests start.
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-
 import jax
 import numpy as np
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Workers share what they compile, not long programs alone.
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
 def assert_mean(samples, expected, *, sigmas: float = 4.5, bias: float = 0.0) -> None:
