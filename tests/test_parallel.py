@@ -56,6 +56,7 @@ def assert_same(found, single):
         np.testing.assert_allclose(found[name], wanted[name], rtol=2e-4, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_eight_devices_agree_with_one_and_share_what_is_large(single, tmp_path):
     finish(start(8, tmp_path / "out", tmp_path / "run", 8, "--shard_parameters"))
     found = np.load(tmp_path / "out.0.npz")

@@ -116,6 +116,7 @@ def test_stand_ins_of_all_frames_and_references_have_the_structure_of_what_is_bu
     assert jax.tree.leaves(states[0]) == jax.tree.leaves(states[1])
 
 
+@pytest.mark.slow
 def test_a_run_on_images_of_ones_own_is_read_back(tmp_path, rng):
     """uint8 images have a range, and are not standardised: restored as they were trained."""
     path = tmp_path / "x.npy"

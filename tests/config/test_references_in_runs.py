@@ -92,7 +92,7 @@ def config(file, **sections):
     ("name", "kind", "more"),
     [
         ("student_t", references.StudentT, {}),
-        ("logistic", references.Logistic, {}),
+        pytest.param("logistic", references.Logistic, {}, marks=pytest.mark.slow),
         pytest.param("student_t", references.Tilted, {"reweight": 2}, marks=pytest.mark.slow),
         pytest.param("own.py:double_well", references.Energy, {}, marks=pytest.mark.slow),
         ("own.py:double_well", references.Tilted, {"reweight": 2}),
@@ -169,7 +169,7 @@ STRETCHED = np.array([[3.0, 2.9], [0.0, 0.3]])
 @pytest.mark.parametrize(
     ("mixture", "shape", "found"),
     [
-        ({"num_components": 0}, np.eye(2), (1, "spherical")),
+        pytest.param({"num_components": 0}, np.eye(2), (1, "spherical"), marks=pytest.mark.slow),
         ({"num_components": 0, "covariance": "auto"}, np.eye(2), (1, "spherical")),
         ({"num_components": 0, "covariance": "auto"}, np.diag([1.0, 9.0]), (1, "diag")),
         ({"num_components": 2, "covariance": "auto"}, STRETCHED, (2, "full")),

@@ -79,6 +79,7 @@ def test_the_folder_has_all_that_samples_of_a_class_need(folder, data):
     assert np.abs(by_step - guided).max() > 0
 
 
+@pytest.mark.slow
 def test_a_run_without_labels_is_the_weaker_one_and_not_the_other_way(folder, data, tmp_path):
     changes = {"select": "held_out", "held_out_every": 4}
     plain = tiny(train=changes, network={"width": 4, "depth": 1, "time_features": 4})
@@ -110,6 +111,7 @@ def test_the_evaluation_says_how_often_samples_are_of_their_class(folder, data, 
     assert "labels that the network was told" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_command_takes_classes_by_their_names(folder):
     script = ROOT / "experiments" / "sample.py"
     words = [sys.executable, str(script), f"--workdir={folder}", "--num=4", "--label=mode a,mode b"]

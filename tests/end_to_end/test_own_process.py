@@ -115,6 +115,7 @@ def test_a_changed_file_is_refused_and_allowed(trained):
         (folder / "swirl.py").write_text(original)
 
 
+@pytest.mark.slow
 def test_session(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = [line for line in SESSION.splitlines() if line.strip()]

@@ -116,6 +116,7 @@ def test_a_finished_training_is_read_back(trained, dataset):
         train_classifier(dataset, seed=1, **options)
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_ends_the_same(trained, dataset, tmp_path, monkeypatch):
     """Stopped after 5 of 12 steps, then resumed: bitwise the weights of the other training."""
     monkeypatch.setattr(classifier_of, "SAVE_EVERY", 5)

@@ -501,6 +501,7 @@ def test_another_mixture_of_equal_shape_does_not_retrace():
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 def test_the_quotient_is_simulated_for_many_dimensions(rng):
     """E[T] = 0 and E[T . y] = -d, for the law of y_t is smooth: 2,000 states of 40 dimensions."""
     mixture = mixtures("spherical", rng, dim=40)

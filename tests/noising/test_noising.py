@@ -286,6 +286,7 @@ def test_stable_targets_of_paths_train_towards_the_same_score():
     assert slopes[True].var() < 0.5 * slopes[False].var()
 
 
+@pytest.mark.slow
 def test_with_stable_targets_ndsm_regresses_on_them():
     """0.5 |s - T|^2, weighted: the cancellation at mu needs a target of mean 0 given mu."""
     config = tiny(

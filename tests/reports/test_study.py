@@ -124,7 +124,7 @@ def test_low_dimensional(tmp_path):
     assert "| 0.001 |" in sweep
 
 
-@pytest.mark.parametrize("scale", study.SCALES)
+@pytest.mark.parametrize("scale", ["smoke", pytest.param("cpu", marks=pytest.mark.slow), "full"])
 def test_every_run_of_every_scale_has_a_config_that_builds(tmp_path, scale):
     """Of the two studies with most runs; contradicting settings show in `build`."""
     one = Study(scale=scale, root=tmp_path)

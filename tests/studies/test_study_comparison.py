@@ -70,6 +70,7 @@ def test_all_rows_of_a_data_set_have_one_budget(scale):
         assert len(budgets) == 1
 
 
+@pytest.mark.slow
 def test_cells_and_the_page_of_them(tmp_path, monkeypatch):
     """A cell that is trained, one that the contract refuses, and those that are not there yet."""
     page = tmp_path / "docs" / "comparison.md"

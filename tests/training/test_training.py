@@ -69,7 +69,7 @@ VARIANTS = {
 }
 
 
-OFTEN = ("learned, probes", "path-space, quotient", "window with a control variate", "unet")
+OFTEN = ("learned, probes", "path-space, quotient")
 """Variants that `make test` resumes, too."""
 
 
@@ -291,7 +291,9 @@ def test_what_is_in_the_way_is_named_before_anything_is_computed(name, tmp_path,
         run(tiny(), tmp_path / "run")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_an_interrupt_in_a_dispatch_saves_and_the_same_command_resumes(
     number, tmp_path, monkeypatch
 ):
@@ -405,7 +407,7 @@ def test_warm_up_must_end_before_training():
         describe(tiny(optimizer={"warmup_steps": 9}), load_data(tiny()))
 
 
-@pytest.mark.parametrize("shape", [(60, 1), (60, 4, 4, 2)])
+@pytest.mark.parametrize("shape", [pytest.param((60, 1), marks=pytest.mark.slow), (60, 4, 4, 2)])
 def test_pictures_of_unusual_shapes(shape, tmp_path):
     path = tmp_path / "x.npy"
     np.save(path, np.random.default_rng(0).normal(size=shape).astype(np.float32))
