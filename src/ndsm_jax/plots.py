@@ -396,12 +396,13 @@ def levels_figure(
 
     Args:
       panels: title -> name of a series -> level -> the values of several runs. A series may lack
-        some levels of a panel.
+        some levels of a panel, and some panels; it has one colour in all.
       lines: title -> name -> height of a horizontal line, such as a floor.
       log: titles of panels whose axis is logarithmic.
       columns: panels in a row.
     """
     figure, axes = _grid(len(panels), min(columns, len(panels)), 4.2, 3.1, extra=0.3)
+    names = list(dict.fromkeys(name for series in panels.values() for name in series))
     for axis, (title, series) in zip(axes, panels.items(), strict=False):
         levels = list(dict.fromkeys(level for by_level in series.values() for level in by_level))
         for i, (name, by_level) in enumerate(series.items()):
@@ -410,7 +411,8 @@ def levels_figure(
             x = [np.asarray(by_level[levels[n]], float) for n in there]
             errors = [v.std(ddof=1) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in x]
             means = [v.mean() for v in x]
-            axis.errorbar(at, means, errors, fmt="o", ms=4, capsize=3, color=f"C{i}", label=name)
+            color = f"C{names.index(name)}"
+            axis.errorbar(at, means, errors, fmt="o", ms=4, capsize=3, color=color, label=name)
         for i, (name, height) in enumerate((lines or {}).get(title, {}).items()):
             axis.axhline(height, ls=("--", ":")[i % 2], lw=1, color="#777777", label=name)
         axis.set_xticks(np.arange(len(levels)), levels, rotation=30, ha="right")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from studies import CONFIGS, low_dimensional, mnist
 
+from ndsm_jax import plots
 from ndsm_jax.config import SMOKE
 from ndsm_jax.config.assemble import build
 from ndsm_jax.config.parts import fit, stand_in
@@ -96,6 +97,20 @@ def test_table_is_markdown(tmp_path):
     make(tmp_path).table("t", rows, title="Title")
     text = (tmp_path / "tables" / "t.md").read_text()
     assert text == "Title\n\n| name | value |\n| --- | --- |\n| x | 1.235 |\n| y |  |\n"
+
+
+def test_a_series_has_one_colour_in_all_panels():
+    """One that the first panel lacks, and those after it."""
+    panels = {"FID": ("ours", "floor"), "recall": ("ours", "mixture", "floor")}
+    figure = plots.levels_figure(
+        {title: {name: {"100": [1.0, 2.0]} for name in names} for title, names in panels.items()}
+    )
+    colours: dict[str, set[str]] = {}
+    for axis in figure.axes:
+        for drawn in axis.containers:
+            colours.setdefault(drawn.get_label(), set()).add(drawn.lines[0].get_color())
+    assert list(map(len, colours.values())) == [1, 1, 1]
+    assert len(set.union(*colours.values())) == 3
 
 
 def test_metrics_are_json_even_where_a_method_diverged(tmp_path):
