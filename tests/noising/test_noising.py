@@ -265,6 +265,7 @@ def test_stable_targets_of_paths_are_the_score_of_their_last_steps(rng, noises):
     assert np.abs((own - exact) * std).mean() > 0.2  # and it is another than the path's own
 
 
+@pytest.mark.slow
 def test_stable_targets_of_paths_train_towards_the_same_score():
     """One Gaussian N(0, I) that noises to itself has the score -y. The slope that least squares
     finds, weighted as the loss is, over 600 minibatches of 64, beside its standard error; that of

@@ -47,6 +47,7 @@ CASES = {  # d - rank is 4, 3, 2, 1 and 0
     "tied, codim 0": (2, 2, "tied_spherical"),
     "tied, one component": (3, 0, "tied_spherical"),
 }
+BETWEEN = ("codim 3", "codim 2", "codim 1")
 
 
 def noisings(process, kind, integrator="euler"):
@@ -80,7 +81,10 @@ def statistics(process, batch, x0):
     return np.concatenate([all_columns, all_columns * late], axis=-1).mean(axis=1)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=[pytest.mark.slow] if c in BETWEEN else []) for c in CASES],
+)
 def test_the_quotient_has_the_law_of_the_full_space(case):
     """Moments of states, targets and their products with the data, and two-sample tests.
 

@@ -68,6 +68,7 @@ def _check_likelihood(result, table):
     assert [line.split("  ")[0] for line in table[at + 1 : at + 6]] == list(rows)
 
 
+@pytest.mark.slow
 def test_a_diverged_model_is_reported_not_hidden(tmp_path):
     """NaN samples: finite_fraction 0, the other metrics empty, and the report still appears."""
     config = tiny()
