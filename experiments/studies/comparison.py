@@ -198,14 +198,15 @@ def reproduce(study: Study, *, only: str = "") -> None:
     settings = SCALES[study.scale]
     everything = {cell.name: cell for cell in cells(settings)}
     left_out = [name for p in settings.left_out for name in fnmatch.filter(everything, p)]
-    _found(study, everything.values())  # One of other settings is an error now, not after hours.
+    of = functools.partial(_of, study.scale)
+    study.found(everything.values(), of)  # One of other settings is an error now, not after hours.
     fitted = None
     for cell in chosen(everything, only):
         if cell.name not in left_out:
             if fitted != (fitted := (cell.data, cell.row, cell.seed)):
                 # XLA keeps several memory maps a program, and Linux allows 65,530 a process.
                 jax.clear_caches()
-            study.part(cell.name, _of(study.scale, cell), functools.partial(_measured, study, cell))
+            study.part(cell.name, of(cell), functools.partial(_measured, study, cell))
     _report(study, everything.values())
 
 
@@ -363,19 +364,10 @@ Numbers = dict[str, list[float]]
 """Column -> one number a seed."""
 
 
-def _found(study: Study, everything: Collection[Cell]) -> Found:
-    """The cells that are there."""
-    return {
-        cell: part
-        for cell in everything
-        if (part := study.kept(cell.name, _of(study.scale, cell))) is not None
-    }
-
-
 def _report(study: Study, everything: Collection[Cell]) -> None:
     """Tables, figure and page of the cells that are there."""
     settings = SCALES[study.scale]
-    found = _found(study, everything)
+    found = study.found(everything, functools.partial(_of, study.scale))
     text, scores, told_apart = [], {}, {}
     for data in settings.data:
         of_data = {cell: part for cell, part in found.items() if cell.data == data}

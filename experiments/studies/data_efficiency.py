@@ -165,9 +165,10 @@ def reproduce(study: Study, *, only: str = "") -> None:
       ValueError: patterns of which one matches nothing; a kept cell of other settings.
     """
     everything = {cell.name: cell for cell in cells(study.scale)}
-    _found(study)  # One of other settings is an error now, not after hours of measuring.
+    of = functools.partial(_of, study)
+    study.found(everything.values(), of)  # One of other settings is an error now, not after hours.
     for cell in chosen(everything, only):
-        study.part(cell.name, _of(study, cell), functools.partial(_measured, study, cell))
+        study.part(cell.name, of(cell), functools.partial(_measured, study, cell))
     _report(study)
 
 
@@ -261,18 +262,9 @@ def _picture(study: Study, cell: Cell, dataset: Dataset, run: Run, prior: np.nda
 # --- report ---
 
 
-def _found(study: Study) -> dict[Cell, Mapping[str, Any]]:
-    """The cells that are there."""
-    return {
-        cell: part
-        for cell in cells(study.scale)
-        if (part := study.kept(cell.name, _of(study, cell))) is not None
-    }
-
-
 def _report(study: Study) -> None:
     """Tables and curves of the cells that are there."""
-    found = _found(study)
+    found = study.found(cells(study.scale), functools.partial(_of, study))
     metrics: dict[str, Any] = {}
     for data, (_, _, columns) in DATA.items():
         of_data = {cell: part for cell, part in found.items() if cell.data == data}

@@ -58,7 +58,9 @@ def test_unet_takes_any_image_size(shape):
     assert out.shape == y.shape
 
 
-@pytest.mark.parametrize("widths", [(4, 8), pytest.param((32, 64), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "widths", [(4, 8), *(pytest.param(w, marks=pytest.mark.slow) for w in ((8, 16), (32, 64)))]
+)
 def test_every_unet_block_sees_the_time(widths, rng):
     """A per-channel bias before a one-channel group norm would be removed again."""
     net = networks.UNet(shape=(8, 8, 1), widths=widths, time_features=8)

@@ -17,7 +17,6 @@ def study(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_study_writes_its_results(study):
     metrics = json.loads((study.root / "metrics.json").read_text())
     rows = {row["spoilt by"]: row for row in metrics["rows"]}

@@ -15,8 +15,8 @@ import math
 import pathlib
 import platform
 import runpy
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -36,6 +36,16 @@ SCALES = ("smoke", "cpu", "full")
 Changes = Mapping[str, Mapping[str, Any]]
 Row = Mapping[str, Any]
 T = TypeVar("T")
+
+
+class Named(Protocol):
+    """What has a name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+N = TypeVar("N", bound=Named)
 
 
 def load_config(file: str | pathlib.Path, variant: str, *changes: Changes) -> Config:
@@ -229,6 +239,15 @@ class Study:
         if read["of"] != _plain(of):
             raise ValueError(f"{path} is of other settings; delete it or choose another --workdir")
         return read["values"]
+
+    def found(self, cells: Iterable[N], of: Callable[[N], Mapping[str, Any]]) -> dict[N, Any]:
+        """Those of the cells (by their `name`) that `part` has kept, with what it has.
+
+        Raises:
+          ValueError: as `kept`.
+        """
+        kept = {cell: self.kept(cell.name, of(cell)) for cell in cells}
+        return {cell: values for cell, values in kept.items() if values is not None}
 
     def _part(self, name: str) -> pathlib.Path:
         return self.root / "parts" / f"{name}.json"
