@@ -273,18 +273,23 @@ def _report(study: Study) -> None:
         values = _values(of_data)
         for items in dict.fromkeys(cell.items for cell in of_data):
             of_size = {name: by[items] for name, by in values.items() if items in by}
-            steps = {
-                method: ", ".join(
-                    str(part["kept step"])
+            parts = {
+                method: [
+                    part
                     for cell, part in of_data.items()
                     if (cell.items, cell.method) == (items, method)
-                )
+                ]
                 for method in of_size
             }
             rows = [
                 {"": name}
                 | {TITLES.get(k, k): mean_and_error(x[k]) for k in columns if k in x}
-                | {"kept step": steps[name]}
+                | {
+                    OVER: _over_reference(
+                        part["metrics"]["energy_distance"] for part in parts[name]
+                    )
+                }
+                | {"kept step": ", ".join(str(part["kept step"]) for part in parts[name])}
                 for name, x in of_size.items()
             ]
             n = _items(of_data, items)
@@ -313,6 +318,20 @@ def _report(study: Study) -> None:
             study.figure(data, plots.levels_figure(panels, lines=floors, log=logarithmic))
         metrics[data] = {name: {str(n): x for n, x in by.items()} for name, by in values.items()}
     study.metrics({"scores": metrics})
+
+
+OVER = "energy distance over its reference's"
+
+
+def _over_reference(parts: Sequence[Mapping[str, Any]]) -> str | None:
+    """'difference ± standard error' of one method, a part a seed; None where it was not measured."""
+    scores = [part["metrics"]["energy_distance"] for part in parts]
+    measured = [score for score in scores if score.get("error") is not None]
+    if not measured:
+        return None
+    mean = np.mean([score["value"] - score["prior"] for score in measured])
+    error = np.sqrt(np.sum([score["error"] ** 2 for score in measured])) / len(measured)
+    return f"{mean:+.4f} ± {error:.4f}"
 
 
 Values = dict[str, dict[int, dict[str, list[float]]]]

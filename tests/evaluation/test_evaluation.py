@@ -70,6 +70,30 @@ def test_energy_distance_brute_force(rng):
     assert evaluation.energy_distance(x, x.copy()) == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("distance", "error"),
+    [
+        (evaluation.energy_distance, evaluation.energy_gap_error),
+        (evaluation.sliced_wasserstein, evaluation.sliced_gap_error),
+    ],
+)
+def test_the_error_of_a_gap_is_its_spread_over_draws(rng, distance, error):
+    """200 draws of three laws, in sets of three sizes: a spread known to 5 %."""
+    gaps, squared = [], []
+    for _ in range(200):
+        x, y = gaussians(rng, 60, 100, 3)
+        z = -0.4 + 0.8 * rng.normal(size=(80, 3))
+        gaps.append(distance(x, y) - distance(z, y))
+        squared.append(error(x, z, y) ** 2)
+    assert np.sqrt(np.mean(squared)) == pytest.approx(np.std(gaps, ddof=1), rel=0.2)
+
+
+def test_more_blocks_than_points_are_refused(rng):
+    x, y = gaussians(rng, 30, 9, 2)
+    with pytest.raises(ValueError, match="10 blocks of 9 points"):
+        evaluation.sliced_gap_error(x, x, y)
+
+
 def test_mmd_brute_force_and_default_bandwidth(rng):
     x, y = gaussians(rng, 12, 9, 2)
     pooled = np.concatenate([x, y])
@@ -243,6 +267,7 @@ def test_suite_orders_sets_as_it_must(rng):
     for name in ("sliced_wasserstein", "energy_distance", "mmd2", "two_sample_accuracy"):
         m = metrics[name]
         assert m["floor"] < m["value"] < m["prior"], name
+        assert (m["error"] is None) == (name == "mmd2")
     for name in ("precision", "density"):
         m = metrics[name]
         assert m["floor"] > m["value"] > m["prior"], name
@@ -281,7 +306,7 @@ def test_suite_survives_samples_that_all_diverged(rng):
     json.dumps(result, allow_nan=False)
     metrics = result["metrics"]
     assert metrics["finite_fraction"]["value"] == 0
-    assert metrics["energy_distance"]["value"] is None
+    assert metrics["energy_distance"]["value"] is metrics["energy_distance"]["error"] is None
     assert metrics["energy_distance"]["prior"] > metrics["energy_distance"]["floor"]
     assert result["modes"]["samples"] == [0, 0, 0, 0]
 

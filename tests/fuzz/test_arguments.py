@@ -549,6 +549,13 @@ FUNCTIONS: dict[str, Case] = {
             "two_sample_accuracy",
         )
     },
+    **{
+        f"evaluation.{name}": (
+            getattr(evaluation, name),
+            {"x": POINTS, "z": POINTS[:30] - 1, "y": POINTS[:20] + 1},
+        )
+        for name in ("energy_gap_error", "sliced_gap_error")
+    },
     "evaluation.median_distance": (evaluation.median_distance, {"x": POINTS, "max_points": 20}),
     "evaluation.total_variation": (
         evaluation.total_variation,

@@ -35,7 +35,7 @@ def measured(monkeypatch) -> list[str]:
 
     def made(study, cell):
         names.append(cell.name)
-        scores = {"value": 0.5, "floor": 0.1, "prior": 0.6}
+        scores = {"value": 0.5, "floor": 0.1, "prior": 0.6, "error": 0.03}
         columns = data_efficiency.DATA[cell.data][2]
         return {"metrics": dict.fromkeys(columns, scores), "kept step": 1, "items": cell.items}
 
@@ -90,3 +90,15 @@ def test_the_number_of_items_is_read_off_a_power_law():
     assert data_efficiency.fewer(theirs, ours)[1000] == "0.25"
     # A curve that rises again: what fewer items reached, more reach.
     assert data_efficiency.fewer({10: 1.0, 100: 0.1, 1000: 0.5}, {1000: 0.1}) == {1000: "10"}
+
+
+def test_the_distance_over_the_reference_has_the_error_of_all_seeds():
+    """Independent errors of 0.03 and 0.04: 0.05 / 2."""
+    scores = [
+        {"value": 0.5, "prior": 0.4, "error": 0.03},
+        {"value": 0.4, "prior": 0.6, "error": 0.04},
+    ]
+    parts = [{"metrics": {"energy_distance": score}} for score in scores]
+    assert data_efficiency._over_reference(parts) == "-0.0500 ± 0.0250"
+    del scores[0]["error"], scores[1]["error"]  # as measured before errors were
+    assert data_efficiency._over_reference(parts) is None

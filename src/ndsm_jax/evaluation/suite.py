@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,10 @@ from ndsm_jax.evaluation.agreement import Starts, agreement, label_agreement
 from ndsm_jax.evaluation.classifier import ImageClassifier
 from ndsm_jax.evaluation.distances import (
     energy_distance,
+    energy_gap_error,
     median_distance,
     mmd,
+    sliced_gap_error,
     sliced_wasserstein,
     total_variation,
     two_sample_accuracy,
@@ -105,6 +108,9 @@ def evaluate(
     (the box's longest side in every coordinate), are counted in finite_fraction and left out of
     everything else: read it first. A column with fewer than 10 points left is None.
 
+    Of the energy and the sliced Wasserstein distance and the two-sample accuracy there is the error
+    as well: the standard error of value - prior, over draws of all three sets. Else it is None.
+
     Modes are the classifier's classes if there is one, else the label of the nearest training item,
     or the nearest of 10 k-means clusters of the training data when there are no labels. Their data
     fractions are those of all real items, from the labels themselves where there are any.
@@ -130,9 +136,9 @@ def evaluate(
         max_points: most points per set that are compared (distances cost their square).
 
     Returns:
-        {"metrics": {name: {"value", "floor", "prior", "better": "lower" | "higher" | "target",
-        "what"}}, "modes": {"labels", "data", "samples", "prior"}, "counts": {...}}, and, with
-        `starts`, "conditioning": what `agreement` returns, None when fewer than 10 samples are
+        {"metrics": {name: {"value", "floor", "prior", "error", "better": "lower" | "higher" |
+        "target", "what"}}, "modes": {"labels", "data", "samples", "prior"}, "counts": {...}}, and,
+        with `starts`, "conditioning": what `agreement` returns, None when fewer than 10 samples are
         left; with `labels`, "labels": what `label_agreement` does, or None as well. All made of
         JSON types; "target" means as near to the floor as possible.
 
@@ -168,8 +174,9 @@ def evaluate(
     }
     bandwidth = median_distance(compared_with, seed=seed)
     reference = None if classifier is None else summarise(held_out, classifier)
+    located = {key: into(x) for key, x in points.items()}
     for key, x in points.items():
-        at = into(x)
+        at = located[key]
         columns[key] |= _against_held_out(at, compared_with, bandwidth, seed)
         columns[key] |= _against_training(compared_with if key == "floor" else at, near)
         columns[key] |= _to_support(x, dataset.name)
@@ -183,10 +190,21 @@ def evaluate(
             ratio = columns[key]["nearest_train"] / columns["floor"]["nearest_train"]
             columns[key]["nearest_train_ratio"] = ratio
 
+    errors: dict[str, float] = {}
+    if {"value", "prior"} <= located.keys():
+        columns_of = (columns["value"], columns["prior"])
+        sets_of = (located["value"], located["prior"], compared_with)
+        errors = {
+            "energy_distance": energy_gap_error(*sets_of),
+            "sliced_wasserstein": sliced_gap_error(*sets_of, seed=seed),
+            "two_sample_accuracy": math.hypot(*(c["two_sample_accuracy_se"] for c in columns_of)),
+        }
+
     result: dict[str, Any] = {
         "metrics": {
             name: {
                 **{key: columns[key].get(name) for key in ("value", "floor", "prior")},
+                "error": errors.get(name),
                 "better": better,
                 "what": what,
             }
