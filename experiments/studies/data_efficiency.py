@@ -284,11 +284,7 @@ def _report(study: Study) -> None:
             rows = [
                 {"": name}
                 | {TITLES.get(k, k): mean_and_error(x[k]) for k in columns if k in x}
-                | {
-                    OVER: _over_reference(
-                        part["metrics"]["energy_distance"] for part in parts[name]
-                    )
-                }
+                | {OVER: _over_reference(parts[name])}
                 | {"kept step": ", ".join(str(part["kept step"]) for part in parts[name])}
                 for name, x in of_size.items()
             ]
@@ -324,7 +320,7 @@ OVER = "energy distance over its reference's"
 
 
 def _over_reference(parts: Sequence[Mapping[str, Any]]) -> str | None:
-    """'difference ± standard error' of one method, a part a seed; None where it was not measured."""
+    """'difference ± standard error' of one method, a part a seed; None if not measured."""
     scores = [part["metrics"]["energy_distance"] for part in parts]
     measured = [score for score in scores if score.get("error") is not None]
     if not measured:
