@@ -18,7 +18,7 @@ import common
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from networks import Step
+from network_step import Step
 from step_cost import SHAPE
 
 from ndsm_jax import app

@@ -71,6 +71,16 @@ def test_networks_in_the_quick_form(tmp_path):
 
 
 @pytest.mark.slow
+def test_pytorch_runs_the_same_network(tmp_path):
+    """It compares both networks' outputs itself."""
+    pytest.importorskip("torch")
+    root, out = pathlib.Path(gpu.__file__).parents[1], tmp_path / "pytorch.json"
+    command = [sys.executable, root / "benchmarks" / "pytorch.py", "--quick", f"--out={out}"]
+    subprocess.run(command, check=True, cwd=root)
+    assert len(json.loads(out.read_text())["rows"]) == 3
+
+
+@pytest.mark.slow
 def test_gpu_at_smoke_scale(tmp_path):
     root = pathlib.Path(gpu.__file__).parents[1]
     folder = tmp_path / "results"

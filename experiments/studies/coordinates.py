@@ -139,7 +139,7 @@ def train(study: Study, data: str, method: str, seed: int) -> Run:
 
 
 def measure(study: Study, data: str, method: str, seed: int) -> dict[str, dict[str, float]]:
-    """Name -> {value, floor, prior} of one cell, trained first where it is not yet."""
+    """Name -> {value, floor, prior, error} of one cell, trained first where it is not yet."""
     run, dataset = train(study, data, method, seed), _load(_config(study, data, method))
     is_mnist = dataset.name == "mnist"
     classifier = None if is_mnist else _classifier(dataset)

@@ -45,6 +45,7 @@ from ndsm_jax.reports.study import (
     mean_and_error,
     seeded,
     slug,
+    with_error,
 )
 from studies import CONFIGS, LOCAL, mnist
 
@@ -284,7 +285,7 @@ def _report(study: Study) -> None:
             rows = [
                 {"": name}
                 | {TITLES.get(k, k): mean_and_error(x[k]) for k in columns if k in x}
-                | {OVER: _over_reference(parts[name])}
+                | {EXCESS: _excess(parts[name])}
                 | {"kept step": ", ".join(str(part["kept step"]) for part in parts[name])}
                 for name, x in of_size.items()
             ]
@@ -316,18 +317,21 @@ def _report(study: Study) -> None:
     study.metrics({"scores": metrics})
 
 
-OVER = "energy distance over its reference's"
+EXCESS = "energy distance minus its reference's"
 
 
-def _over_reference(parts: Sequence[Mapping[str, Any]]) -> str | None:
-    """'difference ± standard error' of one method, a part a seed; None if not measured."""
+def _excess(parts: Sequence[Mapping[str, Any]]) -> str | None:
+    """'difference ± standard error' of one method, a part a seed; None if not measured.
+
+    The error is that of drawing samples, not of the training items. The mean of the seeds' errors
+    bounds it, as seeds may share held-out items.
+    """
     scores = [part["metrics"]["energy_distance"] for part in parts]
     measured = [score for score in scores if score.get("error") is not None]
     if not measured:
         return None
     mean = np.mean([score["value"] - score["prior"] for score in measured])
-    error = np.sqrt(np.sum([score["error"] ** 2 for score in measured])) / len(measured)
-    return f"{mean:+.4f} ± {error:.4f}"
+    return with_error(float(mean), float(np.mean([s["error"] for s in measured])), sign="+")
 
 
 Values = dict[str, dict[int, dict[str, list[float]]]]

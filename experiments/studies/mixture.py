@@ -33,7 +33,7 @@ from ndsm_jax.reports.study import Changes, Row, Study, load_config, over_seeds,
 from studies import CONFIGS
 
 Levels = dict[str, dict[str, Any]]  # level -> changes of the section `mixture`; {}: the base
-Score = dict[str, dict[str, Any]]  # metric -> value, floor and prior
+Score = dict[str, dict[str, Any]]  # metric -> value, floor, prior and error
 Scores = dict[str, list[Score]]  # level -> one a seed
 
 RINGS: dict[str, Levels] = {

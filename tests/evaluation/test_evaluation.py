@@ -19,7 +19,7 @@ from ndsm_jax.conditioning import PRIOR_COUNT, class_log_weights
 from ndsm_jax.datasets import Dataset, load
 from ndsm_jax.evaluation.agreement import _share
 from ndsm_jax.evaluation.neighbours import two_nearest
-from ndsm_jax.evaluation.suite import expected_total_variation
+from ndsm_jax.evaluation.suite import expected_total_variation, total_variation_error
 from ndsm_jax.rows import Stored
 
 
@@ -86,6 +86,14 @@ def test_the_error_of_a_gap_is_its_spread_over_draws(rng, distance, error):
         gaps.append(distance(x, y) - distance(z, y))
         squared.append(error(x, z, y) ** 2)
     assert np.sqrt(np.mean(squared)) == pytest.approx(np.std(gaps, ddof=1), rel=0.2)
+
+
+def test_the_error_of_a_total_variation_is_its_spread_over_draws(rng):
+    """2,000 draws of a law far from the fractions: a spread known to 2 %."""
+    law, fractions = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.5, 0.3])
+    draws = rng.multinomial(400, law, size=2000) / 400
+    spread = np.std([evaluation.total_variation(p, fractions) for p in draws])
+    assert total_variation_error(law, fractions, 400) == pytest.approx(spread, rel=0.1)
 
 
 def test_more_blocks_than_points_are_refused(rng):
@@ -267,7 +275,7 @@ def test_suite_orders_sets_as_it_must(rng):
     for name in ("sliced_wasserstein", "energy_distance", "mmd2", "two_sample_accuracy"):
         m = metrics[name]
         assert m["floor"] < m["value"] < m["prior"], name
-        assert (m["error"] is None) == (name == "mmd2")
+        assert (m["error"] is None) == (name in ("mmd2", "two_sample_accuracy"))
     for name in ("precision", "density"):
         m = metrics[name]
         assert m["floor"] > m["value"] > m["prior"], name

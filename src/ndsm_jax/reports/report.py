@@ -119,17 +119,16 @@ def sentences(metrics: Mapping[str, Mapping[str, Any]], compared: int) -> list[s
     return list(filter(None, [made_worse(metrics), copied(metrics, compared)]))
 
 
-CHANCE = {"mode_tv": 0.5}
-"""Share of the floor that says nothing, of metrics whose error is not measured; else a tenth. The
-floor of mode_tv is nothing but chance: half of it is two standard deviations for ten modes."""
+CHANCE = 0.1
+"""Share of the floor that says nothing, of metrics whose error is not measured."""
 
 
 def made_worse(metrics: Mapping[str, Mapping[str, Any]]) -> str:
     """In which metrics the prior alone is nearer to the data than the samples: a sentence, or ''.
 
     Nearer by two standard errors of the difference, where `evaluation.evaluate` measures it, else
-    by a share of the floor (`CHANCE`); and by a fifth of the samples' distance to the floor. Of no
-    metric of which neither direction is better, nor of mmd2, whose floor is 0.
+    by a share of the floor (`CHANCE`); and by a fifth of the samples' distance to the floor.
+    Metrics of which neither direction is better are skipped, and mmd2, whose floor is 0.
     """
     worse = []
     for name, m in metrics.items():
@@ -138,7 +137,7 @@ def made_worse(metrics: Mapping[str, Mapping[str, Any]]) -> str:
         if sign is None or name == "mmd2" or None in (value, floor, prior):
             continue
         gap, alone = (max(sign * (x - floor), 0.0) for x in (value, prior))
-        chance = CHANCE.get(name, 0.1) * abs(floor) if error is None else 2 * error
+        chance = CHANCE * abs(floor) if error is None else 2 * error
         if gap - alone > max(chance, 0.2 * gap):
             worse.append(f"{name} ({number(value)}, the prior {number(prior)})")
     if not worse:

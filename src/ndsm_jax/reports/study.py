@@ -194,7 +194,7 @@ class Study:
     def scores(
         self, run: Run, dataset: Dataset, *, classifier: Any = None, max_points: int = 5000
     ) -> dict[str, dict[str, float]]:
-        """`measure` of a run: name -> {value, floor, prior}, kept in scores.json."""
+        """`measure` of a run: name -> {value, floor, prior, error}, kept in scores.json."""
         path = run.folder / "scores.json"
         key = [None if classifier is None else classifier.digest, max_points]
         if path.exists():
@@ -313,8 +313,13 @@ def mean_and_error(values: Sequence[float]) -> str:
     error = float(x.std(ddof=1)) / len(x) ** 0.5 if len(x) > 1 else 0.0
     if not error > 1e-12 * abs(mean):  # rounding in the mean of equal values
         return f"{mean:.4g}"
+    return with_error(mean, error)
+
+
+def with_error(mean: float, error: float, *, sign: str = "") -> str:
+    """'mean ± error', as many decimals as give the error two digits; `sign` '+' shows a plus."""
     decimals = max(0, 1 - math.floor(math.log10(error)))
-    return f"{mean:,.{decimals}f} ± {error:,.{decimals}f}"
+    return f"{mean:{sign},.{decimals}f} ± {error:,.{decimals}f}"
 
 
 def markdown(rows: Sequence[Row]) -> str:
