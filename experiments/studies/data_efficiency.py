@@ -296,7 +296,7 @@ def _report(study: Study) -> None:
                 rows,
                 title=f"{data.replace('_', ' ')}, {n:,} training items, seeds: {seeds}",
             )
-        _factors(study, data, values, of_data)
+        _factors(study, data, of_data)
         drawn = {name: by for name, by in values.items() if name in (*COMPARED, ALONE, AGAIN)}
         panels = {
             TITLES.get(key, key): {
@@ -361,12 +361,11 @@ def _floors(found: Mapping[Cell, Mapping[str, Any]], key: str) -> list[float]:
     return [part["metrics"][key]["floor"] for part in found.values() if key in part["metrics"]]
 
 
-def _factors(
-    study: Study, data: str, values: Values, found: Mapping[Cell, Mapping[str, Any]]
-) -> None:
+def _factors(study: Study, data: str, found: Mapping[Cell, Mapping[str, Any]]) -> None:
     """How many times fewer items ours needs for what a baseline has of the items of a row."""
     rows = []
     for baseline in (COMPONENTS, GAUSSIAN):
+        values = _values(_paired(found, baseline))
         for key in FACTORS:
             curves = [
                 {_items(found, n): float(np.mean(x[key])) for n, x in by.items() if key in x}
@@ -380,6 +379,22 @@ def _factors(
                 )
     if rows:
         study.table(f"{data}_factors", rows, title="Its items over those that ours needs as well")
+
+
+def _paired(
+    found: Mapping[Cell, Mapping[str, Any]], baseline: str
+) -> dict[Cell, Mapping[str, Any]]:
+    """Ours and the baseline's, of the training items that both have."""
+
+    def items(method: str) -> set[tuple[int, int]]:
+        return {(cell.items, cell.seed) for cell in found if cell.method == method}
+
+    both = items(OURS) & items(baseline)
+    return {
+        cell: part
+        for cell, part in found.items()
+        if cell.method in (OURS, baseline) and (cell.items, cell.seed) in both
+    }
 
 
 def fewer(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict[int, str]:

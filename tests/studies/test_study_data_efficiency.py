@@ -102,3 +102,14 @@ def test_the_distance_minus_the_reference_has_the_mean_error_of_all_seeds():
     assert data_efficiency._excess(parts) == "-0.050 ± 0.035"
     del scores[0]["error"], scores[1]["error"]  # as measured before errors were
     assert data_efficiency._excess(parts) is None
+
+
+def test_methods_are_compared_on_the_training_items_that_both_have():
+    def cell(method, seed, items=100):
+        return data_efficiency.Cell(data="mnist", items=items, method=method, seed=seed)
+
+    ours, theirs = data_efficiency.OURS, data_efficiency.GAUSSIAN
+    both = [cell(ours, 0), cell(theirs, 0)]
+    alone = [cell(ours, 1), cell(theirs, 0, items=300), cell(data_efficiency.COMPONENTS, 0)]
+    found: dict[data_efficiency.Cell, dict] = {key: {} for key in [*both, *alone]}
+    assert list(data_efficiency._paired(found, theirs)) == both
