@@ -135,7 +135,7 @@ def test_what_is_chance_alone_is_not_called_worse(rng, dim):
         "energy_distance": (evaluation.energy_distance, evaluation.energy_gap_error),
         "sliced_wasserstein": (
             partial(evaluation.sliced_wasserstein, num_projections=64),
-            evaluation.sliced_gap_error,
+            partial(evaluation.sliced_gap_error, num_projections=64),
         ),
     }
     called = 0

@@ -275,10 +275,11 @@ def expected_total_variation(fractions: Array, size: int) -> float:
 
 
 def total_variation_error(frequencies: Array, fractions: Array, size: int) -> float:
-    """Standard error of the total variation of `frequencies` [K] of `size` draws from `fractions`.
+    """Standard error of the total variation between `fractions` [K] and `frequencies` of draws.
 
     To first order, multinomial: sqrt((sum_k p_k s_k^2 - (sum_k p_k s_k)^2) / size) / 2 with p the
-    frequencies and s the signs of p - `fractions`. Where the laws agree it is above the true error.
+    frequencies of `size` draws of any law, and s the signs of p - `fractions`. Where the laws agree
+    it is above the true error.
     """
     p, sign = np.asarray(frequencies, np.float64), np.sign(frequencies - fractions)
     return 0.5 * float(np.sqrt(max(p @ sign**2 - (p @ sign) ** 2, 0.0) / size))
