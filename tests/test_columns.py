@@ -224,6 +224,25 @@ def test_far_is_measured_against_normal_draws():
         assert fit_scale(values, integer=False).normal == normal
 
 
+@pytest.mark.parametrize("integer", [True, False])
+def test_a_value_that_no_row_had_is_rarer_than_any(rng, integer):
+    """1 / n of the nearest one's probability, and not that of the nearest one."""
+    values = rng.choice([0, 1, 4], p=[0.2, 0.3, 0.5], size=200) * (1.0 if integer else 0.1)
+    scale = fit_scale(values, integer=integer)
+    seen = np.unique(values)
+    step = seen[1]
+    np.testing.assert_array_equal(scale.unseen(seen), False)
+    np.testing.assert_array_equal(scale.unseen(seen.astype(np.float32)), False)
+    other = np.array([2, 99, 1e9, -7]) * step
+    np.testing.assert_array_equal(scale.unseen(np.append(other, np.nan)), [1, 1, 1, 1, 0])
+    nearest = np.array([1, 4, 4, 0]) * step
+    found = scale.log_volume(other, integer=integer)
+    expected = scale.log_volume(nearest, integer=integer) - np.log(200)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    gaps = fit_scale(np.append(np.zeros(100), rng.normal(5, 1, 100)), integer=False)
+    assert not gaps.unseen(np.array([1.0, 20.0])).any()  # among numbers any number may come
+
+
 def test_columns_as_json():
     column = Column(name="a", kind="categorical", levels=("x", True, 3), missing=True)
     assert Column.from_json(column.to_json()) == column

@@ -5,6 +5,7 @@ import pickle
 import re
 
 import numpy as np
+import pandas
 import pytest
 import scipy.stats
 from scipy.special import logsumexp
@@ -80,6 +81,12 @@ def test_samples_come_as_the_rows_did(fitted):
     assert (rows[:, 0] != fitted.sample(40, random_state=7)[:, 0]).any()
     numbers = tiny(num_components=1).fit(np.round(load_iris().data * 10).astype(np.int32))
     assert numbers.sample(3).dtype == np.int32
+    rng = np.random.default_rng(0)
+    small = np.clip(rng.normal(250, 9, size=(60, 2)), 0, 255).astype(np.uint8)
+    drawn = tiny(num_components=1, covariance="spherical").fit(small)
+    wide, values = drawn.sample(200), drawn.model_.sample(200, seed=drawn._draw_seed(None))
+    assert values.max() > 255  # a byte does not hold them
+    np.testing.assert_array_equal(wide, values)
 
 
 def test_one_folder_and_one_pickle_keep_everything(fitted, tmp_path):
@@ -205,6 +212,99 @@ def test_gaps_are_filled_row_by_row(fitted):
     np.testing.assert_array_equal(fitted.impute(rows), rows)
 
 
+def test_imputed_rows_are_as_they_were_given(fitted):
+    rows = [[5.1, 3.5, None, 0.2, "setosa"], [6.3, 3.3, 6.0, 2.5, "virginica"]]
+    full = fitted.impute(rows)
+    assert full[1].tolist() == rows[1]
+    assert isinstance(full[0, 2], float)
+    exact = tiny(num_components=1).fit(load_iris().data.astype(np.float32))
+    gaps = load_iris().data + 1e-9
+    gaps[0, 0] = np.nan
+    full = exact.impute(gaps)
+    assert full.dtype == np.float64
+    np.testing.assert_array_equal(full[~np.isnan(gaps)], gaps[~np.isnan(gaps)])
+    with pytest.raises(ValueError, match=r"no finite draw for 1 of 1 rows, first \[1.e\+25"):
+        exact.impute([[1e25, None, 1.0, 1.0]])
+
+
+def test_columns_that_are_left_out():
+    rng = np.random.default_rng(0)
+    rows = np.stack([np.arange(60), rng.normal(10, 1, 60), rng.normal(-10, 1, 60)], axis=1)
+    made = tiny(num_components=1, columns={"column_1": "drop"}).fit(rows)
+    # Positions count in the rows that were given.
+    given = made.condition({1: 10.5}).sample(3)
+    np.testing.assert_array_equal(given[:, 0], 10.5)
+    assert (given[:, 1] < -5).all()
+    for key, message in ((0, "left out"), ("column_1", "left out"), (3, "no column 3")):
+        with pytest.raises(ValueError, match=message):
+            made.condition({key: 1.0})
+    own = made.sample(5)
+    assert own.shape == (5, 2)
+    assert np.isfinite(made.score(own))
+    gaps = rows[:4].copy()
+    gaps[2, 1] = np.nan
+    full = made.impute(gaps)
+    np.testing.assert_array_equal(full[:, [0, 2]], gaps[:, [0, 2]])
+    assert np.isfinite(full).all()
+    with pytest.raises(ValueError, match="4 features, but NDSM is expecting 3"):
+        made.score(np.zeros((2, 4)))
+
+
+def test_data_frames_keep_index_names_and_types(tmp_path):
+    rng = np.random.default_rng(0)
+    frame = pandas.DataFrame(
+        {
+            7: rng.normal(100, 1, 60),
+            0: rng.normal(-100, 1, 60),
+            5: range(60),
+            9: pandas.Categorical(["b", "a"] * 30, ["b", "a"]),
+            2: pandas.array([1, 2, None] * 20, dtype="Int64"),
+        },
+        index=np.arange(60) + 1000,
+    )
+    made = tiny(num_components=1, columns={"5": "drop"}).fit(frame)
+    gaps = frame.iloc[:6].copy()
+    gaps.iloc[1, 0] = np.nan
+    full = made.impute(gaps)
+    assert not full.isna().any().any()
+    assert full.dtypes.equals(frame.dtypes)
+    assert full.index.equals(gaps.index)
+    pandas.testing.assert_frame_equal(full.where(gaps.notna()), gaps, check_dtype=False)
+    own = made.sample(4)
+    assert own.columns.tolist() == [7, 0, 9, 2]
+    assert np.isfinite(made.score(own))
+    # A name comes before a position.
+    assert (made.condition({7: 100.0}).sample(2)[7] == 100.0).all()
+    assert (made.condition({0: -100.0}).sample(2)[0] == -100.0).all()
+    assert (made.condition({3: "a"}).sample(2)[9] == "a").all()
+    assert (made.condition({"9": "a"}).sample(2)[9] == "a").all()
+    made.save(tmp_path)
+    pandas.testing.assert_frame_equal(NDSM.load(tmp_path).sample(4), own)
+
+
+def test_words_beside_numbers_in_a_column():
+    rows = np.empty((60, 2), object)
+    rows[:, 0] = [1, 2, "unknown"] * 20
+    rows[:, 1] = np.random.default_rng(0).normal(size=60)
+    made = tiny(num_components=1).fit(rows)
+    assert set(made.sample(50)[:, 0]) == {1, 2, "unknown"}
+    assert np.isfinite(made.score(made.sample(20)))
+    assert made.condition({0: 1}).sample(1)[0, 0] == 1
+
+
+def test_far_rows_have_no_density_and_the_others_theirs(fitted):
+    rows = load_iris().data
+    made = tiny(num_components=2, covariance="diag").fit(rows)
+    near = made.score_samples(rows[:3])
+    far = rows[:1] + np.array([1e30, 0, 0, 0])[None]
+    found = made.score_samples(np.concatenate([far, rows[:2], far, rows[2:3]]))
+    np.testing.assert_array_equal(found, [-np.inf, *near[:2], -np.inf, near[2]])
+    np.testing.assert_array_equal(made.score_samples(far), [-np.inf])
+    words = flowers()[:2]
+    words[1, 0] = 1e30
+    assert np.isfinite(fitted.score_samples(words)).tolist() == [True, False]
+
+
 def test_rows_with_gaps_have_no_density(fitted):
     rows = flowers()[:3]
     rows[1, 2] = None
@@ -317,6 +417,14 @@ def test_numbers_of_numpy_are_parameters():
     """As a search over a grid gives them."""
     config = tiny(steps=np.int64(7), num_components=np.int32(2))._config(0)
     assert (config.train.steps, config.mixture.num_components) == (7, 2)
+
+
+def test_what_grids_of_numpy_found_is_saved(tmp_path):
+    made = tiny(num_components=np.int64(1), settings={"network.width": np.int64(8)})
+    made.fit(load_iris().data).save(tmp_path)
+    kept = NDSM.load(tmp_path).get_params()
+    assert kept["num_components"] == 1
+    assert kept["settings"]["network.width"] == 8
 
 
 def test_a_damaged_file_of_parameters_is_one_error(tmp_path):

@@ -122,12 +122,27 @@ class Scale(NamedTuple):
         found = _line(as_array(y, np.float64), self.y, self.x)
         return found.round() if integer else found
 
+    def unseen(self, values: np.ndarray) -> np.ndarray:
+        """Which values [n] none of the rows had, of a column whose every value has a stretch.
+
+        [n] bool; missing values count as seen, and so does what rounding to float32 makes of one.
+        """
+        values = as_array(values, np.float64)
+        like, seen = namespace(values), self.x[::2]
+        if len(self.x) % 2 or (seen != self.x[1::2]).any():
+            return like.zeros(len(values), bool)
+        rounding = min(1e-6 * np.abs(seen).max(), 0.25 * np.diff(seen).min(initial=np.inf))
+        return like.abs(values - self._placed(values)) > rounding
+
     def log_volume(self, values: np.ndarray, *, integer: bool) -> np.ndarray:
         """log dy/dx at each value [n]; where it has a stretch, the entropy of its noise there.
 
         The noise is what `TableFrame` draws: uniform, or, where y is to be normal, the standard
-        normal law cut to the stretch.
+        normal law cut to the stretch. An `unseen` value gets 1 / n of the probability of
+        the nearest one, where n rows have been seen: a value that none of them has is rarer.
         """
+        from scipy.special import ndtr
+
         low, high = self.stretches(values, integer=integer)
         placed = self._placed(values)
         like = namespace(placed)
@@ -137,8 +152,11 @@ class Scale(NamedTuple):
         with np.errstate(divide="ignore"):
             slopes = like.asarray(np.log(np.diff(self.y)) - np.log(np.diff(self.x)))
         high = like.where(wide, high, low + 1.0)  # of the others the entropy is not used
-        entropy = _cut_normal_entropy(low, high) if self.normal else like.log(high - low)
-        return like.where(wide, entropy, slopes[piece])
+        with np.errstate(divide="ignore"):  # of stretches so far out that they have no mass
+            entropy = _cut_normal_entropy(low, high) if self.normal else like.log(high - low)
+        found = like.where(wide, entropy, slopes[piece])
+        # The first knot of a column of stretches is the normal score of half a row.
+        return like.where(self.unseen(values), found + np.log(2 * ndtr(self.y[0])), found)
 
     def _placed(self, values: np.ndarray) -> np.ndarray:
         """Values that have no place, moved to the nearest that have one; in float64."""

@@ -217,7 +217,8 @@ class NDSM(BaseEstimator):
     def condition(self, cells: Mapping[Any, Any]) -> Conditional:
         """Rows with these cells: `condition({"alcohol": 13.0}).sample(10)`.
 
-        cells: column -> value, columns by their names or positions.
+        cells: column -> value, columns by their names or, otherwise, their positions among those
+          that were fitted.
 
         Raises:
           ValueError: a column that is not there, or a value that it cannot have.
@@ -225,12 +226,14 @@ class NDSM(BaseEstimator):
         check_is_fitted(self, "model_")
         row = np.full((1, len(self.columns_)), np.nan)
         names = [column.name for column in self.columns_]
-        for name, value in cells.items():
-            place = names.index(name) if name in names else name
-            if not whole().holds(place) or not 0 <= place < len(names):
-                raise ValueError(f"condition: no column {name!r}; one of {', '.join(names)}")
+        for key, value in cells.items():
+            name = self._like.name(key)
+            if name not in names:
+                dropped = f"column {name!r} was left out" if name else f"no column {key!r}"
+                raise ValueError(f"condition: {dropped}; one of {', '.join(names)}")
             cell = np.empty((1, 1), object)
             cell[0, 0] = value
+            place = names.index(name)
             row[0, place] = tables.encode(self.columns_[place : place + 1], cell)[0, 0]
         return Conditional(estimator=self, row=row)
 
@@ -238,22 +241,38 @@ class NDSM(BaseEstimator):
     def impute(self, X: Any, random_state: Any = None) -> Any:
         """Rows X with their missing cells drawn given the others, each row by its own: one draw.
 
-        Several draws, by different `random_state`, say how sure they are (multiple imputation).
+        Several draws, by different `random_state`, say how sure they are (multiple imputation). All
+        else comes back as it is in X.
+
+        Raises:
+          ValueError: a value that its column cannot have, or one too far from the data to draw by.
         """
         x = self._rows(X)
         gaps = np.isnan(x).any(axis=1)
         if gaps.any():
-            x[gaps] = self.model_.sample(
-                int(gaps.sum()),
-                given=x[gaps],
-                seed=self._draw_seed(random_state),
-                progress=bool(self.verbose),
+            x[gaps] = self._drawn(int(gaps.sum()), x[gaps], random_state)
+        return tables.filled(self.columns_, X, x)
+
+    def _drawn(self, num: int, given: np.ndarray, random_state: Any) -> np.ndarray:
+        """`num` rows [num, D] given cells of each, or of all."""
+        x = self.model_.sample(
+            num,
+            given=given,
+            seed=self._draw_seed(random_state),
+            progress=bool(self.verbose),
+        )
+        if not (found := np.isfinite(x).all(axis=1)).all():
+            raise ValueError(
+                f"NDSM: no finite draw for {(~found).sum()} of {num} rows, first"
+                f" {given[found.argmin() % len(given)]}: their cells lie too far from the data"
             )
-        return self._like.rows(self.columns_, x)
+        return x
 
     def _rows(self, X: Any) -> np.ndarray:
         check_is_fitted(self, "model_")
         _check_dense(X)
+        if self._like.is_sample(X, self.columns_):
+            return tables.encode(self.columns_, X)
         shape: tuple[int, ...] = getattr(X, "shape", ())
         if len(shape) == 2 and shape[1] != self.n_features_in_:
             raise ValueError(
@@ -274,7 +293,7 @@ class NDSM(BaseEstimator):
             "train.batch_size": self.batch_size,
             **{f"{section}.seed": seed for section in ("data", "mixture", "train", "sample")},
         }
-        given = dict(self.settings or {})
+        own, given = _plain(own), _plain(self.settings or {})
         for key in given:
             check_key(key)
             if "." not in key or key in own:
@@ -282,11 +301,7 @@ class NDSM(BaseEstimator):
                     f"NDSM: settings has {key!r}, which "
                     + ("is a section, not a key" if "." not in key else "NDSM(...) sets itself")
                 )
-        own = {
-            key: value.item() if isinstance(value, np.generic) else value  # as grids of NumPy have
-            for key, value in own.items()
-            if value is not None
-        }
+        own = {key: value for key, value in own.items() if value is not None}
         tree: dict[str, dict[str, Any]] = {}
         for key, value in {**SETTINGS, **own, **given}.items():
             section, _, name = key.partition(".")
@@ -311,7 +326,7 @@ class NDSM(BaseEstimator):
             references.check_samples(num, dim, self.num_components, "spherical")
         chosen = references.choose(
             states,
-            numbers=LADDER if self.num_components is None else (self.num_components,),
+            numbers=LADDER if self.num_components is None else (int(self.num_components),),
             min_covariance=c.min_covariance,
             criterion=c.criterion,
             seed=c.seed,
@@ -369,14 +384,14 @@ class NDSM(BaseEstimator):
           ValueError: the folder holds another run, or cannot be written to.
         """
         check_is_fitted(self, "model_")
+        parameters = _plain(self.get_params())
+        if not isinstance(self.random_state, Integral):
+            parameters["random_state"] = None
+        if parameters["settings"] is not None:
+            parameters["settings"] = _plain(parameters["settings"])
+        own = json_text({"parameters": parameters, "rows": dataclasses.asdict(self._like)})
         self.model_.save(folder)
-        state = self.random_state
-        own = {
-            "parameters": self.get_params()
-            | {"random_state": int(state) if isinstance(state, Integral) else None},
-            "rows": dataclasses.asdict(self._like),
-        }
-        replace_file(pathlib.Path(folder) / PARAMETERS_FILE, json_text(own).encode())
+        replace_file(pathlib.Path(folder) / PARAMETERS_FILE, own.encode())
 
     @classmethod
     @arguments(folder=FOLDER)
@@ -444,10 +459,7 @@ class Conditional:
     def sample(self, n_samples: int = 1, random_state: Any = None) -> Any:
         """As `NDSM.sample`, given the cells, which are as they were given."""
         of = self.estimator
-        x = of.model_.sample(
-            n_samples, given=self.row, seed=of._draw_seed(random_state), progress=bool(of.verbose)
-        )
-        return of._like.rows(of.columns_, x)
+        return of._like.rows(of.columns_, of._drawn(n_samples, self.row, random_state))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -455,15 +467,15 @@ class _Like:
     """How rows were given, and samples are.
 
     Attributes:
-      kind: frame (of pandas), or array.
       width: columns that there were.
       names: of these, if they are words.
-      dtype: of an array; of lists that of the array which NumPy makes of them.
+      labels: of these in a data frame of pandas, numbers and words; None of an array.
+      dtype: of an array; of lists that of the array which `tables.as_rows` makes of them.
     """
 
-    kind: str
     width: int
     names: list[str] | None = None
+    labels: list[Any] | None = None
     dtype: str = "float64"
 
     @classmethod
@@ -474,23 +486,58 @@ class _Like:
             "names": None if names is None else [str(name) for name in names],
         }
         if hasattr(rows, "iloc"):
-            return cls(kind="frame", **known)
-        dtype = np.asarray(rows).dtype
-        return cls(kind="array", dtype="object" if dtype.kind in "UT" else dtype.name, **known)
+            labels = [v if isinstance(v, str | int) else str(v) for v in rows.columns.tolist()]
+            return cls(labels=labels, **known)
+        dtype = tables.as_rows(rows).dtype
+        return cls(dtype="object" if dtype.kind in "UT" else dtype.name, **known)
 
     def rows(self, columns: tuple[Column, ...], x: np.ndarray) -> Any:
         """A matrix [n, D] as rows of this kind."""
         values = tables.decode(columns, x)
-        if self.kind == "frame":
+        if self.labels is not None:
             import pandas
 
-            return pandas.DataFrame(values)
+            return pandas.DataFrame({self._labelled[name]: v for name, v in values.items()})
         dtype = np.dtype(self.dtype)
         cells = np.empty(x.shape, object if dtype.kind == "O" else np.float64)
         for place, column in enumerate(values.values()):
             cells[:, place] = column
-        whole = dtype.kind in "iu" and np.isfinite(cells).all()
-        return cells.astype(dtype) if whole or dtype.kind == "f" else cells
+        if dtype.kind not in "iu":
+            return cells.astype(dtype) if dtype.kind == "f" else cells
+        for wide in (dtype, np.dtype(np.int64)):  # that of the rows, if it holds all samples
+            bounds = np.iinfo(wide)
+            if ((cells >= bounds.min) & (cells <= bounds.max)).all():
+                return cells.astype(wide)
+        return cells
+
+    def name(self, key: Any) -> str | None:
+        """Of the column that is called `key`, or else stands at that place; None: there is none."""
+        if self.labels is not None and key in self.labels:
+            return str(key)
+        names = [f"column_{i + 1}" for i in range(self.width)]
+        if self.labels is not None:
+            names = [str(label) for label in self.labels]
+        if key in names:
+            return key
+        return names[key] if whole().holds(key) and key < self.width else None
+
+    def is_sample(self, rows: Any, columns: tuple[Column, ...]) -> bool:
+        """Whether rows have the columns of samples, where some that were fitted were left out."""
+        if len(columns) == self.width:
+            return False
+        if hasattr(rows, "iloc"):
+            return [str(label) for label in rows.columns] == [column.name for column in columns]
+        shape = np.shape(rows) if hasattr(rows, "shape") else tables.as_rows(rows).shape
+        return len(shape) == 2 and shape[1] == len(columns)
+
+    @property
+    def _labelled(self) -> dict[str, Any]:
+        return {str(label): label for label in self.labels or []}
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """With Python's numbers in place of NumPy's, which grids of parameters have."""
+    return {k: v.item() if isinstance(v, np.generic) else v for k, v in options.items()}
 
 
 def _with_mixture(config: Config, **changes: Any) -> Config:

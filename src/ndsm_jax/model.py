@@ -167,8 +167,16 @@ class Model:
         """log p of data, nats [n] float64: see `training.log_prob`.
 
         label: of all, or of each, as the data have them: log p given it.
+
+        Raises:
+          ValueError: as `training.log_prob`; some labels, but neither one nor one for each.
         """
         x = self.matrix(x)
+        if label is not None and np.size(label) not in (1, len(x)):
+            raise ValueError(
+                f"Model.log_prob: {np.size(label)} labels of {len(x)} items; give one for each, or"
+                " one for all"
+            )
         return training.log_prob(
             self.experiment,
             self.state,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -21,6 +22,8 @@ from ndsm_jax.frames import Identity, states
 from ndsm_jax.measurements import Measurement, given
 from ndsm_jax.references import GaussianMixture
 from ndsm_jax.rows import Rows
+
+logger = logging.getLogger(__name__)
 
 LEVEL_DISTANCE = 2.0
 """Between any two levels of a category; a balanced column of two has variance 1."""
@@ -189,7 +192,17 @@ class TableFrame(Identity):
         known = measurement.variance == 0
         if measurement.directions is not None or not (known | np.isinf(measurement.variance)).all():
             raise ValueError("of a table cells can be given, without noise (measurements.given)")
-        y, seen = self.seen(np.where(known, measurement.value, np.nan))
+        x = np.where(known, measurement.value, np.nan)
+        for i, scale in zip(self._ordered, self._scales, strict=True):
+            if (unseen := scale.unseen(x[:, i])).any():
+                logger.warning(
+                    "column %r is given as %g, which no row had: the nearest of its few values is"
+                    " taken for it, one of %s",
+                    self.columns[i].name,
+                    x[unseen.argmax(), i],
+                    ", ".join(f"{value:g}" for value in np.unique(scale.x)),
+                )
+        y, seen = self.seen(x)
         return given(np.where(seen, y, np.nan))
 
     def _encoded(self, x: np.ndarray) -> np.ndarray:

@@ -161,6 +161,38 @@ def test_arrays(array, kind, tmp_path):
         np.testing.assert_array_equal(read(tmp_path / "a.npy").x, table.x)
 
 
+def test_lists_keep_numbers_beside_words():
+    """NumPy by itself makes words of all cells, and numbers of truth values."""
+    table = read([[1.5, "a", True], [float("nan"), "b", False], [2.5, None, True]])
+    assert kinds(table) == {
+        "column_1": "numeric",
+        "column_2": "categorical",
+        "column_3": "categorical",
+    }
+    nan = np.nan
+    np.testing.assert_array_equal(table.x, [[1.5, 0, 1], [nan, 1, 0], [2.5, nan, 1]])
+    np.testing.assert_array_equal(encode(table.columns, [[2.5, "a", True]]), [[2.5, 0, 1]])
+    assert kinds(read([[1, 2.5], [2, 3.5]])) == {"column_1": "integer", "column_2": "numeric"}
+
+
+def test_words_are_numbers_where_it_is_said():
+    words = np.array([["1.5", "a"], ["2.5", "b"]])
+    assert kinds(read(words))["column_1"] == "categorical"
+    table = read(words, columns={"column_1": "numeric"})
+    np.testing.assert_array_equal(table.x[:, 0], [1.5, 2.5])
+    with pytest.raises(ValueError, match="'a' is no number"):
+        read(words, columns={"column_2": "numeric"})
+
+
+def test_words_and_numbers_in_one_column():
+    cells = np.array([[1], ["x"], [2], [None]], object)
+    table = read(cells)
+    assert table.columns[0].levels == (1, 2, "x")
+    assert decode(table.columns, table.x)["column_1"].tolist() == [1, "x", 2, None]
+    with pytest.raises(ValueError, match="'column_1' has the value inf, which is not finite"):
+        read(np.array([[1], ["x"], [np.inf]], object))
+
+
 @pytest.mark.parametrize("array", [np.zeros(3), np.zeros((0, 2)), np.zeros((3, 1), "M8[D]")])
 def test_arrays_that_are_no_tables(array):
     with pytest.raises(ValueError, match=r"a table (needs|cannot)"):

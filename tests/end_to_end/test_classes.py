@@ -70,6 +70,8 @@ def test_the_folder_has_all_that_samples_of_a_class_need(folder, data):
     assert model.sample(4).shape == (4, 2)
     assert np.isfinite(model.log_prob(data.test[:2], label="mode a")).all()
     assert np.isfinite(model.log_prob(data.test[:2])).all()
+    with pytest.raises(ValueError, match="3 labels of 2 items; give one for each, or one for all"):
+        model.log_prob(data.test[:2], label=["mode a", "mode b", "mode a"])
     # Guided: away from the score without labels, and from an earlier step. By the last parameters,
     # as held-out data choose those before the first step.
     last, early = (load(folder, step=step, sample={"ema": False}) for step in (None, 3))

@@ -90,20 +90,55 @@ def encode(columns: Sequence[Column], data: Any, *, header: str = "auto") -> np.
       ValueError: a column that is not there, or a value that its column cannot have.
     """
     named = _cells(data, header, "data")
-    found = dict(named)
-    unnamed = all(name == _numbered(i) for i, (name, _) in enumerate(named))
+    places = _located(columns, [name for name, _ in named])
+    parts = [_encoded(c, named[place][1]) for c, place in zip(columns, places, strict=True)]
+    return np.stack(parts, axis=1)
+
+
+def filled(columns: Sequence[Column], data: Any, x: np.ndarray) -> Any:
+    """A copy of data as `encode` takes them, but for files, with gaps filled from a matrix [n, D].
+
+    All else is as it was: cells that are there, columns that are none of `columns`, names, index.
+
+    Raises:
+      ValueError: as `encode`.
+    """
+    named = _cells(data, "auto", "data")
+    is_frame = hasattr(data, "iloc")
+    out = data.copy() if is_frame else np.array(as_rows(data))
+    values = decode(columns, x).values()
+    for place, new in zip(_located(columns, [name for name, _ in named]), values, strict=True):
+        gaps = np.flatnonzero(named[place][1].missing)
+        if len(gaps) and is_frame:
+            out.isetitem(place, _with(data.iloc[:, place], gaps, new[gaps]))
+        elif len(gaps):
+            out[gaps, place] = new[gaps]
+    return out
+
+
+def _with(series: Any, gaps: np.ndarray, values: np.ndarray) -> Any:
+    """A column of a data frame with values at some places."""
+    made = series.copy()
+    made.iloc[gaps] = values.tolist()
+    return made
+
+
+def _located(columns: Sequence[Column], names: Sequence[str]) -> list[int]:
+    """Which of the data's columns each of the columns is: by name, or by place without names."""
+    found = {name: place for place, name in enumerate(names)}
+    unnamed = all(name == _numbered(i) for i, name in enumerate(names))
     if unnamed and not found.keys() >= {c.name for c in columns}:
-        if len(named) > len(columns):
+        if len(names) > len(columns):
             raise ValueError(
-                f"the data have {len(named)} columns without names, and {len(columns)} are needed:"
+                f"the data have {len(names)} columns without names, and {len(columns)} are needed:"
                 f" {', '.join(c.name for c in columns[:10])}"
             )
-        found = {c.name: cells for c, (_, cells) in zip(columns, named, strict=False)}
+        found = {c.name: place for place, c in enumerate(columns[: len(names)])}
     for column in columns:
         if column.name not in found:
             hint = did_you_mean(column.name, found)
             raise ValueError(f"the data have no column {column.name!r}. {hint}")
-    return np.stack([_encoded(column, found[column.name]) for column in columns], axis=1)
+    return [found[column.name] for column in columns]
 
 
 def decode(columns: Sequence[Column], x: np.ndarray) -> dict[str, np.ndarray]:
@@ -160,9 +195,7 @@ class _Cells(NamedTuple):
         values = self.present
         if self.levels or values.dtype.kind == "b":
             return None
-        if values.dtype.kind == "O" and not all(map(_is_numeric, values)):
-            return None
-        if values.dtype.kind in "UT" and not self.text:
+        if values.dtype.kind in "OUT" and not self.text and not all(map(_is_numeric, values)):
             return None
         try:
             return values.astype(np.float64)
@@ -197,12 +230,7 @@ def _cells(data: Any, header: str, key: str) -> Named:
         names = [str(name) for name in data.columns]
         _check_names(names, "the data frame")
         return [(name, _of_series(data.iloc[:, i])) for i, name in enumerate(names)]
-    try:
-        array = np.asarray(data)
-    except (TypeError, ValueError) as error:  # ragged lists; keys of JAX
-        raise ValueError(
-            f"a table needs an array [N, D]; this is {shown(data)}, of which NumPy makes none"
-        ) from error
+    array = as_rows(data)
     if array.ndim != 2 or not array.size:
         features = (
             f"0 feature(s) (shape={array.shape}) while a minimum of 1 is required; give it some"
@@ -210,6 +238,26 @@ def _cells(data: Any, header: str, key: str) -> Named:
         given = features if array.ndim == 2 and len(array) else f"one of shape {array.shape}"
         raise ValueError(f"a table needs an array [N, D] with rows and columns; this is {given}")
     return [(_numbered(i), _of_array(values)) for i, values in enumerate(array.T)]
+
+
+def as_rows(data: Any) -> np.ndarray:
+    """Lists, or an array, as an array; one of objects where lists hold words or truth values.
+
+    By itself NumPy makes words of numbers beside words, and numbers of truth values beside numbers.
+
+    Raises:
+      ValueError: what NumPy makes no array of.
+    """
+    try:
+        if isinstance(data, list | tuple):
+            objects = np.array(data, object)
+            if any(isinstance(cell, str | bool | np.bool_) for cell in objects.flat):
+                return objects
+        return np.asarray(data)
+    except (TypeError, ValueError) as error:  # ragged lists; keys of JAX
+        raise ValueError(
+            f"a table needs an array [N, D]; this is {shown(data)}, of which NumPy makes none"
+        ) from error
 
 
 def _of_file(path: pathlib.Path, header: str) -> Named:
@@ -364,6 +412,12 @@ def _levels(name: str, cells: _Cells) -> tuple[Level, ...]:
         return cells.levels
     values = cells.present if cells.numbers is None else cells.numbers
     found = set(map(_plain, values.tolist()))
+    infinite = [level for level in found if isinstance(level, float) and math.isinf(level)]
+    if infinite:
+        raise ValueError(
+            f"column {name!r} has the value {infinite[0]}, which is not finite; mend it, or leave"
+            " the cell empty"
+        )
     if len(found) > MAX_LEVELS:
         raise ValueError(
             f"column {name!r} has {len(found)} different values in {len(values)} rows, and a"
@@ -376,7 +430,7 @@ def _levels(name: str, cells: _Cells) -> tuple[Level, ...]:
 def _plain(level: Any) -> Level:
     """A level as JSON knows it; whole numbers without a point."""
     level = level.item() if isinstance(level, np.generic) else level
-    if isinstance(level, float) and level == round(level):
+    if isinstance(level, float) and level.is_integer():
         return int(level)
     return level if isinstance(level, str | bool | int | float) else str(level)
 
@@ -389,9 +443,11 @@ def _encoded(column: Column, cells: _Cells) -> np.ndarray:
 
 
 def _as_numbers(column: Column, cells: _Cells) -> np.ndarray:
-    numbers = cells.numbers
+    said = all(isinstance(value, str) or _is_numeric(value) for value in cells.present)
+    numbers = cells._replace(text=True).numbers if said else cells.numbers
     if numbers is None:
-        word = next((v for v in map(str, cells.present) if not _is_number(v)), cells.present[0])
+        words = list(map(str, cells.present))
+        word = next((word for word in words if not _is_number(word)), words[0])
         raise ValueError(
             f"column {column.name!r} is to be {column.kind}, and {word!r:.40} is no number: mend"
             f" it, or make the column a category (data.columns={column.name}=categorical)"
@@ -426,7 +482,9 @@ def _decoded(column: Column, x: np.ndarray) -> np.ndarray:
     if column.ordered:
         whole = column.kind == "integer" and finite.all() and np.abs(x).max(initial=0) < 2**63
         return x.astype(np.int64) if whole else x.copy()
-    levels = np.array(column.levels)
+    # Of words beside numbers NumPy would make words.
+    mixed = len({isinstance(v, str) + 2 * isinstance(v, bool) for v in column.levels}) > 1
+    levels = np.array(column.levels, object if mixed else None)
     found = levels[np.where(finite, x, 0).astype(int)]
     if finite.all():
         return found

@@ -25,6 +25,10 @@ from ndsm_jax.training.state import STREAM_LIKELIHOOD, TrainState
 SMALLEST_SHARE = 1e-4
 """Of a component in an item: those with less are left out of the sum over components."""
 
+FAR = 1e9
+"""Of a state: what lies farther out has no density in float32, where a log density is a difference
+of squares, and nobody has trained a network there."""
+
 DRAWS = 4
 """Of the state of an item, where its frame draws it."""
 
@@ -64,6 +68,7 @@ def log_prob(
       share of `SMALLEST_SHARE` or more in x. To leave out the others makes it smaller, not larger.
     - Where the frame draws the state, as `frames.Pixels` does, it is the mean over draws, which
       bounds the log probability of the levels of x from below (1511.01844, Section 3.1).
+    - An item so far out that float32 has no density there (`FAR`) has -inf.
     - A constant feature has no density. What the model thinks of it counts, in units of the states.
 
     Args:
@@ -104,6 +109,9 @@ def log_prob(
     total = sum(len(place.y) for place in places)
     with tqdm(total=total, desc="log p", unit=" states", disable=not progress) as bar:
         for i, place in enumerate(places):
+            if not len(place.y):
+                found.append(place.sum(LogProb(np.zeros(0), np.zeros(0))))
+                continue
             of_states = likelihood.log_prob(
                 jax.random.fold_in(key, i),
                 score,
@@ -226,21 +234,27 @@ class _Placed(NamedTuple):
       y: states [m, d], those of an item one after another.
       condition: of each, or None.
       log_factor: log of w_c |det dy / dx| [m].
-      item: of each, increasing [m].
+      item: of each, increasing [m]; one that has no state has no density either.
+      num: of items, n.
     """
 
     y: np.ndarray
     condition: Any
     log_factor: np.ndarray
     item: np.ndarray
+    num: int
 
     def sum(self, of_states: LogProb) -> LogProb:
         """log sum exp(log p + log_factor) of each item [n], and its standard error."""
-        starts = np.flatnonzero(np.diff(self.item, prepend=-1))
-        terms = of_states.value + self.log_factor
-        value = np.logaddexp.reduceat(terms, starts)
-        part = np.exp(terms - value[self.item]) * of_states.standard_error
-        return LogProb(value, np.sqrt(np.add.reduceat(part**2, starts)))
+        terms, error = of_states.value + self.log_factor, of_states.standard_error
+        far = np.abs(self.y).max(axis=1, initial=0) > FAR
+        terms, error = np.where(far, -np.inf, terms), np.where(far, 0.0, error)
+        value, square = np.full(self.num, -np.inf), np.zeros(self.num)
+        with np.errstate(invalid="ignore"):  # logarithms of no density
+            np.logaddexp.at(value, self.item, terms)
+            share = np.exp(terms - value[self.item])
+        np.add.at(square, self.item, (np.where(far, 0.0, share) * error) ** 2)
+        return LogProb(value, np.sqrt(square))
 
 
 def _placed(
@@ -252,7 +266,7 @@ def _placed(
     """
     mixture = frames.component_mixture(frame)
     if mixture is None:
-        return _Placed(y, told, frame.log_det(x, None), np.arange(len(x)))
+        return _Placed(y, told, frame.log_det(x, None), np.arange(len(x)), len(x))
     shares = np.asarray(jax.lax.map(mixture.responsibilities, jnp.asarray(y), batch_size=256))
     item, component = np.nonzero(shares >= min(SMALLEST_SHARE, 1 / mixture.num_components))
     component = component.astype(np.int32)
@@ -261,7 +275,7 @@ def _placed(
     if log_weights is not None:
         log_factor = log_weights[item, component]
     condition = joined(component, jax.tree.map(lambda c: c[item], told))
-    return _Placed(states, condition, log_factor + frame.log_det(x[item], component), item)
+    return _Placed(states, condition, log_factor + frame.log_det(x[item], component), item, len(x))
 
 
 def _over_draws(found: list[LogProb]) -> LogProb:
@@ -269,4 +283,6 @@ def _over_draws(found: list[LogProb]) -> LogProb:
     if len(found) == 1:
         return found[0]
     values = np.stack([one.value for one in found])
-    return LogProb(values.mean(axis=0), values.std(axis=0, ddof=1) / len(found) ** 0.5)
+    with np.errstate(invalid="ignore"):  # of items without a density
+        error = values.std(axis=0, ddof=1) / len(found) ** 0.5
+    return LogProb(values.mean(axis=0), np.where(np.isinf(values).any(axis=0), 0.0, error))
