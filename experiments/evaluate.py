@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from ndsm_jax import app, parallel
+from ndsm_jax.launch import check_replaced
 from ndsm_jax.reports.report import evaluate_run
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.", required=True)
@@ -45,15 +46,18 @@ def main(argv: Sequence[str]) -> None:
         "guidance_low": GUIDANCE_LOW.value,
         "guidance_high": GUIDANCE_HIGH.value,
     }
+    sample = {key: value for key, value in guidance.items() if value is not None}
+    how = {
+        key.removeprefix("evaluate_"): flag.value
+        for key, flag in EVALUATE.items()
+        if flag.value is not None
+    }
+    check_replaced(WORKDIR.value, sample=sample, evaluate=how)
     result = evaluate_run(
         pathlib.Path(WORKDIR.value),
         num=NUM.value,
-        sample={key: value for key, value in guidance.items() if value is not None},
-        how={
-            key.removeprefix("evaluate_"): flag.value
-            for key, flag in EVALUATE.items()
-            if flag.value is not None
-        },
+        sample=sample,
+        how=how,
         data_dir=DATA_DIR.value,
         allow_changed_source=ALLOW_CHANGED_SOURCE.value,
         progress=parallel.is_first(),

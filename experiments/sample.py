@@ -21,7 +21,6 @@ docs/conditional.md, docs/conditioning.md, docs/guidance.md.
 """
 
 import dataclasses
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -33,10 +32,12 @@ from absl import flags
 from ndsm_jax import app, conditioning, guards, measurements, plots
 from ndsm_jax.contrast import Score
 from ndsm_jax.datasets import tables
+from ndsm_jax.datasets.dataset import states
 from ndsm_jax.datasets.files import read_npy
 from ndsm_jax.guidance import GUIDANCES
 from ndsm_jax.launch import (
     Restored,
+    check_replaced,
     check_room,
     columns_of,
     draw_as_configured,
@@ -46,7 +47,7 @@ from ndsm_jax.launch import (
     weaker_score,
 )
 from ndsm_jax.measurements import Measurement
-from ndsm_jax.runs import replace_file
+from ndsm_jax.runs import aside, check_output, replace_file
 from ndsm_jax.sampling import SAMPLERS, Sampler
 from ndsm_jax.training import draw_components
 
@@ -85,7 +86,10 @@ LABELS_PER_CLASS = flags.DEFINE_integer(
 )
 DATA_DIR = flags.DEFINE_string("data_dir", None, "For --label, where the data are now.")
 GIVEN = flags.DEFINE_string(
-    "given", None, "What is known of the samples: a .npy file of items, NaN where it is not known."
+    "given",
+    None,
+    "What is known of the samples: a .npy file of items in the units of samples.npy, NaN where it"
+    " is not known; images may be uint8, 0 to 255.",
 )
 POOL = flags.DEFINE_integer(
     "pool", 1, "Pixels of --given are means of blocks of this many by as many.", lower_bound=1
@@ -132,10 +136,10 @@ def asked(run: Restored, num: int) -> Asked:
     names = [f"class {word.strip()}" for word in LABEL.value]
     if run.experiment.classes is None:
         return Asked(components=_components_of_labels(run, num), names=names)
-    if LABELS_PER_CLASS.value is not None:
+    if LABELS_PER_CLASS.value is not None or DATA_DIR.value is not None:
         raise ValueError(
-            "--labels_per_class names the components of runs whose network is told no labels, and"
-            " that of this run is; leave it out"
+            "--labels_per_class and --data_dir name the components of runs whose network is told no"
+            " labels, and that of this run is; leave them out"
         )
     labels = labels_of(run.host["data"], LABEL.value)
     return Asked(condition=np.resize(np.array(labels, np.int32), num), names=names)
@@ -169,8 +173,6 @@ def _components_of_labels(run: Restored, num: int) -> np.ndarray:
 def weaker(run: Restored) -> Score | None:
     """The score of --autoguide, or None."""
     if AUTOGUIDE.value is None:
-        if AUTOGUIDE_STEP.value is not None:
-            raise ValueError("--autoguide_step is of the run that --autoguide names; give it too")
         return None
     if run.config.sample.guidance_scale == 1:
         raise ValueError(
@@ -191,21 +193,12 @@ def measured(run: Restored, num: int) -> tuple[Measurement | None, np.ndarray | 
     Pixels that are not known are shown as the lowest value of those that are.
     """
     if GIVEN.value is None:
-        if POOL.value > 1 or NOISE.value:
-            raise ValueError("--pool and --noise say what the items of --given are; give it too")
         return None, None
     if COMPONENT.value or (LABEL.value and run.experiment.classes is None):
         raise ValueError("give --given, or --component or --label: each chooses the components")
     matrix = measurements.mean_pooling(run.shape, POOL.value) if POOL.value > 1 else None
-    width = int(np.prod(run.shape)) if matrix is None else len(matrix)
-    items = _numbers(pathlib.Path(GIVEN.value))
-    if width not in (items.size, int(np.prod(items.shape[1:]))) or np.isnan(items).all():
-        what = "" if matrix is None else f", means of blocks of {POOL.value} x {POOL.value} pixels"
-        raise ValueError(
-            f"--given={GIVEN.value}: an array [n, {width}] is needed{what}, not all of it NaN; got"
-            f" shape {items.shape}"
-        )
-    items = items.reshape(-1, width)[:num]
+    items = _items(run, _numbers(pathlib.Path(GIVEN.value)))[:num]
+    _check_range(run, items)
     rows = items[np.arange(num) % len(items)]
     shown = np.where(np.isnan(items), np.nanmin(items), items)
     if matrix is None:
@@ -214,8 +207,57 @@ def measured(run: Restored, num: int) -> tuple[Measurement | None, np.ndarray | 
     return known, shown @ matrix * POOL.value**2
 
 
+def _items(run: Restored, array: np.ndarray) -> np.ndarray:
+    """The items of --given as states are [n, D], float64: scaled and laid out as data of a run are.
+
+    uint8 is scaled where the data of the run are images of a range, and is numbers elsewhere.
+    """
+    shape, what = run.shape, ""
+    if POOL.value > 1:
+        shape = (shape[0] // POOL.value, shape[1] // POOL.value, shape[2])
+        what = f", means of blocks of {POOL.value} x {POOL.value} pixels"
+    width = int(np.prod(shape))
+    is_one = int(np.prod(array.shape[1:])) != width
+    items = array[None] if is_one else np.atleast_1d(array)
+    first = (shape[-1], *shape[:-1])
+    is_image = len(shape) == 3 and items.ndim == 4
+    if (
+        (is_one and array.size != width)
+        or (is_image and items.shape[1:] not in (shape, first))
+        or np.isnan(items).all()
+    ):
+        raise ValueError(
+            f"--given={GIVEN.value}: an array [n, {width}] is needed{what}, or of items of shape"
+            f" {shape}, not all of it NaN; got shape {array.shape}"
+        )
+    is_last = items.shape[1:] == shape and (
+        first != shape or run.config.data.layout != "channels_first"
+    )
+    if is_image and not is_last:
+        items = np.moveaxis(items, 1, -1)
+    scaled = items.dtype == np.uint8 and run.host["data"]["value_range"] is not None
+    return (states(items) if scaled else items.reshape(-1, width)).astype(np.float64)
+
+
+def _check_range(run: Restored, items: np.ndarray) -> None:
+    """Raises ValueError for items as far from the data as `guards.check_samples` lets no sample."""
+    box = run.host["data"].get("box")
+    if box is None:
+        return
+    middle = 0.5 * np.add(box["low"], box["high"])
+    _, far = guards.astray(np.where(np.isnan(items), middle, items), box)
+    if far > guards.SHARE * len(items):
+        raise ValueError(
+            f"--given={GIVEN.value}: {far} of its {len(items)} items are more than {guards.BOXES}"
+            f" times the data's range away from them: values from {np.nanmin(items):g} to"
+            f" {np.nanmax(items):g}, and those of the data are from {min(box['low']):g} to"
+            f" {max(box['high']):g}; give them in the units of the data, images as uint8 (0 to 255)"
+            " or as floats"
+        )
+
+
 def _numbers(path: pathlib.Path) -> np.ndarray:
-    """The array of a .npy file, as float64."""
+    """The array of a .npy file."""
     if not path.is_file():
         raise FileNotFoundError(
             f"--given={path}: there is no such file; a .npy file of numbers is needed, as"
@@ -224,7 +266,7 @@ def _numbers(path: pathlib.Path) -> np.ndarray:
     array = read_npy(path)
     if array.dtype.kind not in "biuf":
         raise ValueError(f"--given={path}: numbers are needed, and it holds {array.dtype}")
-    return array.astype(np.float64)
+    return array
 
 
 def guidance() -> Callable[..., Sampler]:
@@ -250,16 +292,39 @@ def _integers(flag: str, values: Sequence[str]) -> list[int]:
         raise ValueError(f"--{flag}={','.join(values)}: whole numbers are needed") from None
 
 
-def output() -> pathlib.Path:
-    """The path of --out, in a folder that can be written to."""
-    out = pathlib.Path((OUT.value or f"{WORKDIR.value}/samples").removesuffix(".npy"))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(out.parent, os.W_OK):
-        raise ValueError(f"{out.parent} cannot be written to; choose another path by --out")
-    return out
+READ_WITH = {
+    "pool": "given",
+    "noise": "given",
+    "guidance": "given",
+    "particles": "given",
+    "labels_per_class": "label",
+    "data_dir": "label",
+    "autoguide_step": "autoguide",
+}
+"""Flags -> those without which nothing reads them."""
+
+
+def check_flags() -> None:
+    """Raises ValueError for flags that were given and that nothing reads."""
+    for name, other in READ_WITH.items():
+        if flags.FLAGS[name].present and not flags.FLAGS[other].value:
+            raise ValueError(f"--{name} is read with --{other}; give it too, or leave --{name} out")
+    if flags.FLAGS["particles"].present and GUIDANCE.value != "twisted":
+        raise ValueError("--particles is read with --guidance=twisted; leave it out, or give that")
+
+
+def outputs(run: Restored) -> list[pathlib.Path]:
+    """The paths that --out names, .npy and .png, of a table .csv, too; all can be written."""
+    out = (OUT.value or f"{WORKDIR.value}/samples").removesuffix(".npy")
+    suffixes = (".npy", ".png", *([".csv"] if columns_of(run.host["data"]) else []))
+    paths = [pathlib.Path(f"{out}{suffix}") for suffix in suffixes]
+    for path in paths:
+        check_output(path)
+    return paths
 
 
 def main(argv: Sequence[str]) -> None:
+    check_flags()
     flag_values: dict[str, Any] = {
         "sampler": SAMPLER.value,
         "steps": STEPS.value,
@@ -270,9 +335,13 @@ def main(argv: Sequence[str]) -> None:
         "guidance_high": GUIDANCE_HIGH.value,
     }
     changes = {key: value for key, value in flag_values.items() if value is not None}
+    # What --autoguide guides needs no label, which the config's guidance is read with.
+    guided = {key for key in changes if AUTOGUIDE.value and key.startswith("guidance_")}
+    asked_for = {key: value for key, value in changes.items() if key not in guided}
+    check_replaced(WORKDIR.value, sample=asked_for)
     run = restore(WORKDIR.value, sample=changes, allow_changed_source=ALLOW_CHANGED_SOURCE.value)
     check_room(run.experiment, NUM.value)
-    out = output()
+    npy, png, *csv = outputs(run)
     known, items = measured(run, NUM.value)
     components, condition, names = asked(run, NUM.value)
     x = draw_as_configured(
@@ -287,11 +356,7 @@ def main(argv: Sequence[str]) -> None:
         weaker=weaker(run),
     )
     guards.check_samples(x, run.host["data"].get("box"))
-    npy, csv, png = (f"{out}{suffix}" for suffix in (".npy", ".csv", ".png"))
-    np.save(npy, x.reshape(-1, *run.shape))
     of_table = columns_of(run.host["data"])
-    if of_table:
-        tables.write(csv, of_table, x)
     limits = run.host["data"]["value_range"]
     grey = plots.grey_limits(x, limits and tuple(limits))
     if of_table:
@@ -311,8 +376,13 @@ def main(argv: Sequence[str]) -> None:
         picture = plots.rows_figure(rows, run.shape, columns=columns, grey=grey)
     else:
         picture = plots.panels({"samples": x[:400]}, run.shape, size=6.0, grey=grey)
-    replace_file(pathlib.Path(png), plots.png(picture))
-    print(f"{len(x)} samples: {npy}{f', {csv}' if of_table else ''}, picture: {png}")
+    with aside(npy) as part, part.open("wb") as file:
+        np.save(file, x.reshape(-1, *run.shape))
+    for path in csv:
+        with aside(path) as part:
+            tables.write(part, of_table, x)
+    replace_file(png, plots.png(picture))
+    print(f"{len(x)} samples: {', '.join(map(str, [npy, *csv]))}, picture: {png}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -302,7 +303,51 @@ def test_a_card_without_metrics_or_licence_says_so(model):
     assert "Not evaluated" in text
     assert "| licence of the data | not stated |" in text
     old = {"facts": {"training": "4 steps"}, "metrics": {}}
-    assert "of another step" in card(model, use="", metrics=old)
+    text = card(model, use="", metrics=old)
+    assert "of another step" in text
+    assert "| training | 8 steps, seed 0 |" in text  # its own, not those that were measured
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"facts": "a\n"}', "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ("[]", "has other contents"),
+        ('{"facts": {}}', "has other contents"),
+        ('{"facts": {}, "metrics": {"mmd2": 0.5}}', "has other contents"),
+    ],
+)
+def test_damaged_metrics_are_one_error_that_names_them(content, message, folder, tmp_path):
+    shutil.copytree(folder / "checkpoints", tmp_path / "checkpoints")
+    (tmp_path / "metrics.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"metrics\.json {message}.*evaluate\.py --workdir="):
+        export.export_run(tmp_path, tmp_path / "model.safetensors")
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_what_the_command_may_not_replace(folder, tmp_path):
+    """A text that is no card; a folder. Its own card is, and leaves nothing beside it."""
+    notes, out = tmp_path / "notes.md", tmp_path / "notes.safetensors"
+    notes.write_text("# Mine\n")
+    with pytest.raises(ValueError, match=r"notes\.md, which is a text of somebody else's"):
+        export.export_run(folder, out)
+    (tmp_path / "model.zip").mkdir()
+    with pytest.raises(ValueError, match=r"model\.zip is a folder where a file is needed"):
+        export.export_run(folder, tmp_path / "model.zip")
+    assert notes.read_text() == "# Mine\n"
+    assert not out.exists()
+    notes.unlink()
+    for _ in range(2):
+        export.export_run(folder, out, licence="CC0 1.0")
+    assert "| licence of the data | CC0 1.0 |" in notes.read_text()
+    names = ["model.zip", "notes.md", "notes.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_key_that_nothing_reads_is_refused(folder):
+    with pytest.raises(ValueError, match=r"sample\.churn=0\.5 has no effect here"):
+        export.export_run(folder, "never.zip", sample={"churn": 0.5})
 
 
 def test_licences_of_data_that_come_by_name():

@@ -39,6 +39,18 @@ def test_uniform_grid_and_errors():
         integrators.clock_grid(langevin(), 1, smallest_variance=1e-3)
 
 
+def test_a_first_time_is_a_thousandth_of_the_datas_variance():
+    """Of v(T) where a process noises to the data's scale; of 1 where it keeps that."""
+    for process in (langevin(), processes.variance_preserving(2), processes.wrapped(1)):
+        wanted = integrators.clock_grid(process, 40, smallest_variance=1e-3)
+        np.testing.assert_array_equal(integrators.time_grid(process, 40), wanted)
+    for sigma_max, first in ((50.0, 1e-3), (2000.0, 1e-3), (0.5, 0.25e-3)):
+        process = processes.variance_exploding(2, sigma_max=sigma_max)
+        for kind in ("clock", "edm", "geometric"):
+            grid = integrators.time_grid(process, 40, kind=kind)
+            assert float(process.clock.variance(grid[1])) == pytest.approx(first, rel=2e-3)
+
+
 def test_edm_grid_of_vp_is_that_of_edm():
     """2206.00364, Eq. 5 with rho = 7, in its sigma = s / a and the kernel written out again."""
     process = processes.variance_preserving(2)

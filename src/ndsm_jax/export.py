@@ -32,11 +32,13 @@ from ndsm_jax.conditions import Classes, joined
 from ndsm_jax.config.assemble import build
 from ndsm_jax.contrast import Contrast
 from ndsm_jax.frames import Frame
+from ndsm_jax.launch import check_replaced
 from ndsm_jax.likelihood import Flow
 from ndsm_jax.model import MODEL, Model, load
 from ndsm_jax.processes import Process
 from ndsm_jax.references import GaussianMixture
-from ndsm_jax.reports.card import card
+from ndsm_jax.reports.card import card, is_card, metrics_of
+from ndsm_jax.runs import aside, check_output, replace_file
 from ndsm_jax.sampling import Sampler, sample_chunk, start_components
 from ndsm_jax.training.draw import draw_labels
 from ndsm_jax.training.likelihood import DRAWS, SMALLEST_SHARE, class_start
@@ -477,7 +479,7 @@ def write(
         "platforms": list(next(iter(made.code.values())).platforms),
     }
 
-    def content(file: zipfile.ZipFile) -> None:
+    with aside(path) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("README.md", card(usage(path.name, model, made)))
         file.writestr("manifest.json", json.dumps(manifest, indent=2))
         for name, code in made.code.items():
@@ -486,11 +488,6 @@ def write(
             buffer = io.BytesIO()
             np.save(buffer, array, allow_pickle=False)
             file.writestr(name, buffer.getvalue())
-
-    part = _part(path)
-    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as file:
-        content(file)
-    part.replace(path)
 
 
 @arguments(path=FILE)
@@ -563,12 +560,6 @@ def usage(name: str, model: Model, made: Programs) -> str:
     )
 
 
-def _part(path: pathlib.Path) -> pathlib.Path:
-    """Where a file is written before it takes its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.part")
-
-
 def _check_there(path: str | pathlib.Path) -> None:
     if not pathlib.Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file; experiments/export.py writes one")
@@ -605,7 +596,6 @@ def write_parameters(path: str | pathlib.Path, model: Model, *, card: Callable[[
     from safetensors.numpy import save
 
     path = pathlib.Path(path)
-
     data = model.facts["data"]
     metadata = {
         "format": "ndsm_jax.parameters 1",
@@ -615,16 +605,14 @@ def write_parameters(path: str | pathlib.Path, model: Model, *, card: Callable[[
         "config": json.dumps(model.config.to_dict()),
         "versions": json.dumps(model.facts["versions"]),
     }
-    part = _part(path)
-    part.write_bytes(save(named(parameters(model)), metadata=metadata))
-    part.replace(path)
+    replace_file(path, save(named(parameters(model)), metadata=metadata))
     use = (
         f"`safetensors.numpy.load_file({path.name!r})` gives arrays by name: `network.` the"
         " parameters that sampling uses, `reference.` and `frame.` what was fitted. Into a model"
         " with the run at hand:\n\n```python\nimport ndsm_jax\nfrom ndsm_jax import export\n\n"
         f"model = export.read_parameters({path.name!r}, ndsm_jax.load(folder))\n```"
     )
-    path.with_suffix(".md").write_text(card(use), encoding="utf-8", errors="surrogateescape")
+    replace_file(path.with_suffix(".md"), card(use).encode(errors="surrogateescape"))
 
 
 @arguments(path=FILE, model=MODEL)
@@ -705,7 +693,9 @@ def export_run(
 
     Raises:
       FileNotFoundError: no checkpoint.
-      ValueError: another suffix, a package that is missing, and as `programs`.
+      ValueError: another suffix, a file that cannot be written or a text of somebody else's where
+        the card belongs, a damaged metrics.json, a key of `sample` that nothing reads, a package
+        that is missing, and as `programs`.
     """
     path, folder = pathlib.Path(out), pathlib.Path(workdir)
     if path.suffix not in (".zip", ".safetensors"):
@@ -713,15 +703,12 @@ def export_run(
             f"--out={path}: give FILE.zip for programs that JAX alone runs, or FILE.safetensors for"
             " the parameters"
         )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(
-            f"--out={path}: its folder cannot be made ({error.strerror}); give another one"
-        ) from error
+    check_output(path)
+    if path.suffix == ".safetensors":
+        _check_card(path.with_suffix(".md"))
+    check_replaced(folder, sample=sample)
+    metrics = metrics_of(folder)
     model = load(folder, sample=sample, allow_changed_source=allow_changed_source)
-    metrics_path = folder / "metrics.json"
-    metrics = json.loads(metrics_path.read_text()) if metrics_path.exists() else None
 
     def card_of(use: str) -> str:
         return card(model, use=use, metrics=metrics, licence=licence)
@@ -741,3 +728,13 @@ def export_run(
         f"{path}: {path.stat().st_size / 1e6:.1f} MB\n"
         f"{CHECKED} samples of the file and of the run differ by {difference.max():.2g} at most"
     )
+
+
+def _check_card(path: pathlib.Path) -> None:
+    """Raises ValueError where a card would take the place of a text that is none."""
+    check_output(path)
+    if path.exists() and not is_card(path.read_text(encoding="utf-8", errors="replace")):
+        raise ValueError(
+            f"--out: the card is written to {path}, which is a text of somebody else's; choose"
+            " another name, or move it away"
+        )

@@ -95,21 +95,49 @@ def ladder_grid(
     return grid
 
 
+SMALLEST_VARIANCE = 1e-3
+"""Where a grid's first step ends if nothing else is said, as a share of the data's variance."""
+
+_REMEMBERED = 1e-4
+"""Decay at the horizon below which a process has forgotten nothing of the scale of its data."""
+
+
+def default_smallest_variance(process: Process) -> float:
+    """`SMALLEST_VARIANCE` of the data's variance, as the share of v(T) that grids ask for.
+
+    A process that forgets its data ends in noise of their size, v(T), and this is
+    `SMALLEST_VARIANCE`. One that only adds noise, a(T) = 1 as in `variance_exploding`, has a v(T)
+    that says nothing of them: their variance is taken to be 1, or v(T) where that is less.
+    """
+    clock, horizon = process.clock, process.horizon
+    if float(clock.decay(horizon)) > _REMEMBERED:
+        return SMALLEST_VARIANCE
+    return SMALLEST_VARIANCE * min(1.0, 1 / float(clock.variance(horizon)))
+
+
 GRIDS = ("clock", "edm", "uniform", *LADDERS)
 
 
 @arguments(process=Process, num_steps=STEPS, kind=one_of(GRIDS), smallest_variance=number(above=0))
 def time_grid(
-    process: Process, num_steps: int, *, kind: str = "clock", smallest_variance: float = 1e-3
+    process: Process,
+    num_steps: int,
+    *,
+    kind: str = "clock",
+    smallest_variance: float | None = None,
 ) -> np.ndarray:
     """A grid by name, [num_steps + 1] float32 in time units: `clock_grid`, the same with rho = 7
     (`edm`), `uniform_grid`, or `ladder_grid`.
+
+    smallest_variance: v(t_1) / v(T); None: `default_smallest_variance`.
 
     Raises:
       ValueError: unknown kind, and as `clock_grid`.
     """
     if kind == "uniform":
         return uniform_grid(float(process.horizon), num_steps)
+    if smallest_variance is None:
+        smallest_variance = default_smallest_variance(process)
     if kind in LADDERS:
         return ladder_grid(process, num_steps, kind, smallest_variance=smallest_variance)
     rho = EDM_RHO if kind == "edm" else None

@@ -11,6 +11,7 @@ import pathlib
 import platform
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ import numpy as np
 
 from ndsm_jax import __version__, datasets, guards, parallel, plots
 from ndsm_jax.columns import Column
-from ndsm_jax.config import Config, check_key
+from ndsm_jax.config import Config, check_effect, check_key
 from ndsm_jax.config.assemble import build, measured, resolvable
 from ndsm_jax.config.own import sources
 from ndsm_jax.config.parts import (
@@ -54,7 +55,7 @@ from ndsm_jax.runs import (
     read_host,
     replace_file,
 )
-from ndsm_jax.runs.checkpoints import check_name, is_saved, shapes_as_saved
+from ndsm_jax.runs.checkpoints import check_name, fits, is_saved, shapes_as_saved
 from ndsm_jax.sampling import Sampler
 from ndsm_jax.training import (
     MINIBATCHES,
@@ -232,6 +233,12 @@ def _launch(
         changes = _allowed_changes(run, host, allow_changed)
         allowed = [f"config.{change['key']}" for change in changes]
         dataclasses.replace(run, free=run.free.union(allowed)).check()
+        if changes and not _has_arrays(config, folder, run.facts["data"]):
+            raise ValueError(
+                f"--allow_changed={','.join(change['key'] for change in changes)}: with the new"
+                f" values a training has other arrays than the checkpoints in {folder}; restore"
+                " these settings, or choose another --workdir (folder)"
+            )
         parts, experiment, state, host = _restore(config, folder, run.facts["data"])
         changes = [{"step": int(state.step)} | change for change in changes]
         if changes := [*host.get("changes", ()), *changes]:
@@ -275,10 +282,17 @@ def _check_allowable(keys: Sequence[str]) -> None:
     """Raises ValueError for keys that may not be allowed to differ."""
     for key in keys:
         check_key(key)
-        if key.split(".")[0] not in ALLOWABLE:
+        section, _, name = key.partition(".")
+        if section not in ALLOWABLE:
             raise ValueError(
                 f"--allow_changed={key}: only keys of the sections {', '.join(ALLOWABLE)} can"
                 " change within a run; choose another --workdir (folder)"
+            )
+        if not name:
+            names = [field.name for field in dataclasses.fields(getattr(Config(), section))]
+            raise ValueError(
+                f"--allow_changed={key}: name a key of this section, {section}.KEY; one of"
+                f" {', '.join(names)}"
             )
 
 
@@ -484,11 +498,12 @@ def make_run(
     if allow_changed_source:
         free.add("sources")
     c = config.train
+    found = facts(config, dataset)
     return Run(
         folder=folder,
-        facts=facts(config, dataset),
+        facts=found,
         free=frozenset(free),
-        changeable=tuple(f"{section}." for section in ALLOWABLE),
+        changeable=partial(_changeable, config, folder, found["data"]),
         upgrade=_upgraded,
         log_every=c.log_every,
         checkpoint_every=c.checkpoint_every,
@@ -496,6 +511,18 @@ def make_run(
         picture_every=c.picture_every,
         tensorboard=c.tensorboard,
     )
+
+
+def _changeable(
+    config: Config, folder: pathlib.Path, data: Mapping[str, Any], keys: Sequence[str]
+) -> bool:
+    """Whether a run can go on with its config's values of keys that differ."""
+    if not all(key.split(".")[0] in ALLOWABLE for key in keys):
+        return False
+    try:
+        return _has_arrays(config, folder, data)
+    except ValueError:  # of settings that contradict one another
+        return False
 
 
 def facts(config: Config, dataset: Dataset) -> dict[str, Any]:
@@ -646,6 +673,23 @@ def restore(
     )
 
 
+def check_replaced(folder: str | pathlib.Path, **sections: Mapping[str, Any] | None) -> None:
+    """Raises ValueError for keys that are to be replaced in a run's config and that nothing reads.
+
+    Args:
+      folder: of the run.
+      sections: keys of a section with their values, as `restore` takes them.
+
+    Raises:
+      FileNotFoundError: no checkpoint in the folder.
+      ValueError: such keys, see `check_effect`; or the config that they give is none.
+    """
+    folder = pathlib.Path(folder)
+    host = checked_host(read_host(folder / "checkpoints"), folder)
+    config = _config_of(host, **sections)
+    check_effect(config, [f"{name}.{key}" for name, keys in sections.items() for key in keys or ()])
+
+
 def _check_sources(
     config: Config, folder: pathlib.Path, host: Mapping[str, Any], *, allowed: bool
 ) -> None:
@@ -663,13 +707,28 @@ def _check_sources(
 def _arrays(parts: Parts) -> dict[str, Any]:
     """What a checkpoint keeps of what was fitted."""
     kept = {"frame": parts.frame, "reference": parts.reference}
-    some = {"classes": parts.classes, "starts": parts.starts, "excess": parts.excess}
+    names = ("classes", "starts", "excess", "levels")
+    some = {name: getattr(parts, name) for name in names}
     return kept | {name: value for name, value in some.items() if value is not None}
 
 
 def _restore(
     config: Config, folder: pathlib.Path, data: Mapping[str, Any], step: int | None = None
 ) -> tuple[Parts, Experiment, TrainState, dict[str, Any]]:
+    like = _like(config, folder, data)
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        restored = checkpoints.restore(like, step)
+    parts, shape = Parts(**restored.state["kept"]), tuple(data["shape"])
+    return parts, build(config, shape, parts), restored.state["train"], restored.host
+
+
+def _has_arrays(config: Config, folder: pathlib.Path, data: Mapping[str, Any]) -> bool:
+    """Whether the checkpoints in a folder have the arrays of a training of the config."""
+    return fits(folder / "checkpoints", _like(config, folder, data))
+
+
+def _like(config: Config, folder: pathlib.Path, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint keeps of a training of the config, abstract."""
     shape, limits = tuple(data["shape"]), data["value_range"]
     value_range = None if limits is None else (limits[0], limits[1])
     some, num_classes = _kept_examples(folder), len(classes_of(data))
@@ -694,16 +753,15 @@ def _restore(
         parts = dataclasses.replace(parts, excess=jnp.zeros(BINS))
     abstract = build(config, shape, parts, quiet=True)
     select = selects(config, data["num_train"])
+    if is_saved(directory, "kept", "levels"):  # on which no other structure depends
+        parts = dataclasses.replace(parts, levels=np.zeros(2, np.float32))
     like = {
         "train": jax.eval_shape(lambda: init_state(abstract, seed=0, select=select)),
         "kept": _arrays(parts),
     }
     # What was fitted may have another size: a mixture's K, the draws of an energy.
     like["kept"] = shapes_as_saved(directory, like, "kept")
-    with Checkpoints(directory) as checkpoints:
-        restored = checkpoints.restore(like, step)
-    parts = Parts(**restored.state["kept"])
-    return parts, build(config, shape, parts), restored.state["train"], restored.host
+    return like
 
 
 def _kept_examples(folder: pathlib.Path) -> np.ndarray | None:
@@ -818,7 +876,12 @@ def _prints(experiment: Experiment, name: str) -> int:
 
 
 def describe(config: Config, dataset: Dataset) -> str:
-    """What a dry run prints: data, network, first batch's shapes; nothing is fitted or trained."""
+    """What a dry run prints: data, network, first batch's shapes; nothing is fitted or trained.
+
+    Raises:
+      ValueError: as `check_data` and `foreseen`.
+    """
+    check_data(config, dataset)
     parts, experiment, needed = foreseen(config, dataset, examples(config, dataset))
     width = parts.frame.prepare(dataset.train[:1]).shape[1]
     batch = noised_shapes(experiment, width, config.train.batch_size)

@@ -34,6 +34,7 @@ from ndsm_jax.checks import (
 from ndsm_jax.derivatives import divergence
 from ndsm_jax.integrators import (
     broadcast_time,
+    default_smallest_variance,
     forward_step,
     scan_grid,
     stable_grid,
@@ -46,7 +47,7 @@ from ndsm_jax.processes.process import (
     noisy_from_the_start,
     probability_flow,
 )
-from ndsm_jax.references.reference import Reference
+from ndsm_jax.references.reference import Reference, has_constant
 from ndsm_jax.sampling.flow import check_diffrax, solve_adaptively
 from ndsm_jax.sampling.sampler import normals
 
@@ -61,9 +62,6 @@ PROBES: dict[str, Callable[..., Array]] = {
     "gaussian": jax.random.normal,
 }
 """Laws of probes, of mean 0 and covariance I."""
-
-SMALLEST_VARIANCE = 1e-3
-"""Where a grid's first step ends if nothing else is said, as for `integrators.time_grid`."""
 
 _PROBES = 0xFFFFFFFE
 """Stream of a row's probes: no step has this number."""
@@ -182,13 +180,13 @@ class Flow:
         start: Start | None = None,
     ) -> LogProb:
         """See `Method`."""
-        probes = self._probes(keys, y.shape[-1])
+        probes = self._probes(keys, y)
         estimates = 1 if probes is None else probes.shape[1]
 
         def run(rows: tuple[Array, Array | None, Any]) -> State:
             y, probes, condition = rows
             slope = partial(_slope, process, _held(process, score, condition, grid[1]), probes)
-            first = (y, jnp.zeros((y.shape[0], estimates)))
+            first = (y, jnp.zeros((y.shape[0], estimates), y.dtype))
             if self.tolerance is None:
                 return _fixed_steps(slope, first, jnp.sqrt(grid))
             return _adaptive_steps(slope, first, jnp.sqrt(grid), self.tolerance)
@@ -201,16 +199,16 @@ class Flow:
         values = _log_start(process, start, y, condition)[None] + total.T
         return LogProb(values[0], jnp.zeros_like(values[0])) if probes is None else _mean(values)
 
-    def _probes(self, keys: Array, dim: int) -> Array | None:
-        """[B, p, d], or None for an exact divergence."""
-        count = self.probes
+    def _probes(self, keys: Array, y: Array) -> Array | None:
+        """Of states y [B, d], in their precision: [B, p, d], or None for an exact divergence."""
+        count, dim = self.probes, y.shape[-1]
         if count is None:
             count = 0 if dim <= EXACT_DIM else DEFAULT_PROBES
         if not count:
             return None
 
         def draw(key: Array) -> Array:
-            return PROBES[self.law](jax.random.fold_in(key, _PROBES), (count, dim), jnp.float32)
+            return PROBES[self.law](jax.random.fold_in(key, _PROBES), (count, dim), y.dtype)
 
         return jax.vmap(draw)(keys)
 
@@ -309,6 +307,9 @@ class Bound:
     is lost to steps is in proportion to their length, and to how much the curvature of log p
     differs between directions.
 
+    On a torus steps are Euler's and paths run in the covering space, where eta is periodic. There
+    E w = p(y), too: reverse paths from one cell to all images of y are those from all cells to y.
+
     Attributes:
       paths: independent bounds a state, whose mean is the value.
       importance: paths of each of them, K: E log (w_1 + ... + w_K) / K, which grows with K to log
@@ -371,7 +372,7 @@ class Bound:
             y, term = _bound_step(keys, held, process, y, n, t, t_next)
             return (y, *_add(total, lost, term)), None
 
-        zeros = jnp.zeros(y.shape[:-1])
+        zeros = jnp.zeros(y.shape[:-1], y.dtype)
         y, total, _ = scan_grid(step, (y, zeros, zeros), grid)[0]
         log_w = _log_start(process, start, y, condition) + total
         log_w = log_w.reshape(self.paths, self.importance, -1)
@@ -389,9 +390,11 @@ def _bound_step(
 ) -> tuple[Array, Array]:
     """Y_{n+1} [B, d], and log p(Y_n | Y_{n+1}) / q(Y_{n+1} | Y_n) [B]."""
     before, after, h = (broadcast_time(time, y) for time in (t, t_next, t_next - t))
-    eta, sigma = step_sizes(process, before, h, integrator="exponential")
-    z = normals(keys, n, process.dim)
-    new = forward_step(process, y, before, h, z, integrator="exponential")
+    # On a torus no drift is linear, and exponential steps are refused.
+    integrator = "exponential" if process.known.period is None else "euler"
+    eta, sigma = step_sizes(process, before, h, integrator=integrator)
+    z = normals(keys, n, process.dim, y.dtype)
+    new = forward_step(process, y, before, h, z, integrator=integrator)
 
     def probe(key: Array) -> Array:
         key = jax.random.fold_in(jax.random.fold_in(key, _PROBES), n)
@@ -409,10 +412,11 @@ def _bound_step(
 
 def check_normalised(reference: Reference) -> None:
     """Raises ValueError where the constant of a reference's density is not known."""
-    if not getattr(reference, "normalised", True):
+    if not has_constant(reference):
         raise ValueError(
             f"the log_prob of a {type(reference).__name__} lacks its constant, so that log p is not"
-            " known; references.normalised(key, reference, proposal) finds it"
+            " known; references.normalised(key, energy, proposal) finds that of the energy it is"
+            " made of, and the weights of references.fit_tilt have it"
         )
 
 
@@ -472,7 +476,8 @@ def log_prob(
         if len(leaf) != len(y):
             raise ValueError(f"log_prob: condition has {len(leaf)} rows for {len(y)} states")
     if grid is None or np.ndim(grid) == 0:
-        grid = method.times(process, None if grid is None else int(grid), SMALLEST_VARIANCE)
+        smallest = default_smallest_variance(process)
+        grid = method.times(process, None if grid is None else int(grid), smallest)
     done = [np.zeros((2, 0))]
     chunk = parallel.whole_rows(min(chunk, len(y)))
     score = score if isinstance(score, Partial) else Partial(score)

@@ -15,7 +15,7 @@ from ndsm_jax.config.parts import check_data, check_samples, fit, stand_in
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.frames import Identity
 from ndsm_jax.integrators import ACCURATE, MAX_STEPS
-from ndsm_jax.launch import fitted, load_data, restore
+from ndsm_jax.launch import describe, fitted, load_data, restore
 from ndsm_jax.networks import balance
 from ndsm_jax.runs import fingerprint
 from ndsm_jax.sampling import SAMPLERS
@@ -174,6 +174,65 @@ def test_few_steps_are_refused_where_a_step_is_explicit():
         assert len(build(steps=5, **options).sample_grid) == 6
 
 
+LEVELS = {
+    "process": {"name": "variance_preserving"},
+    "objective": {"name": "dsm"},
+    "noising": {"times": "levels"},
+    "network": {"parameterisation": "residual"},
+}
+
+
+def test_a_network_sees_time_on_the_grid_that_it_was_trained_on():
+    """In x(t) + log(1 - exp(-x(t))) from -1 at the first level to 1 at T; of 20 levels those."""
+
+    def made(parts, **sample):
+        config = tiny(**LEVELS, sample={"grid": "uniform"} | sample)
+        return assemble.measured(config, (2,), parts or stand_in(config, (2,)))
+
+    parts, trained = made(None, steps=20)
+    horizon = float(trained.process.horizon)
+    levels = np.linspace(0, horizon, 21)
+    np.testing.assert_allclose(parts.levels, levels, rtol=1e-6)
+    for steps in (20, 5):
+        _, sampled = made(parts, steps=steps)
+        assert len(sampled.sample_grid) == steps + 1
+        np.testing.assert_array_equal(sampled.noising.times.grid, parts.levels)
+        x = np.asarray(sampled.process.clock.decay(jnp.asarray(levels[1:])), np.float64)
+        own = x + np.log(-np.expm1(-x))
+        np.testing.assert_allclose(
+            sampled.model.precondition.coordinate(jnp.asarray(levels[1:])),
+            2 * (own - own[0]) / (own[-1] - own[0]) - 1,
+            atol=1e-5,
+        )
+    with pytest.raises(ValueError, match=r"smallest trained time is .*train another run"):
+        made(parts, steps=200)
+
+
+def test_a_run_keeps_the_levels_that_it_was_trained_at(tmp_path):
+    """Sampled by fewer steps, and resumed with them: the same score, and the same levels."""
+    sections = LEVELS | {"data": {"num_train": 100}}
+
+    def with_steps(sample, train):
+        return tiny(**sections, sample={"grid": "uniform", "steps": sample}, train={"steps": train})
+
+    run(with_steps(20, 4), tmp_path)
+    made, few = restore(tmp_path), restore(tmp_path, sample={"steps": 5})
+    y, t = jnp.asarray(np.random.default_rng(0).normal(size=(6, 2)), jnp.float32), jnp.full(6, 0.2)
+    scores = [of.experiment.model.bind(of.state.params)(y, t) for of in (made, few)]
+    np.testing.assert_array_equal(*scores)
+    assert (len(made.experiment.sample_grid), len(few.experiment.sample_grid)) == (21, 6)
+    with pytest.raises(ValueError, match="smallest trained time is"):
+        restore(tmp_path, sample={"steps": 200})
+    run(with_steps(5, 6), tmp_path)
+    resumed = restore(tmp_path).experiment
+    assert len(resumed.sample_grid) == 6
+    np.testing.assert_array_equal(resumed.noising.times.grid, made.experiment.noising.times.grid)
+    whole = run(with_steps(20, 6), tmp_path / "whole")
+    np.testing.assert_array_equal(
+        *(jax.tree.leaves(s.params)[0] for s in (restore(tmp_path).state, whole))
+    )
+
+
 def test_churn_without_a_flow_is_refused():
     config = Config.from_dict({"sample": {"sampler": "reverse_sde", "churn": 0.5}})
     with pytest.raises(ValueError, match=r"sample\.churn=0\.5 has no effect"):
@@ -245,6 +304,24 @@ def test_steps_are_as_many_as_the_stiffness_needs(rng, caplog):
     # A flow's velocity is not stiff.
     flow = with_steps(noising={"steps": 0}, sample={"steps": 0, "sampler": "heun_flow"})
     assert num_steps(flow, fitted) == (noising, assemble.MIN_SAMPLE_STEPS)
+
+
+def test_a_late_first_time_of_exploding_noise_is_warned_of(caplog):
+    """sigma_max = 50: the default of 0.001 of v(T) is a variance of 2.5; 4e-7 is 0.001."""
+    for smallest, warned in ((1e-3, ("noising", "sample")), (4e-7, ())):
+        section = {"smallest_variance": smallest}
+        config = Config.from_dict(
+            {
+                "process": {"name": "variance_exploding", "sigma_max": 50.0},
+                "objective": {"name": "dsm"},
+                "noising": section,
+                "sample": section,
+            }
+        )
+        caplog.clear()
+        assemble.build(config, (2,), stand_in(config, (2,), None))
+        assert [r.args[0] for r in caplog.records if "hides" in r.msg] == list(warned)
+        assert all("about 4e-07" in r.getMessage() for r in caplog.records if "hides" in r.msg)
 
 
 def test_one_tiny_variance_among_large_ones_trains_by_default(rng, tmp_path, caplog):
@@ -371,23 +448,31 @@ def own_array(tmp_path, x, **sections):
     return config, load_data(config)
 
 
+FAR = 1000000.25
+
+
 @pytest.mark.parametrize("row", [3, 5])  # one of them is trained on, the other is held out
 def test_a_far_value_that_leaves_nothing_of_a_feature_is_refused(tmp_path, rng, row):
     x = rng.normal(size=(100, 2))
     check_data(*own_array(tmp_path, x))
-    x[row, 1] = 1e6
+    x[row, 1] = FAR
     config, dataset = own_array(tmp_path, x)
-    split = "training" if (dataset.train == 1e6).any() else "held-out"
-    with pytest.raises(ValueError, match=rf"feature 1 is .* 1e\+06 in {split} row \d+.*name=table"):
+    of = {"training": dataset.train, "held-out": dataset.test}
+    ((split, at),) = ((k, np.argwhere(x == FAR)) for k, x in of.items() if (x == FAR).any())
+    where = rf"{FAR} of feature 1 in row {at[0, 0]} of the {split} split.*name=table"
+    with pytest.raises(ValueError, match=rf"feature 1 is .* {where}"):
         check_data(config, dataset)
+    with pytest.raises(ValueError, match=where):  # a dry run says so
+        describe(config, dataset)
     check_data(*own_array(tmp_path, x, data={"name": "table"}))  # the remedy
 
 
 def test_a_far_pixel_is_refused(tmp_path, rng):
     x = rng.normal(size=(40, 8, 8))
-    x[0, 0, 0] = 1e6
+    x[0, 1, 1] = 1e6
     with pytest.raises(
-        ValueError, match=r"data\.frame='shared': the middle of all is .*; clip them"
+        ValueError,
+        match=r"data\.frame='shared': the middle of all is .* of feature 9 in row .*; clip them",
     ):
         check_data(*own_array(tmp_path, x))
     check_data(*own_array(tmp_path, x.clip(-9, 9)))
@@ -403,6 +488,23 @@ def test_samples_are_counted_before_anything_is_built(tmp_path, rng):
     config, dataset = own_array(tmp_path, rng.normal(size=(100, 2)), mixture={"num_components": 50})
     with pytest.raises(ValueError, match=r"num_components=50 needs at least 100 .*lower it to 40,"):
         check_samples(config, dataset)
+
+
+@pytest.mark.parametrize("names", ["", "abc"])
+def test_a_class_without_a_training_item_is_not_told(tmp_path, rng, names):
+    """It would be sampled all the same."""
+    x, labels = rng.normal(size=(90, 2)), np.repeat(np.arange(3), 30)
+    labels = np.array(list(names))[labels] if names else labels
+    np.savez(tmp_path / "x.npz", x=x[:60], labels=labels[:60], test=x[40:], test_labels=labels[40:])
+    data = {"name": "array", "dir": str(tmp_path / "x.npz")}
+    config = tiny(data={**dict.fromkeys(("num_train", "num_test"), 0), **data})
+    check_samples(config, load_data(config))
+    told = dataclasses.replace(config.network, condition="label")
+    config = dataclasses.replace(config, network=told)
+    message = f"1 of 3 classes have no training item, the first is {'c' if names else 2};"
+    for refused in (check_samples, describe, fitted):
+        with pytest.raises(ValueError, match=message):
+            refused(config, load_data(config))
 
 
 @pytest.mark.parametrize("name", SAMPLERS)

@@ -52,7 +52,7 @@ def test_a_layout_of_what_has_none() -> None:
         form(np.zeros((20, 2)), layout="channels_last")
 
 
-@pytest.mark.parametrize("kind", [np.uint16, np.int64, np.int8, bool])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.int64, np.int8, bool])
 def test_whole_numbers_are_numbers(kind: type) -> None:
     x: np.ndarray = np.random.default_rng(0).integers(0, 2, (20, 3)).astype(kind)
     found = form(x).x
@@ -62,7 +62,22 @@ def test_whole_numbers_are_numbers(kind: type) -> None:
 
 def test_pixels_and_floats_stay() -> None:
     for kind in (np.uint8, np.float32, np.float64):
-        assert form(np.zeros((20, 3), kind)).x.dtype == kind
+        assert form(np.zeros((20, 3, 4), kind)).x.dtype == kind
+    assert form(np.zeros((20, 3), np.float32)).x.dtype == np.float32
+
+
+def test_rows_of_uint8_are_data_in_their_units(tmp_path: Path) -> None:
+    """As int16 of the same numbers; a frame finds their scale, and images have the known one."""
+    x = np.random.default_rng(0).integers(0, 256, (40, 4)).astype(np.uint8)
+    np.savez(tmp_path / "a.npz", x=x[:25], test=x[25:])
+    np.savez(tmp_path / "b.npz", x=x[:25].astype(np.int16), test=x[25:].astype(np.int16))
+    np.savez(tmp_path / "c.npz", x=x[:25].reshape(25, 2, 2), test=x[25:].reshape(15, 2, 2))
+    rows, others, images = (load("array", dir=str(tmp_path / f"{n}.npz")) for n in "abc")
+    np.testing.assert_array_equal(rows.train, x[:25])
+    assert rows.digest == others.digest
+    assert rows.value_range is None
+    assert images.value_range == (-1, 1)
+    np.testing.assert_allclose(images.train, x[:25] / 127.5 - 1, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -126,7 +126,7 @@ def test_the_command_takes_classes_by_their_names(folder):
     assert np.load(folder / "samples.npy").shape == (4, 2)
     result = command("--labels_per_class=3")
     assert result.returncode == 1
-    assert "error: --labels_per_class names the components of runs" in result.stderr
+    assert "error: --labels_per_class and --data_dir name the components" in result.stderr
 
 
 # --- what is refused ---

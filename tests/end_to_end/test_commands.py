@@ -12,6 +12,7 @@ import pytest
 
 from ndsm_jax.evaluation.evaluator import load
 from tests.datasets.dataset_files import small_mnist, write_mnist
+from tests.training import tiny_runs
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -125,6 +126,75 @@ def test_sample(digits, tmp_path):
         strict=True,
     ):
         assert message in refused(result)
+
+
+UNREAD = [
+    (["--churn=0.5"], "sample.churn=0.5 has no effect here, where sample.sampler='multistep_sde'"),
+    (["--guidance_scale=2"], "sample.guidance_scale=2.0 has no effect here"),
+    (["--guidance=twisted", "--particles=3"], "--guidance is read with --given"),
+    (["--particles=3"], "--particles is read with --given"),
+    (["--given=none.npy", "--particles=3"], "--particles is read with --guidance=twisted"),
+    (["--pool=2"], "--pool is read with --given"),
+    (["--labels_per_class=3"], "--labels_per_class is read with --label"),
+    (["--data_dir=/nope"], "--data_dir is read with --label"),
+    (["--autoguide_step=3"], "--autoguide_step is read with --autoguide"),
+]
+
+
+def test_what_nothing_reads_or_cannot_be_written_is_told_before_a_sample_is_drawn(pictures):
+    run, _ = pictures
+    taken = run.parent / "taken"
+    taken.with_suffix(".png").mkdir()
+    base = [f"--workdir={run}", "--num=4"]
+    cases = [*UNREAD, ([f"--out={taken}"], "taken.png is a folder where a file is needed")]
+    results = commands("sample", *([*base, *flags] for flags, _ in cases))
+    for (flags, message), result in zip(cases, results, strict=True):
+        assert message in refused(result), flags
+    assert not taken.with_suffix(".npy").exists()
+    (result,) = commands("evaluate", [base[0], "--guidance_scale=2"])
+    assert "sample.guidance_scale=2.0 has no effect here" in refused(result)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A run of two steps, and its data: colour images of 8 bits with their channels first."""
+    folder = tmp_path_factory.mktemp("pictures")
+    x = np.random.default_rng(0).integers(0, 256, (60, 3, 4, 4)).astype(np.uint8)
+    np.save(folder / "x.npy", x)
+    data = {"name": "array", "dir": str(folder / "x.npy"), "num_train": 0, "num_test": 0}
+    config = tiny_runs.tiny(data=data, train={"steps": 2})
+    tiny_runs.run(config, folder / "run")
+    return folder / "run", x
+
+
+def test_images_that_are_given_are_scaled_as_training_data_are(pictures, tmp_path):
+    """Their pixels come back in what is drawn; other units are refused before anything is."""
+    folder, x = pictures
+    expected = np.moveaxis(x[:2], 1, -1) / 127.5 - 1
+    files = {
+        "bytes": x[:2],
+        "last": np.moveaxis(x[:2], 1, -1),
+        "one": x[0],
+        "floats": expected,
+        "units": x[:2].astype(float),
+        "shape": np.moveaxis(x[:2], 1, 2),
+    }
+    for name, array in files.items():
+        np.save(tmp_path / name, array)
+    flags = [f"--workdir={folder}", "--num=2"]
+    results = commands(
+        "sample",
+        *([*flags, f"--given={tmp_path / name}.npy", f"--out={tmp_path / f'{name}_drawn'}"]
+          for name in files),
+    )  # fmt: skip
+    for name, result in zip(list(files)[:4], results, strict=False):
+        assert "samples: " in succeeded(result)
+        found = np.load(tmp_path / f"{name}_drawn.npy", allow_pickle=False)
+        wanted = expected[[0, 0]] if name == "one" else expected
+        np.testing.assert_allclose(found, wanted, atol=1e-6, err_msg=name)
+    assert "values from 0 to 255, and those of the data are from -1 to 1" in refused(results[4])
+    assert "or of items of shape (4, 4, 3)" in refused(results[5])
+    assert not list(tmp_path.glob("units_drawn*"))
 
 
 def test_evaluate(digits):

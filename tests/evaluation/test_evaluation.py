@@ -491,9 +491,43 @@ def test_suite_with_a_classifier(rng, digits, classifier):
     assert result["modes"]["labels"] == [str(i) for i in range(10)]
 
 
-def test_classifier_needs_labelled_images(rng):
+@pytest.mark.parametrize(("scale", "shift"), [(2.0**-14, 0.0), (2.0**15, 2.0**15)])
+def test_the_classifier_sees_no_units(rng, digits, scale, shift):
+    """Powers of two, so that nothing is rounded: bitwise the numbers of the images in [-1, 1]."""
+
+    def in_units(x):
+        return scale * x.astype(np.float64) + shift
+
+    other = dataclasses.replace(
+        digits, train=in_units(digits.train), test=in_units(digits.test), value_range=None
+    )
+    trained = [evaluation.train_classifier(of, epochs=2) for of in (digits, other)]
+    assert trained[0].value_range == (-1, 1)
+    assert trained[1].value_range == (shift - scale, shift + scale)
+    assert trained[1].test_accuracy == trained[0].test_accuracy > 0.3
+    assert trained[1].digest != trained[0].digest  # of the same weights
+    x = digits.train[:300] + np.float32(0.125) * rng.integers(-1, 2, size=(300, 64))
+    x = x.astype(np.float32)
+    expected, found = (
+        evaluation.evaluate(a, b, of, classifier=by, coordinates=np.asarray)
+        for a, b, of, by in (
+            (x, digits.train, digits, trained[0]),
+            (in_units(x), other.train, other, trained[1]),
+        )
+    )
+    assert found["modes"] == expected["modes"]
+    for name in ("mode_tv", "frechet_distance", "inception_score"):
+        assert found["metrics"][name] == expected["metrics"][name]
+
+
+def test_classifier_needs_labelled_images(rng, digits):
     with pytest.raises(ValueError, match="labelled images"):
         evaluation.train_classifier(toy(rng))
+    half = dataclasses.replace(digits, test_labels=None)
+    with pytest.raises(ValueError, match=r"not both splits have labels.*classifier=None"):
+        evaluation.train_classifier(half)
+    assert evaluation.evaluator_if_labelled(half) is None
+    assert evaluation.evaluator_if_labelled(toy(rng)) is None
 
 
 def test_classifier_takes_colour_images_and_few_steps(rng):

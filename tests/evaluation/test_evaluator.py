@@ -1,5 +1,6 @@
 """ResNet-18 and its folding, shipped weights, cached reference statistics, the FID report."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -152,7 +153,7 @@ def test_weights_are_written_and_read(saved, trained, dataset):
     np.testing.assert_allclose(probabilities, expected, atol=0.02)
 
 
-def test_damaged_weights_are_refused(saved, tmp_path):
+def test_damaged_weights_are_refused(saved, trained, tmp_path):
     path, _, sha256 = saved
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
@@ -162,6 +163,9 @@ def test_damaged_weights_are_refused(saved, tmp_path):
     (tmp_path / "other.npz").write_bytes(b"no archive")
     with pytest.raises(ValueError, match=r"not a file of evaluator\.save"):
         load_evaluator(tmp_path / "other.npz")
+    other = dataclasses.replace(trained[0], value_range=(0.0, 1.0))
+    with pytest.raises(ValueError, match=r"images in \[-1, 1\], got the range \(0\.0, 1\.0\)"):
+        save(tmp_path / "again.npz", other, bars())
     with pytest.raises(ValueError, match="needs a trained ResNet18"):
         save(tmp_path / "again.npz", load_evaluator(path), bars())
 
@@ -312,6 +316,17 @@ def test_fid_report(dataset, tmp_path):
     # No more samples than held-out items, so that the floor has the same count.
     report = fid_report(np.repeat(samples, 2, axis=0), dataset, Linear(), folder=tmp_path)
     assert report["count"] == 24
+
+
+def test_fid_report_keeps_the_precision_of_the_data(dataset, tmp_path):
+    """Data far from zero on their scale: of float32 nothing would be left of them."""
+    far = np.float64(2.0**30)
+    moved = dataclasses.replace(
+        dataset, train=dataset.train + far, test=dataset.test + far, value_range=None
+    )
+    report = fid_report(moved.train[:20], moved, Linear(), folder=tmp_path)
+    exact = evaluation.frechet_distance(dataset.train[:20, :3], dataset.train[:, :3])
+    assert report["fid"]["value"] == pytest.approx(exact, rel=1e-3)
 
 
 def test_fid_report_names_bad_samples(dataset, tmp_path):

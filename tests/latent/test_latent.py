@@ -314,6 +314,29 @@ def test_what_cannot_be_trained_is_refused(config, message, tmp_path):
         latent.train_autoencoder(config, load_data(config), tmp_path, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("process", "objective", "steps", "message"),
+    [
+        ("langevin", "dsm", 0, r"objective\.name='dsm' needs a process with a known kernel"),
+        ("component_ou", "dsm", 5, r"process\.name='component_ou' it cannot"),
+        ("ornstein_uhlenbeck", "dsm", 5, r"process\.name='ornstein_uhlenbeck' it cannot"),
+    ],
+)
+def test_what_a_later_stage_refuses_is_told_before_the_first(
+    process, objective, steps, message, tmp_path
+):
+    config = small(steps=30)
+    config = dataclasses.replace(
+        config,
+        process=dataclasses.replace(config.process, name=process),
+        objective=dataclasses.replace(config.objective, name=objective),
+        joint=dataclasses.replace(config.joint, steps=steps),
+    )
+    with pytest.raises(ValueError, match=message):
+        latent.train_latent(config, load_data(config), tmp_path, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
 def test_items_outside_the_likelihood_are_refused(tmp_path):
     dataset = datasets.load("moons", num_train=100, num_test=20)
     with pytest.raises(ValueError, match=r"Bernoulli"):

@@ -96,6 +96,16 @@ def test_a_step_in_which_deviations_more_than_double_has_a_smaller_matrix():
     np.testing.assert_allclose(cov, 8 * block[:2, 2:] @ block[:2, :2].T, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("rate", "used"), [(2.0, 1), (2.2, 2)])
+def test_directions_that_contract_make_room_for_one_that_expands(rate, used):
+    """63 of rate -3: up to e^rate = sqrt(67) A is as it is, above it is halved."""
+    matrix = jnp.diag(jnp.asarray([rate] + [-3.0] * 63))
+    mean, cov = linear_step(matrix, jnp.ones(64), jnp.ones(64))
+    rates = np.diagonal(matrix) / used
+    np.testing.assert_allclose(mean, np.expm1(rates) / rates, rtol=1e-4)
+    np.testing.assert_allclose(np.diagonal(cov), np.expm1(2 * rates) / (2 * rates), rtol=1e-4)
+
+
 # --- the Gaussian of a process ---
 
 LINEAR = {
@@ -165,6 +175,23 @@ def test_scalar_plus_low_rank_is_the_dense_map(kind, rng):
         np.testing.assert_allclose(length, np.einsum("...i,...ij,...j", z, cov, z), rtol=1e-4)
         pull = np.linalg.solve(cov, np.asarray(other.root.mv(z), np.float64)[..., None])[..., 0]
         np.testing.assert_allclose(other.score(z), -pull, rtol=1e-3, atol=1e-3 * np.abs(pull).max())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e-8])
+def test_scalar_plus_low_rank_is_the_dense_map_in_any_units(scale, rng):
+    """Of means and deviations near 1e-3 and 1e-8, in units of these."""
+    mixture = references.mixture(
+        [1.0, 2.0, 1.0], scale * rng.normal(size=(3, 12)), scale**2 * np.array([0.3, 0.5, 0.4])
+    )
+    process = processes.langevin(mixture)
+    y = mixture.sample(jax.random.key(0), (6,))
+    low, dense = (
+        law(noising.linearise(process, jacobian=j), process, y, *at(y, 0.0, 0.01 * scale**2))
+        for j in ("low_rank", "dense")
+    )
+    np.testing.assert_allclose((low.mean - y) / scale, (dense.mean - y) / scale, atol=1e-4)
+    error = (covariance(low.root, y) - covariance(dense.root, y)) / scale**2
+    np.testing.assert_allclose(error, np.zeros_like(error), atol=1e-4)
 
 
 def logistic_process(dim=3):
@@ -451,6 +478,33 @@ def test_the_error_of_the_local_mean_is_below_the_tolerance():
         assert 0.2 * tolerance < worst < 1.25 * tolerance
     fixed = noising.linearised_windows(process, grid, schedule="gap", gap=0.2)
     assert error_of_mean(process, fixed, 70, states) > 0.2
+
+
+@pytest.mark.parametrize("integrator", ["euler", "auto"])
+def test_windows_do_not_depend_on_how_a_mixture_is_written(integrator):
+    """One spherical variance as a matrix, as a diagonal and as a full covariance.
+
+    Windows are those of the spherical mixture but for what rounding decides: to one grid point.
+    """
+    eye = 0.3 * np.eye(2)
+    written = {"diag": np.full((2, 2), 0.3), "tied": eye, "full": np.stack([eye, eye])}
+    means, starts = [[0.0, 0.0], [2.0, 0.5]], {}
+    for kind, variances in {"spherical": np.full(2, 0.3), **written}.items():
+        process = processes.langevin(references.mixture([1, 2], means, variances, covariance=kind))
+        noise = noising.linearised_windows(process, 24, jacobian="dense", integrator=integrator)
+        starts[kind] = np.asarray(noise.starts)
+    assert np.any(starts["spherical"] > 0)
+    for kind in written:
+        np.testing.assert_allclose(starts[kind], starts["spherical"], rtol=0, atol=1)
+
+
+def test_windows_of_a_linear_drift_of_degenerate_noise_start_at_the_data():
+    """Also where the reference is a fitted mixture of full covariances."""
+    process = LINEAR["critically damped"]
+    law = references.mixture([1.0], np.zeros((1, 4)), np.eye(4)[None], covariance="full")
+    fitted = dataclasses.replace(process, reference=law)
+    for each in (process, fitted):
+        assert not np.any(noising.linearised_windows(each, 24).starts)
 
 
 def test_windows_are_chosen_on_paths_of_the_data():

@@ -59,6 +59,16 @@ def test_time_law_inverts_its_distribution_function(rng):
         noising.time_law(process.clock, grid, kind="never")
 
 
+@pytest.mark.parametrize("kind", noising.TIME_LAWS)
+def test_a_grid_of_one_step_is_refused(kind):
+    """As by all that noises."""
+    process, grid = processes.ornstein_uhlenbeck(2), np.array([0.0, 4.0])
+    with pytest.raises(ValueError, match=r"time_law: grid=.* n >= 2"):
+        noising.time_law(process.clock, grid, kind=kind)
+    with pytest.raises(ValueError, match=r"exact_kernel: grid=.* n >= 2"):
+        noising.exact_kernel(process, grid)
+
+
 def test_exact_kernel_fills_every_field_consistently():
     process = processes.variance_preserving(3)
     law = noising.time_law(process.clock, time_grid(process, 50))
@@ -330,3 +340,41 @@ def test_stable_targets_need_a_scalar_kernel_and_one_condition():
         experiment(process, objective="dsm", frame=frame, noise=noise)
     with pytest.raises(ValueError, match="conditions of their own"):
         experiment(process, objective="dsm", noise=noise, condition=np.zeros(3, np.int32))
+
+
+def spherical_in_eight(covariance):
+    means = np.random.default_rng(0).normal(size=(3, 8))
+    variances = 0.4 if covariance == "tied_spherical" else [0.3, 0.5, 0.4]
+    return processes.langevin(
+        references.mixture([1, 2, 1], means, variances, covariance=covariance)
+    )
+
+
+SHORT = {
+    "path": lambda: noising.path_windows(processes.langevin(PRIOR), 8, simulation="full"),
+    "quotient": lambda: noising.path_windows(
+        spherical_in_eight("spherical"), 8, simulation="quotient"
+    ),
+    "tied": lambda: noising.local_steps(
+        spherical_in_eight("tied_spherical"), 8, simulation="quotient"
+    ),
+    "stable": lambda: noising.local_steps(processes.langevin(PRIOR), 8, stable=True),
+    "linearised": lambda: noising.linearised_windows(processes.critically_damped(1), 8),
+    "kernel": lambda: noising.exact_kernel(processes.wrapped(2), 8),
+    "stable kernel": lambda: noising.exact_kernel(processes.ornstein_uhlenbeck(2), 8, stable=True),
+}
+
+
+@pytest.mark.parametrize("way", SHORT)
+def test_float32_data_are_noised_alike_where_jax_has_float64(way):
+    """All of the batch in float32, from the same draws."""
+    noise = SHORT[way]()
+    dim = noise.process.dim
+    x0 = jnp.asarray(np.random.default_rng(1).normal(size=(4, dim)), jnp.float32)
+    run = jax.jit(lambda noise, key, x0: noise(key, x0))
+    expected = run(noise, jax.random.key(0), x0)
+    with jax.enable_x64(True):
+        batch = run(SHORT[way](), jax.random.key(0), x0)
+    for leaf, of in zip(jax.tree.leaves(batch), jax.tree.leaves(expected), strict=True):
+        assert leaf.dtype == jnp.float32
+        np.testing.assert_allclose(leaf, of, rtol=1e-3, atol=1e-3 * np.abs(of).max())

@@ -141,6 +141,27 @@ def test_noise_free_paths_from_the_data_run_in_the_quotient(case):
     np.testing.assert_allclose(mu[0], mu[1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("covariance", ["spherical", "low_rank"])
+def test_noising_does_not_depend_on_the_units(covariance):
+    """Data and components 2^-20 times as large, and times 2^-40: states s y and targets T / s."""
+    prior, batches = make_prior(12, 2, covariance), []
+    x0 = prior.sample(jax.random.key(0), (20,)).at[0].set(prior.means[0])
+    grid = time_grid(processes.langevin(prior), STEPS)
+    law = noising.time_law(processes.langevin(prior).clock, grid)
+    for s in (1.0, 2.0**-20):
+        scaled = {n: getattr(prior, n) for n in ("means", "factor", "direction_std")}
+        scaled = {n: None if a is None else a * s for n, a in scaled.items()}
+        small = dataclasses.replace(prior, precision_factor=prior.precision_factor / s, **scaled)
+        process = processes.langevin(small, horizon=float(grid[-1]) * s**2)
+        times = dataclasses.replace(law, grid=law.grid * s**2)
+        noise = noising.path_windows(process, grid * s**2, k=2, simulation="quotient", times=times)
+        batch = jax.jit(lambda n, key, x: n(key, x))(noise, jax.random.key(1), x0 * s)
+        batches.append((batch.y / s, batch.score_target * s))
+    for one, other in zip(*batches, strict=True):
+        scale = np.abs(one).max(axis=-1, keepdims=True)
+        np.testing.assert_allclose(one / scale, other / scale, atol=1e-3)
+
+
 @pytest.mark.parametrize("covariance", ["spherical", "tied_spherical"])
 def test_targets_in_high_dimension_satisfy_stein_identity(covariance):
     """d = 200, K = 5: E[T f(y)] = -E[grad f(y)] and the covariance of the targets' complement.

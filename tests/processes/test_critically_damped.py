@@ -52,6 +52,21 @@ def test_the_two_references_agree():
             np.testing.assert_allclose(covariance(mass, rate, t), expected, rtol=1e-6)
 
 
+def test_the_kernel_at_0_is_the_point_itself():
+    """Scale 1 and root 0, alone and beside later times, and no NaN in a derivative."""
+    kernel = processes.critically_damped(1).kernel
+    for t in (jnp.zeros(()), jnp.array([0.0, 0.1])):
+        first = jax.tree.map(lambda a: a.reshape(-1, 2, 2)[0], kernel(t))
+        np.testing.assert_array_equal(first.scale.matrix, np.eye(2))
+        np.testing.assert_array_equal(first.root.matrix, np.zeros((2, 2)))
+    found = kernel(jnp.array([0.0, 0.1])).root.matrix[1]
+    np.testing.assert_array_equal(found, kernel(jnp.float32(0.1)).root.matrix)
+    slopes = jax.jacrev(kernel)(jnp.zeros(()))
+    expected = generator(0.25, 4.0)[0]  # of e^(F t)
+    np.testing.assert_allclose(slopes.scale.matrix, expected, rtol=1e-6)
+    assert np.isfinite(slopes.root.matrix).all()
+
+
 @pytest.mark.parametrize(("mass", "rate"), CASES)
 def test_the_kernel_is_exact_at_all_times(mass, rate):
     """Scale, covariance and what of the position the velocity does not tell, from 1e-5 to 2.

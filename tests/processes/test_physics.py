@@ -11,7 +11,7 @@ import scipy.linalg
 from conftest import assert_mean
 from jax.tree_util import Partial
 
-from ndsm_jax import noising, objectives, processes, references
+from ndsm_jax import likelihood, noising, objectives, processes, references
 from ndsm_jax.clock import loss_weight
 from ndsm_jax.integrators import uniform_grid
 
@@ -115,6 +115,35 @@ def test_the_law_of_positions_and_velocities_is_stationary(rng):
     terms, gap = jax.vmap(one)(y)
     np.testing.assert_allclose(terms.sum(axis=1), 0, atol=1e-4 * np.abs(terms).max())
     np.testing.assert_allclose(gap, 0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rho", "beta"), [(28.0, 8 / 3), (0.5, 8 / 3), (-10.0, 8 / 3), (-500.0, -1.0), (28.0, 40.0)]
+)
+def test_lorenz_stiffness_is_what_stable_euler_steps_of_the_origin_need(rho, beta):
+    """By the eigenvalues of the drift's Jacobian: |1 + h lambda| = 1 at h = 2 / stiffness."""
+    process = processes.lorenz63(rho=rho, beta=beta, unit=5.0)
+    jacobian = jax.jacfwd(lambda y: process.drift(y, jnp.zeros(())))(jnp.zeros(3))
+    rates = np.linalg.eigvals(np.asarray(jacobian, np.float64))
+    rates = rates[rates.real < 0]
+    growth = np.abs(1 + 2 / float(process.known.stiffness) * rates).max()
+    assert growth == pytest.approx(1.0, abs=1e-5)
+
+
+def test_positions_and_velocities_are_normalised_where_the_positions_are():
+    """An energy has no constant until it is found; then the density's integral is 1."""
+    wells = processes.double_well(num=2000)
+    with pytest.raises(ValueError, match="Maxwell lacks its constant"):
+        likelihood.check_normalised(processes.underdamped(wells).reference)
+    proposal = references.mixture([1.0, 1.0], [[-1.0], [1.0]], [0.1, 0.1])
+    known, error = references.normalised(jax.random.key(0), wells, proposal)
+    law = processes.underdamped(known).reference
+    likelihood.check_normalised(law)
+    x, v = np.linspace(-3, 3, 301), np.linspace(-6, 6, 301)
+    y = np.stack(np.meshgrid(x, v, indexing="ij"), axis=-1).astype(np.float32)
+    density = np.exp(np.asarray(law.log_prob(y), np.float64))
+    mass = np.trapezoid(np.trapezoid(density, v, axis=1), x)
+    assert mass == pytest.approx(1.0, abs=4.5 * error + 1e-4)
 
 
 def test_the_double_well_is_sampled_as_its_density(rng):

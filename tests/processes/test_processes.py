@@ -7,7 +7,7 @@ import pytest
 import scipy.integrate
 from conftest import assert_mean
 
-from ndsm_jax import processes, references
+from ndsm_jax import likelihood, processes, references, sampling
 from ndsm_jax.clock import Clock, time_coordinate
 from ndsm_jax.integrators import clock_grid, simulate, uniform_grid
 
@@ -78,6 +78,22 @@ def test_ve_levels_are_geometric():
     grid = clock_grid(process, 10, smallest_variance=1e-7)
     std = np.asarray(process.clock.std(jnp.asarray(grid[1:])), np.float64)
     np.testing.assert_allclose(std[1:] / std[:-1], 1e7 ** (1 / 18), rtol=1e-3)
+
+
+def test_ve_with_the_default_grids_has_the_datas_law_and_density():
+    """N(1/2, 0.3^2 I) by its exact score; a share of v(T) = 2500 would end at a variance of 2.5."""
+    process = processes.variance_exploding(2)
+
+    def score(y, t):
+        return (0.5 - y) / (0.09 + process.clock.variance(t))[..., None]
+
+    y = sampling.sample(jax.random.key(0), score, process, 2000, grid=40, chunk=2000)
+    assert_mean(y, np.full(2, 0.5))
+    assert_mean((y - 0.5) ** 2, np.full(2, 0.09), bias=1e-3)
+    x = 0.5 + 0.3 * np.random.default_rng(0).normal(size=(50, 2))
+    found = likelihood.log_prob(jax.random.key(1), score, process, x).value
+    exact = -0.5 * ((x - 0.5) ** 2).sum(axis=1) / 0.09 - np.log(2 * np.pi * 0.09)
+    np.testing.assert_allclose(found, exact, atol=0.05)
 
 
 def test_vp_has_the_levels_of_ddpm():

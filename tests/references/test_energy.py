@@ -12,6 +12,7 @@ from conftest import assert_mean
 from jax.tree_util import Partial
 
 from ndsm_jax import references
+from ndsm_jax.references.energy import log_uniform
 
 BARRIER = 3.0  # kT
 
@@ -147,6 +148,16 @@ def test_rejection_is_a_function_of_the_key():
 def spike(y):
     """A well of depth 20 and width 0.01, which a coarse grid and a flat gradient miss."""
     return -20 * jnp.exp(-0.5 * ((y[0] - 0.123) / 0.01) ** 2)
+
+
+def test_no_uniform_draw_accepts_anything():
+    """One of these 2^24 draws is 0; its logarithm is that of half a cell, all others are as is."""
+    uniform = np.asarray(jax.random.uniform(jax.random.key(0), (1 << 24,)))
+    found = np.asarray(log_uniform(jax.random.key(0), (1 << 24,)))
+    zero = uniform == 0
+    assert zero.sum() == 1
+    np.testing.assert_allclose(found[zero], -24 * np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(found[~zero], np.log(uniform[~zero]), rtol=1e-6)
 
 
 def test_rejection_finds_a_narrow_well_or_says_that_it_did_not():

@@ -14,6 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture as ScikitMixture
 
 from ndsm_jax import references
+from ndsm_jax.references.mixtures import DIRECT
 
 K, D = 4, 3
 WEIGHTS = np.array([0.1, 0.2, 0.3, 0.4])
@@ -100,6 +101,53 @@ def dense_score_hvp(mixture, y, v):
     g = (means - y) / variances[:, None]
     hessian = (g.T * r) @ g - np.outer(r @ g, r @ g) - (r / variances).sum() * np.eye(y.size)
     return r @ g, hessian @ v
+
+
+def score_written_out(means, covariances, y):
+    """Of components [K] of equal weights, in float64: [n, d]."""
+    components = [
+        scipy.stats.multivariate_normal(m, c) for m, c in zip(means, covariances, strict=True)
+    ]
+    log_prob = np.stack([c.logpdf(y).reshape(len(y)) for c in components], axis=1)
+    pulls = [
+        np.linalg.solve(c, (m - y)[..., None])[..., 0]
+        for m, c in zip(means, covariances, strict=True)
+    ]
+    return np.einsum("nk,knd->nd", scipy.special.softmax(log_prob, axis=1), np.stack(pulls))
+
+
+@pytest.mark.parametrize("kind", ["spherical", "low_rank"])
+@pytest.mark.parametrize("distance", [100.0, 1000.0, 10_000.0])
+def test_scores_are_exact_where_components_overlap_far_from_others(kind, distance, rng):
+    """Two components 3 s apart, and one at a distance of up to 2e5 s from them."""
+    s, dim = 0.1, 2
+    means = np.zeros((3, dim), np.float32)
+    means[:, 0] = -distance, distance, distance + 3 * s
+    of = {
+        "spherical": np.full(3, s**2),
+        "low_rank": references.LowRank(
+            np.full(3, s**2), np.eye(dim)[None, :, 1:].repeat(3, axis=0), np.full((3, 1), 4 * s**2)
+        ),
+    }[kind]
+    matrices = [s**2 * np.eye(dim) if kind == "spherical" else written_out(of, k) for k in range(3)]
+    noise = s * rng.normal(size=(50, dim))
+    y = (means[1] + np.array([1.5 * s, 0.0]) + noise).astype(np.float32)
+    got = references.mixture(np.ones(3), means, of, covariance=kind).score(y)
+    expected = score_written_out(means.astype(np.float64), matrices, y.astype(np.float64))
+    np.testing.assert_allclose(got, expected, atol=2e-5 / s)
+
+
+@pytest.mark.parametrize("kind", ["spherical", "low_rank"])
+def test_scores_by_products_in_many_dimensions(kind, rng):
+    """More than those in which differences are taken: components that overlap, near their mean."""
+    dim = DIRECT + 4
+    means = rng.normal(size=(K, dim)).astype(np.float32) / 4
+    c = {"spherical": rng.uniform(0.1, 0.6, K), "low_rank": low_rank(K, dim, 2, rng)}[kind]
+    matrices = [c[k] * np.eye(dim) if kind == "spherical" else written_out(c, k) for k in range(K)]
+    y = rng.normal(size=(20, dim)).astype(np.float32)
+    mixture = references.mixture(np.ones(K), means, c, covariance=kind)
+    expected = score_written_out(means.astype(np.float64), matrices, y.astype(np.float64))
+    np.testing.assert_allclose(mixture.score(y), expected, rtol=1e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("equal", [True, False])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from conftest import assert_mean
 
-from ndsm_jax import references
+from ndsm_jax import likelihood, references
 
 WEIGHTS = np.array([0.2, 0.5, 0.3])
 MEANS = np.array([[-2.0, 0.0], [1.0, 1.0], [1.5, -2.0]])
@@ -66,6 +66,29 @@ def test_fit_by_responsibilities_finds_the_other_weights():
     assert report.residual < 1e-6
     assert 0 < report.standard_error < 5e-3
     assert "3 states" in str(report)
+
+
+def test_equal_weights_leave_the_density_of_the_base():
+    """Whatever they are: log_prob at 0 and 1 is that of N(0, 1) in closed form."""
+    states = references.centres([[-1.0], [1.0]], 0.5)
+    law = references.tilted(references.standard_normal(1), states, [3.0, 3.0])
+    assert law.normalised
+    expected = -0.5 * np.log(2 * np.pi) - np.array([0.0, 0.5])
+    np.testing.assert_allclose(law.log_prob(jnp.array([[0.0], [1.0]])), expected, atol=1e-6)
+
+
+def test_only_weights_of_unit_mass_have_a_constant(peptide_base):
+    """Those of a fit, or equal ones; and none over a base without a constant."""
+    states = references.centres([[-2.0, 1.0], [2.0, -1.0]], 1.0, period=2 * np.pi)
+    data = np.asarray(BASE.sample(jax.random.key(0), (200,)))
+    fitted, _ = references.fit_tilt(BASE, data, states, key=jax.random.key(1), num=4096)
+    uneven = references.tilted(BASE, states, [1.0, 2.0])
+    assert fitted.normalised
+    assert not uneven.normalised
+    assert not references.tilted(uneven, states, [1.0, 1.0]).normalised
+    assert not references.tilted(peptide_base, states, [1.0, 1.0]).normalised
+    with pytest.raises(ValueError, match="Tilted lacks its constant"):
+        likelihood.check_normalised(uneven)
 
 
 @pytest.mark.parametrize("period", [None, 2 * np.pi])

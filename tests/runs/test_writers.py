@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ndsm_jax.runs import MetricWriter, read_metrics
+from ndsm_jax.runs import MetricWriter, aside, check_output, read_metrics
 
 
 def read_strict(path):
@@ -156,3 +156,29 @@ def test_not_an_image(tmp_path, shape):
             writer.image(1, "x", np.zeros(shape, np.uint8))
         with pytest.raises(ValueError, match="float64"):
             writer.image(1, "x", np.zeros((4, 4, 3)))
+
+
+def test_a_file_that_is_not_finished_leaves_the_one_before(tmp_path):
+    path = tmp_path / "new" / "x.npy"
+    with aside(path) as part:
+        part.write_bytes(b"first")
+
+    def stop(content):
+        with aside(path) as part:
+            part.write_bytes(content)
+            raise FloatingPointError
+
+    with pytest.raises(FloatingPointError):
+        stop(b"half of the sec")
+    assert path.read_bytes() == b"first"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_outputs_that_cannot_be_written_are_told_with_the_flag(tmp_path):
+    check_output(tmp_path / "new" / "x.npy")
+    assert (tmp_path / "new").is_dir()
+    with pytest.raises(ValueError, match=r"--out: .*new is a folder where a file is needed"):
+        check_output(tmp_path / "new")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"--out: the folder of .*x\.npy cannot be made"):
+        check_output(tmp_path / "file" / "x.npy")

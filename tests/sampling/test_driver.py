@@ -51,6 +51,22 @@ def test_trajectories_lead_from_the_start_to_the_samples(sampler):
     np.testing.assert_allclose(paths[:, -1], sample(sampler=sampler), rtol=1e-4, atol=1e-5)
 
 
+def test_samples_are_the_same_where_jax_has_float64(sampler):
+    """In float32, from the same draws, on a grid of either precision."""
+    expected = sample(sampler=sampler)
+    with jax.enable_x64(True):
+        x = sampling.sample(KEY, score, PROCESS, 6, grid=np.float64(GRID), sampler=sampler)
+    assert x.dtype == np.float32
+    np.testing.assert_allclose(x, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_draws_of_any_reference_are_float32():
+    process = processes.langevin(references.student_t(2, degrees=5.0))
+    with jax.enable_x64(True):
+        start = sampling.start_states(KEY, jnp.arange(3), process.reference)
+    assert start.dtype == jnp.float32
+
+
 def pin(x, step):
     return x.at[:, 0].set(0.3), None
 

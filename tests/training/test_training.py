@@ -211,6 +211,25 @@ def test_non_finite_values_stop_the_run_and_keep_the_last_checkpoint(tmp_path):
     chex.assert_trees_all_equal(restore(tmp_path).state, before)
 
 
+def test_a_change_is_offered_and_allowed_where_the_state_keeps_its_arrays(tmp_path):
+    """Lion has one moment of each parameter, Adam two; a rate is a number of neither."""
+    run(tiny(train={"steps": 2}), tmp_path)
+    before = restore(tmp_path).state
+    name, rate = {"name": "lion"}, {"learning_rate": 2e-3}
+    with pytest.raises(ValueError, match=r"optimizer\.name: 'adam' in the checkpoint.*") as refused:
+        run(tiny(optimizer=name | rate), tmp_path)
+    assert "optimizer.learning_rate" in str(refused.value)
+    assert "allow_changed" not in str(refused.value)
+    with pytest.raises(ValueError, match=r"--allow_changed=optimizer\.name: .* other arrays"):
+        run(tiny(optimizer=name), tmp_path, allow_changed=["optimizer.name"])
+    for key in ("optimizer", "optimizer."):
+        with pytest.raises(ValueError, match=rf"--allow_changed={key}: name a key.*learning_rate"):
+            run(tiny(optimizer=rate), tmp_path, allow_changed=[key])
+    with pytest.raises(ValueError, match=r"--allow_changed=optimizer\.learning_rate$"):
+        run(tiny(optimizer=rate), tmp_path)
+    chex.assert_trees_all_equal(restore(tmp_path).state, before)
+
+
 def test_a_divergence_is_caught_and_its_remedy_can_be_followed_in_the_same_folder(tmp_path):
     diverging = tiny(optimizer={"learning_rate": 1e6})
     with pytest.raises(loop.NonFiniteError, match=r"not finite at step.*--allow_changed=optim"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax.numpy as jnp
@@ -28,7 +28,9 @@ from ndsm_jax.frames import Frame
 from ndsm_jax.integrators import (
     ACCURATE,
     MAX_STEPS,
+    SMALLEST_VARIANCE,
     chosen_integrator,
+    default_smallest_variance,
     stable_grid,
     step_ratio,
     step_sizes,
@@ -94,12 +96,16 @@ def build(
     level = logging.DEBUG if quiet else logging.INFO
     levels = sampler.levels(process.dim, config.sample.smallest_variance)
     sample_grid = _chosen_grid(level, process, config.sample, levels or MIN_SAMPLE_STEPS, sampler)
-    grid = sample_grid  # whose levels are those of training, unless it says otherwise
-    if config.noising.times != "levels" or process.kernel is None:
+    if not _learns_levels(config, process):
         grid = _chosen_grid(level, process, config.noising, MIN_NOISING_STEPS)
+    else:  # a network sees time on the grid that it was trained on, whatever it samples by later
+        grid = sample_grid if parts.levels is None else np.asarray(parts.levels)
     local = OBJECTIVES[config.objective.name].noising in ("local", "state")
     first = (local and config.noising.loss_step) or float(grid[1])  # the smallest training time
     _check_grids(config, process, sampler, grid, sample_grid, first)
+    late = logging.DEBUG if quiet else logging.WARNING
+    of_noising = {} if _learns_levels(config, process) else {"noising": grid}
+    _warn_of_late_starts(late, process, of_noising | {"sample": sample_grid})
     c = config.network
     coordinate = time_coordinate(process.clock, process.horizon, c.time, first=float(grid[1]))
     precondition = PRECONDITIONS[c.parameterisation](process=process, coordinate=coordinate)
@@ -130,13 +136,21 @@ def build(
     )
 
 
+def _learns_levels(config: Config, process: Process) -> bool:
+    """Whether the times of training are those of the sampling grid."""
+    return config.noising.times == "levels" and process.kernel is not None
+
+
 def measured(config: Config, shape: tuple[int, ...], parts: Parts) -> tuple[Parts, Experiment]:
-    """The parts with what is measured on the experiment's own paths, and the experiment of all.
+    """The parts with what is measured on the experiment's own paths and the levels that it is
+    trained at, and the experiment of all.
 
     Raises:
       ValueError: as `build`, and paths that are not finite.
     """
     built = build(config, shape, parts)
+    if _learns_levels(config, built.process):
+        parts = dataclasses.replace(parts, levels=np.asarray(built.sample_grid))
     if config.noising.weight != "auto":
         return parts, built
     noise, precondition = built.noising, built.model.precondition
@@ -320,10 +334,13 @@ def _check_grids(
 ) -> None:
     """Raises ValueError where explicit steps are unstable, or sampling visits untrained times."""
     if sample_grid[1] < 0.99 * first:
+        remedy = "lower noising.smallest_variance"
+        if _learns_levels(config, process):
+            remedy = "train another run, as with noising.times=levels one keeps its first grid"
         raise ValueError(
             f"sampling would start its last step at t = {sample_grid[1]:.3g}, but the smallest"
             f" trained time is {first:.3g}; raise sample.smallest_variance (lower sample.steps on a"
-            " uniform grid), or lower noising.smallest_variance"
+            f" uniform grid), or {remedy}"
         )
     for section, times, by in (("noising", grid, None), ("sample", sample_grid, sampler)):
         step = _explicit_step(process, by) if by else _noising_step(process, config.noising)
@@ -350,6 +367,29 @@ def _check_grids(
             f" stiffness of {process.name!r} allows an explicit one; set {section}.steps to about"
             f" {needed}, {remedy}"
         )
+
+
+def _warn_of_late_starts(level: int, process: Process, grids: Mapping[str, np.ndarray]) -> None:
+    """Where a process that only adds noise has much of it by the first time: its v(T), of which the
+    config sets a share, may be any number of times the data's variance."""
+    wanted = default_smallest_variance(process)
+    if wanted == SMALLEST_VARIANCE:
+        return
+    largest = process.clock.variance(process.horizon)
+    for section, grid in grids.items():
+        first = process.clock.variance(jnp.asarray(grid[1]))
+        if first > 10 * wanted * largest:
+            logger.log(
+                level,
+                "%s: at the first time of %s the noise has the variance %.2g already, which hides"
+                " what is finer in the data; lower %s.smallest_variance, to about %.2g for data of"
+                " unit variance",
+                section,
+                process.name,
+                first,
+                section,
+                wanted,
+            )
 
 
 def _noising(

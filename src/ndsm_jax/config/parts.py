@@ -57,6 +57,9 @@ class Parts:
         where it does not.
       excess: of the targets in local coordinates, see `networks.target_excess`; None where there is
         none.
+      levels: 0 and the times [L + 1] at which the network was trained, where these are those of
+        sampling (noising.times=levels); None elsewhere, and before training. Later samples may
+        come by another grid.
     """
 
     frame: Frame
@@ -65,6 +68,7 @@ class Parts:
     classes: Classes | None = None
     starts: Array | None = None
     excess: Array | None = None
+    levels: np.ndarray | None = None
 
 
 # --- frame and reference, of the data ---
@@ -120,7 +124,7 @@ def check_data(config: Config, dataset: Dataset) -> None:
     if kind not in ("standardised", "shared") or config.autoencoder.kind != "none":
         return
     stored, seen = dataset.is_stored, dataset.in_part(config.data.seed, SEEN_BYTES)
-    shared, num = kind == "shared", len(dataset.train)
+    shared = kind == "shared"
     rows = np.concatenate([seen.train, seen.test])
     of_all = moments(dataset.train, shared=shared)[1] ** 0.5 if stored else None
     for i, values in enumerate((rows.reshape(-1, 1) if shared else rows).T):
@@ -132,38 +136,61 @@ def check_data(config: Config, dataset: Dataset) -> None:
         if not squeezed(values) and not (rare and squeezed_by(values, deviation)):
             continue
         middle = np.subtract(*np.quantile(values, (0.841, 0.159))) / 2
-        row, value = _farthest(dataset, None if shared else i, float(np.median(values)))
-        where = f"training row {row}" if row < num else f"held-out row {row - num}"
         remedy = "set data.name=table with the rows in one .npy file, for a scale by quantiles"
         raise ValueError(
             f"data.frame={kind!r}: the middle of {'all' if shared else f'feature {i}'} is"
             f" {middle:.3g} wide, and the deviation {deviation:.3g}, by far values such as"
-            f" {value:.6g} in {where}, beside which a model sees nothing of the others;"
-            f" {'clip them' if shared or stored else remedy}, or mend the row"
+            f" {_farthest(dataset, None if shared else i, float(np.median(values)))}, beside which"
+            f" a model sees nothing of the others; {'clip them' if shared or stored else remedy},"
+            " or mend the row"
         )
 
 
-def _farthest(dataset: Dataset, feature: int | None, middle: float) -> tuple[int, float]:
-    """The row, training rows first, whose value of a feature (None: of any) is farthest from the
-    middle, and the value."""
-    best, found = -1.0, (0, middle)
-    for first, x in ((0, dataset.train), (len(dataset.train), dataset.test)):
+def _farthest(dataset: Dataset, feature: int | None, middle: float) -> str:
+    """In words, the value of a feature (None: of any) that is farthest from the middle.
+
+    With all its digits, as a file knows its row by nothing else: splits are in an order of theirs.
+    """
+    best, found = -1.0, ""
+    for split, x in (("training", dataset.train), ("held-out", dataset.test)):
         for start, block in blocks(x):
             values = block if feature is None else block[:, feature : feature + 1]
             far = np.abs(values - middle)
             if far.max() > best:
-                best, at = far.max(), np.unravel_index(far.argmax(), far.shape)
-                found = first + start + int(at[0]), float(values[at])
+                best, (row, column) = far.max(), np.unravel_index(far.argmax(), far.shape)
+                found = (
+                    f"{values[row, column]} of feature {column if feature is None else feature} in"
+                    f" row {start + row} of the {split} split (a file may have it elsewhere: look"
+                    " for the value)"
+                )
     return found
 
 
 def check_samples(config: Config, dataset: Dataset) -> None:
-    """Raises ValueError for training data too few for the mixture that the config asks for."""
+    """Raises ValueError for training data too few for the mixture that the config asks for, or
+    without an item of a class that the network is told."""
+    _check_classes(config, dataset)
     if takes_mixture(config):
         c = config.mixture
         _, dim = _frame_stand_in(config, dataset.shape, dataset.value_range, dataset.columns)
         size = fit_size(config, dataset.train)
         references.check_samples(size, dim, c.num_components, c.covariance, c.criterion)
+
+
+def _check_classes(config: Config, dataset: Dataset) -> None:
+    """A class that no training item has would be sampled, and the network has learnt nothing."""
+    labels = told_labels(config, dataset)
+    if labels is None:
+        return
+    absent = np.flatnonzero(np.bincount(labels, minlength=dataset.num_classes) == 0)
+    if absent.size:
+        name = dataset.class_names[absent[0]] if dataset.class_names else absent[0]
+        raise ValueError(
+            f"network.condition={config.network.condition!r}: {absent.size} of"
+            f" {dataset.num_classes} classes have no training item, the first is {name}; give some"
+            " (a larger data.num_train, train.select=last where all are held out), take the class"
+            " out of the held-out data, or set network.condition to none"
+        )
 
 
 def fit(config: Config, dataset: Dataset, *, frame: Frame | None = None) -> Parts:

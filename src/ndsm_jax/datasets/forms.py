@@ -17,9 +17,9 @@ MAX_CHANNELS = 4
 def usual(samples: Samples, *, layout: str, what: str) -> Samples:
     """Items with channels last, their numbers as uint8 or floats; labels as integers or strings.
 
-    Whole numbers of other types, and truth values, become float64: what is 0 to 65535 is no
-    picture of 8 bits, and a frame finds its scale. Labels may also be [N, 1], bytes, truth values,
-    and whole numbers that are written as floats.
+    Whole numbers and truth values become float64, and a frame finds their scale, but for pictures
+    of 8 bits: rows [N, d] are none, nor is what is 0 to 65535. Labels may also be [N, 1], bytes,
+    truth values, and whole numbers that are written as floats.
 
     Raises:
       ValueError: images [N, a, b, c] whose channels `layout` = auto cannot tell, or the layout of
@@ -27,7 +27,7 @@ def usual(samples: Samples, *, layout: str, what: str) -> Samples:
     """
     x, labels = samples
     x = _channels_last(x if isinstance(x, Stored) else np.asarray(x), layout, what)
-    if x.dtype.kind in "iub" and x.dtype != np.uint8:
+    if x.dtype.kind in "iub" and (x.dtype != np.uint8 or x.ndim == 2):
         x = each(partial(np.asarray, dtype=np.float64), x)
     return Samples(x, None if labels is None else _classes(labels))
 

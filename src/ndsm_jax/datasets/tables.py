@@ -105,7 +105,7 @@ def filled(columns: Sequence[Column], data: Any, x: np.ndarray) -> Any:
     """
     named = _cells(data, "auto", "data")
     is_frame = hasattr(data, "iloc")
-    out = data.copy() if is_frame else np.array(as_rows(data))
+    out: Any = data.copy() if is_frame else np.array(as_rows(data))
     values = decode(columns, x).values()
     for place, new in zip(_located(columns, [name for name, _ in named]), values, strict=True):
         gaps = np.flatnonzero(named[place][1].missing)

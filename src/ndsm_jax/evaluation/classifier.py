@@ -35,23 +35,29 @@ PEAK_LEARNING_RATE = 3e-3
 CHUNK = 500
 SAVE_EVERY = 250
 
+SCALED = (-1.0, 1.0)
+"""Where a network sees images: what `datasets` scales is there already."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class ImageClassifier:
-    """A trained network. All methods take flat images [n, d] in [-1, 1], of any n.
+    """A trained network. All methods take flat images [n, d] in the units of its data, of any n.
 
     Attributes:
-      network: a Flax module from flat images to (logits [n, C], features [n, f]).
+      network: a Flax module from flat images in [-1, 1] to (logits [n, C], features [n, f]).
       variables: its collections.
       test_accuracy: share of the data set's held-out images that it classifies rightly.
+      value_range: of the images it was trained on, [low, high], which become [-1, 1] (`scaled`).
     """
 
     network: ImageCNN | ResNet18
     variables: Any
     test_accuracy: float
+    value_range: tuple[float, float] = SCALED
 
     def __call__(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Class probabilities [n, C] and features [n, f], from one pass."""
+        x = scaled(x, self.value_range)
         logits, features = _apply_chunked(self.network, self.variables, x)
         return scipy.special.softmax(logits, axis=1), features
 
@@ -74,8 +80,9 @@ class ImageClassifier:
 
     @functools.cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of the network's description and of its variables."""
-        sha = hashlib.sha256(repr(self.network).encode())
+        """SHA-256 (hex) of the network's description, its variables, and a range of its own."""
+        own = "" if self.value_range == SCALED else repr(self.value_range)
+        sha = hashlib.sha256(f"{self.network!r}{own}".encode())
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.variables):
             array = np.asarray(leaf)
             sha.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
@@ -85,9 +92,33 @@ class ImageClassifier:
 
 def measured(network: ImageCNN | ResNet18, variables: Any, dataset: Dataset) -> ImageClassifier:
     """The classifier of these variables, its accuracy measured on the held-out images."""
-    logits, _ = _apply_chunked(network, variables, dataset.test)
+    limits = value_range(dataset)
+    logits, _ = _apply_chunked(network, variables, scaled(dataset.test, limits))
     accuracy = float(np.mean(logits.argmax(axis=1) == dataset.test_labels))
-    return ImageClassifier(network=network, variables=variables, test_accuracy=accuracy)
+    return ImageClassifier(
+        network=network, variables=variables, test_accuracy=accuracy, value_range=limits
+    )
+
+
+def value_range(dataset: Dataset) -> tuple[float, float]:
+    """The range of images in memory: the known one, or from their least value in training to the
+    largest."""
+    x = dataset.train
+    low, high = (x.min(), x.max()) if dataset.value_range is None else dataset.value_range
+    return float(low), float(high)
+
+
+def scaled(x: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """Images [n, d] with the range `limits` taken to [-1, 1], in float64: [n, d] float32.
+
+    2 (x - low) / (high - low) - 1, so that x may have any unit. What is in [-1, 1] is left as it
+    is, and a constant is taken to -1.
+    """
+    if limits == SCALED:
+        return np.asarray(x, np.float32)
+    low, high = limits
+    share = (np.asarray(x, np.float64) - low) / ((high - low) or 1.0)
+    return (2 * share - 1).astype(np.float32)
 
 
 def train_classifier(
@@ -104,7 +135,7 @@ def train_classifier(
     """Trains a network on the labelled images of `dataset`, reproducibly for a given seed.
 
     AdamW with a one-cycle learning rate; images moved at random by up to `shift` pixels along each
-    axis.
+    axis. The network sees them in [-1, 1], whatever their units are (`scaled`).
 
     Args:
       dataset: the data; of those that are not in memory a part (`Dataset.in_part`).
@@ -117,17 +148,18 @@ def train_classifier(
       progress: whether to show a progress bar.
 
     Raises:
-      ValueError: the data are not images or have no labels, or the folder holds another training.
+      ValueError: the data are not images or not both splits have labels, or the folder holds
+        another training.
     """
     if not dataset.is_image or dataset.train_labels is None or dataset.test_labels is None:
         unlabelled = dataset.train_labels is None or dataset.test_labels is None
         raise ValueError(
             f"train_classifier needs labelled images; data set {dataset.name!r} has items of shape "
-            f"{dataset.shape}{' without labels' if unlabelled else ''}. Evaluate it without a "
-            "classifier."
+            f"{dataset.shape}{', and not both splits have labels' if unlabelled else ''}. Evaluate "
+            "it with classifier=None."
         )
     dataset = dataset.in_part(seed)
-    x, labels = dataset.train, dataset.train_labels
+    x, labels = scaled(dataset.train, value_range(dataset)), dataset.train_labels
     assert labels is not None
     if network is None:
         height, width, channels = dataset.shape
@@ -229,7 +261,6 @@ def _apply_chunked(
     network: ImageCNN | ResNet18, variables: Any, x: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(logits, features) of x [n, d], in chunks of one size, so that it compiles once."""
-    x = np.asarray(x, np.float32)
     padded = np.pad(x, ((0, -len(x) % CHUNK), (0, 0)))
     chunks = [_apply(network, variables, part) for part in padded.reshape(-1, CHUNK, x.shape[1])]
     logits, features = (np.concatenate(part)[: len(x)] for part in zip(*chunks, strict=True))

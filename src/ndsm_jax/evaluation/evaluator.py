@@ -20,7 +20,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ndsm_jax.datasets import is_original
-from ndsm_jax.evaluation.classifier import ImageClassifier, measured, train_classifier
+from ndsm_jax.evaluation.classifier import SCALED, ImageClassifier, measured, train_classifier
 from ndsm_jax.networks.resnet import ResNet18, fold
 from ndsm_jax.runs import replace_file
 
@@ -50,8 +50,9 @@ def evaluator(dataset: Dataset, *, seed: int = 0, progress: bool = False) -> Ima
 
 
 def evaluator_if_labelled(dataset: Dataset, *, seed: int = 0) -> ImageClassifier | None:
-    """`evaluator`, or None for data that are not labelled images."""
-    return evaluator(dataset, seed=seed) if dataset.is_image and dataset.num_classes else None
+    """`evaluator`, or None for data that are not images, or of which a split has no labels."""
+    labelled = dataset.train_labels is not None and dataset.test_labels is not None
+    return evaluator(dataset, seed=seed) if dataset.is_image and labelled else None
 
 
 @functools.cache
@@ -74,6 +75,8 @@ def save(
     network = trained.network
     if not isinstance(network, ResNet18) or network.folded:
         raise ValueError(f"save needs a trained ResNet18 with batch norms, got {network!r}.")
+    if trained.value_range != SCALED:  # which a file of weights does not say
+        raise ValueError(f"save needs images in [-1, 1], got the range {trained.value_range}.")
     folded = network.clone(folded=True)
     half = jax.tree.map(lambda x: np.asarray(x, np.float16), fold(trained.variables))
     result = measured(folded, _single(half), dataset)

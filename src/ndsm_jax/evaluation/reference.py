@@ -147,7 +147,7 @@ def fid_report(
     themselves get. Samples are used as they are, neither clipped nor rounded to grey levels.
 
     Args:
-      samples: [n, d] finite.
+      samples: [n, d] finite, in the units of the data.
       dataset: labelled images.
       classifier: from `evaluator`.
       folder: of the cached reference statistics.
@@ -161,7 +161,7 @@ def fid_report(
     Raises:
       ValueError: samples of the wrong shape or not finite, or data without labels.
     """
-    samples = np.asarray(samples, np.float32)
+    samples = np.asarray(samples, dataset.train.dtype)
     if samples.ndim != 2 or samples.shape[1] != dataset.dim or len(samples) < 2:
         raise ValueError(
             f"fid_report: samples of shape {samples.shape}; needed is [n >= 2, {dataset.dim}]."

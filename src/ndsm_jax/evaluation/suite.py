@@ -116,8 +116,8 @@ def evaluate(
     fractions are those of all real items, from the labels themselves where there are any.
 
     All that goes by distances between points (the bounding box, nearest items and clusters
-    included) is measured in `coordinates`. The classifier and the distance to the support see the
-    points themselves.
+    included) is measured in `coordinates`. The classifier, which scales them itself, and the
+    distance to the support get the points themselves.
 
     Of data that are not in memory all training items are looked at for the nearest ones, and a
     seeded part of each split for all else (`Dataset.in_part`).

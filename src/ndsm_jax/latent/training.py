@@ -26,11 +26,12 @@ from ndsm_jax.config import Config
 from ndsm_jax.config.assemble import build
 from ndsm_jax.config.parts import Parts, autoencoder, fit_reference, takes_mixture
 from ndsm_jax.datasets import Dataset, batch_indices
+from ndsm_jax.experiment import Experiment
 from ndsm_jax.latent.objective import joint_terms, normal_divergence, reconstruction_loss
-from ndsm_jax.launch import Restored, launch, restore
+from ndsm_jax.launch import Restored, foreseen, launch, restore, set_aside
 from ndsm_jax.optimisation import averaged, descend
 from ndsm_jax.rows import part_size
-from ndsm_jax.runs import Run, fingerprint, loop, replace_file
+from ndsm_jax.runs import Run, fingerprint, has_checkpoints, loop, replace_file
 
 logger = logging.getLogger(__name__)
 
@@ -87,13 +88,19 @@ def train_latent(
 ) -> Restored:
     """All stages in workdir, each resumed or, where finished, kept: see the module's docstring.
 
+    What the config and the data decide is checked for all stages before the first one.
+
     Raises:
       ValueError: see `check_data`, `launch.launch` and `train_joint`.
       loop.NonFiniteError: a loss was not finite.
     """
-    workdir = pathlib.Path(workdir)
+    workdir, score = pathlib.Path(workdir), score_config(config)
+    check_data(config, dataset)
+    if not has_checkpoints(workdir / "score"):
+        _, experiment, _ = foreseen(score, set_aside(score, dataset)[0])
+        if config.joint.steps:
+            check_joint(score, experiment)
     codec = train_autoencoder(config, dataset, workdir / "autoencoder", progress=progress)
-    score = score_config(config)
     launch(
         score,
         dataset,
@@ -259,6 +266,21 @@ def reconstruction_figure(codec: Codec, dataset: Dataset, *, columns: int = 12) 
 # --- autoencoder and score model together ---
 
 
+def check_joint(score: Config, experiment: Experiment) -> None:
+    """Raises ValueError where joint training cannot go on from such a score model."""
+    name = score.process.name
+    if not takes_mixture(score) or frames.component_mixture(experiment.frame) is not None:
+        raise ValueError(
+            "joint training fits the mixture again, and noises in all of the latent space; with"
+            f" process.name={name!r} it cannot: choose langevin, or set joint.steps to 0"
+        )
+    if experiment.process.noisy is not None:
+        raise ValueError(
+            f"joint training needs noise in every coordinate, and that of process.name={name!r} is"
+            " not; choose langevin, or set joint.steps to 0"
+        )
+
+
 def train_joint(
     config: Config,
     dataset: Dataset,
@@ -286,19 +308,9 @@ def train_joint(
       loop.NonFiniteError: a loss was not finite.
     """
     check_data(config, dataset)
+    check_joint(start.config, start.experiment)
     c, folder = config.joint, pathlib.Path(folder)
     score, frame = start.config, start.experiment.frame
-    if not takes_mixture(score) or frames.component_mixture(frame) is not None:
-        raise ValueError(
-            "joint training fits the mixture again, and noises in all of the latent space; with"
-            f" process.name={score.process.name!r} it cannot: choose langevin, or set joint.steps"
-            " to 0"
-        )
-    if start.experiment.process.noisy is not None:
-        raise ValueError(
-            "joint training needs noise in every coordinate, and that of process.name="
-            f"{score.process.name!r} is not; choose langevin, or set joint.steps to 0"
-        )
     assert isinstance(frame, Latent)
     codec, shape, beta = frame.codec, start.shape, config.autoencoder.beta
     root = jax.random.fold_in(jax.random.key(config.train.seed), STREAM_JOINT)

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from scipy.special import logit, ndtr
 
-from ndsm_jax.checks import FLAG, KEY, TIMES, arguments, one_of
+from ndsm_jax.checks import FLAG, GRID, KEY, arguments, one_of
 from ndsm_jax.clock import Clock
 
 
@@ -101,10 +101,10 @@ class TimeLaw:
         times, 2107.00630, App. I.1), which keeps each path's k times far apart as well.
         """
         if not self.stratified:
-            return jax.random.uniform(key, (batch, k))
+            return jax.random.uniform(key, (batch, k), self.cdf.dtype)
         lattice = np.arange(batch)[:, None] + batch * np.arange(k)[None, :]
-        points = jnp.asarray(lattice / (batch * k), jnp.float32)
-        return (points + jax.random.uniform(key, (1, 1))) % 1.0
+        points = jnp.asarray(lattice / (batch * k), self.cdf.dtype)
+        return (points + jax.random.uniform(key, (1, 1), self.cdf.dtype)) % 1.0
 
     def index(self, u: Array) -> Array:
         """The grid interval i with cdf_i <= u < cdf_{i+1}: [...] -> int [...]."""
@@ -158,11 +158,11 @@ class Probed:
         return dataclasses.replace(batch, probe=probe)
 
 
-@arguments(clock=Clock, grid=TIMES, kind=one_of(TIME_LAWS), stratified=FLAG)
+@arguments(clock=Clock, grid=GRID, kind=one_of(TIME_LAWS), stratified=FLAG)
 def time_law(
     clock: Clock, grid: np.ndarray, *, kind: str = "clock", stratified: bool = True
 ) -> TimeLaw:
-    """Law of training times on a grid [n + 1].
+    """Law of training times on a grid [n + 1] from 0, n >= 2.
 
     `uniform`: uniform in t, as 2405.15625, Algorithm 1, draws it on a uniform grid. `clock`: an
     equal mixture of uniform in log v(t), where fine structure is lost, and uniform in the
@@ -171,7 +171,7 @@ def time_law(
     `levels`: the grid's positive times, all as often, as NCSN (1907.05600) draws its noise levels.
 
     Raises:
-      ValueError: unknown kind.
+      ValueError: unknown kind, or a grid of one step.
     """
     if kind == "uniform":
         mass = np.diff(np.asarray(grid, np.float64))

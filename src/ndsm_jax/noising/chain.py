@@ -53,12 +53,13 @@ class FullSpace:
         """x0 [B, d] -> states [B, d]."""
         return x0
 
-    def draws(self, key: Array, num_steps: int, shape: tuple[int, ...]) -> None:
+    def draws(self, key: Array, num_steps: int, y: Array) -> None:
         """Nothing is drawn ahead: the normals of all steps would not fit into memory."""
 
-    def noise(self, key: Array, n: Array, drawn: None, shape: tuple[int, ...]) -> Array:
-        """Step n's normals, [*shape, r]."""
-        return jax.random.normal(jax.random.fold_in(key, n), (*shape, self.process.noise_dim))
+    def noise(self, key: Array, n: Array, drawn: None, y: Array) -> Array:
+        """Step n's normals of states y [..., d], in their precision: [..., r]."""
+        shape = (*y.shape[:-1], self.process.noise_dim)
+        return jax.random.normal(jax.random.fold_in(key, n), shape, y.dtype)
 
     def reframe(self, y: Array, target: Array) -> tuple[Array, Array]:
         """Nothing turns."""
@@ -202,7 +203,7 @@ def walk(
     # The target's frame differs from time to time, so that each time needs a path of its own.
     own_paths = window is not None and isinstance(chain, Quotient)
     y = jnp.repeat(chain.start(x0)[:, None], stop.shape[1] if own_paths else 1, axis=1)
-    drawn: Any = chain.draws(key_draws, grid.shape[0] - 1, y.shape[:2])
+    drawn: Any = chain.draws(key_draws, grid.shape[0] - 1, y)
     kept = jnp.broadcast_to(y, (*stop.shape, y.shape[-1]))
     by: Any = {"integrator": integrator, "variance": relaxing_variance(chain, y, integrator)}
 
@@ -210,7 +211,7 @@ def walk(
         carry: tuple[Array, Array, PathTarget], n: Array, t: Array, t_next: Array
     ) -> tuple[tuple[Array, Array, PathTarget], None]:
         y, kept, path = carry
-        z = chain.noise(key_steps, n, drawn, y.shape[:2])
+        z = chain.noise(key_steps, n, drawn, y)
         times = (broadcast_time(t, y), broadcast_time(t_next - t, y))
         if window is None:
             y = forward_step(chain.process, y, *times, z, **by)

@@ -42,6 +42,7 @@ from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, law_on
 from ndsm_jax.noising.chain import (
     SIMULATIONS,
     Chain,
+    FullSpace,
     Grid,
     as_grid,
     full_space,
@@ -49,7 +50,7 @@ from ndsm_jax.noising.chain import (
     relaxing_variance,
     walk,
 )
-from ndsm_jax.noising.quotient import _restrict, subspace
+from ndsm_jax.noising.quotient import _restrict, outward, subspace
 from ndsm_jax.noising.windows import window_starts
 from ndsm_jax.processes.process import DriftFn, Process
 from ndsm_jax.references.mixtures import GaussianMixture
@@ -67,7 +68,8 @@ _NORM = 0.25
 """Taylor series of this order are exact in float32 for matrices of this norm."""
 
 _GROWTH = 2.0
-"""The largest factor by which a deviation grows in a window that is linearised as it is."""
+"""The largest factor by which a deviation grows in a window that is linearised as it is, in one
+dimension; in more see `linear_step`."""
 
 _product = partial(jnp.matmul, precision="highest")
 
@@ -94,7 +96,8 @@ def linear_step(matrix: Array, force: Array, noisy: Array) -> tuple[Array, Array
 
     Where A expands too much for a linearisation to mean anything, tr(e^{2 A}) > d + 3, as in one
     dimension where deviations more than double, 2^-j A takes its place, with the least j that will
-    do: at a saddle a linear drift runs away from the two modes that the true one leads to. The
+    do: at a saddle a linear drift runs away from the two modes that the true one leads to. In more
+    dimensions directions that contract make room for one that expands, by up to sqrt(d + 3). The
     target is right for the chain's own law whatever A is, as long as y_s alone decides.
 
     Args:
@@ -296,7 +299,11 @@ class DenseJacobian:
 @partial(jax.tree_util.register_dataclass, data_fields=(), meta_fields=())
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DiagonalJacobian:
-    """Drifts that act on each coordinate alone, with noise in all: O(d) a state."""
+    """Drifts that act on each coordinate alone, with noise in all: O(d) a state.
+
+    Where a coordinate's deviations would more than double, its rate alone is cut, so that they do
+    double: another law than that of `linear_step`, which has one factor 2^-j for all of A.
+    """
 
     def __call__(self, process: Process, y: Array, s: Array, h: Array) -> LocalGaussian:
         """The law at s + h of states y [..., d] at s [...], see `linearise`."""
@@ -332,7 +339,8 @@ class LowRankJacobian:
     def __call__(self, process: Process, y: Array, s: Array, h: Array) -> LocalGaussian:
         """The law at s + h of states y [..., d] at s [...], see `linearise`."""
         offset = y - jnp.broadcast_to(self.centre, y.shape)
-        axis = self._axis(offset)
+        axis = outward(self._outside(offset), offset, self._spare())
+        axis = axis / jnp.linalg.norm(axis, axis=-1, keepdims=True)
         small = _coordinates(self.basis, axis, offset)
         strength = _strength(process, s, h)
         noisy = jnp.ones(small.shape[-1], y.dtype)
@@ -351,15 +359,6 @@ class LowRankJacobian:
                 inner=inner.root,
             ),
         )
-
-    def _axis(self, offset: Array) -> Array:
-        """e, along what of a state is outside of M."""
-        q = self._outside(offset)
-        # Where that is nothing but rounding, any other direction outside of M will do.
-        tiny = 1e-5 * (1 + jnp.linalg.norm(offset, axis=-1, keepdims=True))
-        some = jnp.linalg.norm(q, axis=-1, keepdims=True) > tiny
-        q = jnp.where(some, q, jnp.broadcast_to(self._spare(), q.shape))
-        return q / jnp.linalg.norm(q, axis=-1, keepdims=True)
 
     def _spare(self) -> Array:
         free = 1 - jnp.sum(self.basis**2, axis=1)
@@ -486,11 +485,12 @@ def _window_error(
 
 
 @partial(jax.jit, static_argnames="integrator")
-def _measured_paths(process: Process, x0: Array | None, grid: Array, integrator: str) -> Array:
+def _measured_paths(chain: FullSpace, x0: Array | None, grid: Array, integrator: str) -> Array:
     """Paths from x0, or from draws of the reference, at all grid points but the last: [n, P, d]."""
+    process = chain.process
     key_start, key_path = jax.random.split(jax.random.key(0))
     x0 = process.reference.sample(key_start, (num_paths(process.dim),)) if x0 is None else x0
-    variance = relaxing_variance(full_space(process), x0, integrator)
+    variance = relaxing_variance(chain, x0, integrator)
     return simulate(key_path, process, x0, grid, integrator=integrator, variance=variance)[:-1]
 
 
@@ -528,7 +528,8 @@ def controlled_starts(
       ValueError: a tolerance that is not positive.
     """
     n = len(grid) - 1
-    paths = _measured_paths(process, x0, jnp.asarray(grid), integrator)
+    # The chain is built here: modes are found on the host, which traced arrays do not reach.
+    paths = _measured_paths(full_space(process), x0, jnp.asarray(grid), integrator)
     steps = np.round(2 ** np.append(np.arange(0, np.log2(n), 0.5), np.log2(n))).astype(int)
     steps = np.unique(steps)
     tried = np.round(np.linspace(0, n - 1, _STARTS)).astype(int)

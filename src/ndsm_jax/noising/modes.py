@@ -76,6 +76,8 @@ def mixture_of(process: Process) -> GaussianMixture | None:
 
 
 def mode_at(process: Process, y: Array) -> Array:
-    """The mode about a state of a process, int [..., d] -> [...]: its likeliest component."""
+    """The mode about a state of a process, [..., d] -> int32 [...]: its likeliest component."""
     mixture = mixture_of(process)
-    return jnp.zeros(y.shape[:-1], jnp.int32) if mixture is None else mixture.most_likely(y)
+    if mixture is None:
+        return jnp.zeros(y.shape[:-1], jnp.int32)
+    return mixture.most_likely(y).astype(jnp.int32)

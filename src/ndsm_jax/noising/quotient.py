@@ -70,21 +70,21 @@ class Quotient:
         length = jnp.linalg.norm(q, axis=-1, keepdims=True) * (self.codim > 0)
         return jnp.concatenate([p, length, jnp.zeros((*p.shape[:-1], 3), p.dtype)], axis=-1)
 
-    def draws(self, key: Array, num_steps: int, shape: tuple[int, ...]) -> tuple[Array, Array]:
-        """All randomness of chains [*shape], ahead of their loop, where it costs a third.
+    def draws(self, key: Array, num_steps: int, y: Array) -> tuple[Array, Array]:
+        """All randomness of chains y [..., r + 4], ahead of their loop, where it costs a third.
 
-        Normals [num_steps, size (r + 3)] and lengths along e_3, chi(d - r - 3) [num_steps, size].
+        Normals [num_steps, size (r + 3)] and lengths along e_3, chi(d - r - 3) [num_steps, size],
+        in the precision of y.
         """
-        size = math.prod(shape)
+        size = math.prod(y.shape[:-1])
         key_normals, key_lengths = jax.random.split(key)
-        normals = jax.random.normal(key_normals, (num_steps, size * (self.process.dim - 1)))
-        return normals, _chi(key_lengths, self.codim - 3, (num_steps, size))
+        shape = (num_steps, size * (self.process.dim - 1))
+        normals = jax.random.normal(key_normals, shape, y.dtype)
+        return normals, _chi(key_lengths, self.codim - 3, (num_steps, size), y.dtype)
 
-    def noise(
-        self, key: Array, n: Array, drawn: tuple[Array, Array], shape: tuple[int, ...]
-    ) -> Array:
-        """Step n's normals in the frame, [*shape, r + 4]."""
-        free = self.process.dim - 1
+    def noise(self, key: Array, n: Array, drawn: tuple[Array, Array], y: Array) -> Array:
+        """Step n's normals in the frame, [..., r + 4]."""
+        shape, free = y.shape[:-1], self.process.dim - 1
         z = drawn[0][n].reshape(*shape, free)
         # A complement of fewer than three dimensions has no e, e_1 or e_2.
         alive = np.arange(free) < free - FRAME + 1 + min(self.codim, FRAME - 1)
@@ -111,10 +111,8 @@ class Quotient:
         """States, targets, companions of the whole space: [B, k, r + 4] each -> [B, k, d] each."""
         rank = self.basis.shape[1]
         _, q = _split(self, x0)
-        # Where q_0 is nothing but rounding any direction will do, as alpha starts from zero.
-        tiny = 1e-5 * (1 + jnp.linalg.norm(x0 - self.centre[None, :], axis=-1, keepdims=True))
-        outside = jnp.linalg.norm(q, axis=-1, keepdims=True) > tiny
-        e = _unit(jnp.where(outside, q, jnp.broadcast_to(self.spare, q.shape)))[:, None]
+        # Where there is no q_0 any direction will do, as alpha starts from zero.
+        e = _unit(outward(q, x0 - self.centre[None, :], self.spare))[:, None]
         free = jax.random.normal(key, (2, *y.shape[:2], q.shape[-1]), q.dtype)
         free = free - (free @ self.basis) @ self.basis.T
         e_1 = _unit(_without(free[0], e))
@@ -155,13 +153,13 @@ class TiedQuotient:
         """x0 [B, d] -> states [B, r]."""
         return _split(self, x0)[0]
 
-    def draws(self, key: Array, num_steps: int, shape: tuple[int, ...]) -> Array:
-        """All normals of chains [*shape], ahead of their loop: [num_steps, size r]."""
-        return jax.random.normal(key, (num_steps, math.prod(shape) * self.process.dim))
+    def draws(self, key: Array, num_steps: int, y: Array) -> Array:
+        """All normals of chains y [..., r], ahead of their loop: [num_steps, size r]."""
+        return jax.random.normal(key, (num_steps, y.size), y.dtype)
 
-    def noise(self, key: Array, n: Array, drawn: Array, shape: tuple[int, ...]) -> Array:
-        """Step n's normals, [*shape, r]."""
-        return drawn[n].reshape(*shape, self.process.dim)
+    def noise(self, key: Array, n: Array, drawn: Array, y: Array) -> Array:
+        """Step n's normals, [..., r]."""
+        return drawn[n].reshape(y.shape)
 
     def reframe(self, y: Array, target: Array) -> tuple[Array, Array]:
         """Nothing turns."""
@@ -184,28 +182,28 @@ class TiedQuotient:
         )
 
 
-def _chi(key: Array, degrees: int, shape: tuple[int, ...]) -> Array:
+def _chi(key: Array, degrees: int, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
     """Lengths of normal vectors of `degrees` dimensions, by Marsaglia & Tsang's rejection (2000).
 
     `jax.random.chisquare` has the same law, but on a CPU it draws its elements one by one.
     """
     if degrees < 1:
-        return jnp.zeros(shape)
+        return jnp.zeros(shape, dtype)
     if degrees == 1:
-        return jnp.abs(jax.random.normal(key, shape))
+        return jnp.abs(jax.random.normal(key, shape, dtype))
     d = degrees / 2 - 1 / 3
 
     def propose(state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         key, value, missing = state
         key, key_normal, key_uniform = jax.random.split(key, 3)
-        x = jax.random.normal(key_normal, shape)
+        x = jax.random.normal(key_normal, shape, dtype)
         v = (1 + x / (9 * d) ** 0.5) ** 3
-        log_u = jnp.log1p(-jax.random.uniform(key_uniform, shape))
+        log_u = jnp.log1p(-jax.random.uniform(key_uniform, shape, dtype))
         # log v is -inf or NaN for v <= 0, which the comparison refuses.
         accepted = log_u < 0.5 * x**2 + d * (1 - v + jnp.log(v))
         return key, jnp.where(missing & accepted, v, value), missing & ~accepted
 
-    start = (key, jnp.ones(shape), jnp.ones(shape, bool))
+    start = (key, jnp.ones(shape, dtype), jnp.ones(shape, bool))
     _, v, _ = jax.lax.while_loop(lambda state: jnp.any(state[2]), propose, start)
     return jnp.sqrt(2 * d * v)
 
@@ -225,6 +223,20 @@ def _without(x: Array, e: Array) -> Array:
 def _unit(x: Array) -> Array:
     length = jnp.linalg.norm(x, axis=-1, keepdims=True)
     return x / jnp.where(length > 0, length, 1)
+
+
+_ROUNDING = 1e-5
+"""What is left of an offset in float32, relative to it, once all of its parts are subtracted."""
+
+
+def outward(q: Array, offset: Array, spare: Array) -> Array:
+    """The part q of an offset outside of M, [..., d] each, or a spare direction [d] there.
+
+    The latter where q is nothing but rounding, whatever the units of the states are.
+    """
+    least = _ROUNDING * jnp.linalg.norm(offset, axis=-1, keepdims=True)
+    some = jnp.linalg.norm(q, axis=-1, keepdims=True) > least
+    return jnp.where(some, q, jnp.broadcast_to(spare, q.shape))
 
 
 def subspace(prior: GaussianMixture) -> np.ndarray:

@@ -250,6 +250,8 @@ def variance_exploding(
 
     sigma(t) = sigma_min (sigma_max / sigma_min)^(t / T), T = 1 by default. Kernel a = 1 and
     s^2 = sigma(t)^2 - sigma_min^2. The clock is log s^2: levels at equal steps of it are geometric.
+    The data keep their scale, whatever sigma_max: where a grid says nothing else, its first time
+    is for data of unit variance (`integrators.default_smallest_variance`).
 
     Raises:
       ValueError: sigma_max that is not larger than sigma_min.
@@ -375,6 +377,9 @@ def _cld_kernel(mass: Array, rate: Array, t: Array) -> Gaussian:
         [-decay * s * root_mass, decay * (1 - s)],
     ]
     scale = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+    # At 0 there is no noise, and the root below would be 0 / 0.
+    noisy = s > 0
+    s = jnp.where(noisy, s, 1.0)
     # Covariance of x and v / sqrt(M) from a point. For short times var x = 4 s^3 / 3 - ... is the
     # difference of numbers near 1, and float32 has seven digits: its series, to 1e-6.
     e = jnp.exp(-2 * s)
@@ -387,14 +392,13 @@ def _cld_kernel(mass: Array, rate: Array, t: Array) -> Gaussian:
     slope = 2 * e * s**2 / low
     rest = jnp.sqrt(var_x - slope**2)
     zero = jnp.zeros_like(low)
-    root = [
+    rows = [
         [rest, slope],
         [zero, root_mass * low],
     ]
-    return Gaussian(
-        scale=Blocks(matrix=scale),
-        root=Blocks(matrix=jnp.stack([jnp.stack(row, axis=-1) for row in root], axis=-2)),
-    )
+    root = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+    root = jnp.where(noisy[..., None, None], root, 0.0)
+    return Gaussian(scale=Blocks(matrix=scale), root=Blocks(matrix=root))
 
 
 @arguments(dim=DIMENSIONS, mass=POSITIVE, rate=POSITIVE, horizon=POSITIVE)

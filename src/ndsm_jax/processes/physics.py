@@ -20,7 +20,7 @@ from ndsm_jax.checks import COUNT, DIMENSIONS, KEY, POSITIVE, SEEDS, SHAPE, argu
 from ndsm_jax.processes.process import Known, Process, process
 from ndsm_jax.references.energy import Energy, energy, rejection_samples
 from ndsm_jax.references.mixtures import standard_normal
-from ndsm_jax.references.reference import Reference
+from ndsm_jax.references.reference import Reference, has_constant
 
 
 def _swimmer_drift(gamma: Array, y: Array, t: Array) -> Array:
@@ -70,6 +70,11 @@ class Maxwell:
     def dim(self) -> int:
         """d, twice that of the positions."""
         return 2 * self.positions.dim
+
+    @property
+    def normalised(self) -> bool:
+        """Whether `log_prob` has its constant: where that of the positions does."""
+        return has_constant(self.positions)
 
     @arguments(key=KEY, shape=SHAPE)
     def sample(self, key: Array, shape: tuple[int, ...] = ()) -> Array:
@@ -124,7 +129,8 @@ def underdamped(
     longer by the exponential of its height.
 
     Args:
-      positions: eta; for a potential U of yours `references.energy(U / T, draws)`.
+      positions: eta; for a potential U of yours `references.energy(U / T, draws)`, and for
+        likelihoods its `references.normalised`.
       temperature: T, the mean square of a velocity.
       friction: gamma, 1 / time.
 
@@ -228,6 +234,17 @@ def _lorenz_drift(parameters: Array, y: Array, t: Array) -> Array:
     return jnp.stack(rates, axis=-1)
 
 
+def _lorenz_stiffness(sigma: float, rho: float, beta: float) -> float:
+    """At the origin, where the drift's rates are -beta and -m +- sqrt(square), m = (sigma + 1) / 2.
+
+    Of a negative square they are a pair -m +- i w, whose Euler steps are stable for h below
+    2 m / (m^2 + w^2).
+    """
+    middle, square = 0.5 * (sigma + 1), 0.25 * (sigma - 1) ** 2 + sigma * rho
+    pair = middle + square**0.5 if square >= 0 else middle - square / middle
+    return max(pair, beta)
+
+
 @arguments(
     sigma=POSITIVE, rho=number(), beta=number(), noise=POSITIVE, unit=POSITIVE, horizon=POSITIVE
 )
@@ -245,7 +262,8 @@ def lorenz63(
         dx1 = sigma (x2 - x1) dt + g dW1,    dx2 = (x1 (rho - x3) - x2) dt + g dW2,
         dx3 = (x1 x2 - beta x3) dt + g dW3.
 
-    Stiffness is the largest rate of contraction at the origin, where the drift contracts most.
+    Stiffness is the largest rate of contraction at the origin, where the drift contracts most; for
+    a rho at which the origin is a spiral, what Euler's steps of that need.
 
     Args:
       sigma, rho, beta: of the equations.
@@ -255,12 +273,11 @@ def lorenz63(
     Raises:
       ValueError: a sigma, a noise, a unit or a horizon that is not positive.
     """
-    contraction = 0.5 * (sigma + 1 + ((sigma - 1) ** 2 + 4 * sigma * rho) ** 0.5)
     return process(
         Partial(_lorenz_drift, jnp.float32([sigma, rho, beta, unit])),
         noise / unit,
         standard_normal(3, (8 / unit) ** 2),
         horizon=horizon,
-        known=Known(stiffness=jnp.float32(contraction)),
+        known=Known(stiffness=jnp.float32(_lorenz_stiffness(sigma, rho, beta))),
         name="lorenz63",
     )

@@ -42,7 +42,7 @@ from ndsm_jax.references.others import (
     student_t,
     uniform_torus,
 )
-from ndsm_jax.references.reference import Reference
+from ndsm_jax.references.reference import Reference, has_constant
 from ndsm_jax.references.tilted import (
     Centres,
     Partition,
@@ -85,6 +85,7 @@ __all__ = [
     "fit_student_t",
     "fit_tilt",
     "floored",
+    "has_constant",
     "kinds_for",
     "largest_curvature",
     "logistic",

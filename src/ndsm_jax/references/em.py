@@ -31,7 +31,7 @@ from jax import Array
 from jax.sharding import PartitionSpec
 
 from ndsm_jax import parallel
-from ndsm_jax.references.mixtures import LowRank
+from ndsm_jax.references.mixtures import DIRECT, LowRank
 from ndsm_jax.rows import Rows
 
 TOLERANCE = 1e-3
@@ -49,7 +49,6 @@ SEEDED = 20_000
 _ROWS_A_COMPONENT = 50  # of the rows that starts are made on
 _LLOYD = 30  # iterations of k-means, at most
 _SETTLED = 1e-3  # relative gain of k-means below which it ends
-_DIRECT = 8  # dimensions up to which differences are taken as they are
 _EMPTY = 10 * np.finfo(np.float64).eps  # added to counts, as scikit-learn does: no division by zero
 
 
@@ -224,7 +223,7 @@ def _products(_: Any, x: Array, __: Array) -> Array:
 
 def _square_distances(x: Array, means: Array) -> Array:
     """|x_n - mu_k|^2: [n, d], [K, d] -> [n, K]."""
-    if x.shape[1] <= _DIRECT:
+    if x.shape[1] <= DIRECT:
         return jnp.sum((x[:, None, :] - means[None]) ** 2, axis=2)
     norms = jnp.sum(x**2, axis=1)[:, None] + jnp.sum(means**2, axis=1)[None, :]
     return jnp.maximum(norms - 2 * x @ means.T, 0.0)
@@ -280,7 +279,7 @@ def _diagonal_roots(variances: Any, dim: int) -> tuple[dict[str, Any], Any]:
 
 def _diagonal_distances(p: Any, x: Array) -> tuple[Array, Any]:
     means, precision = p["means"], p["precision"]
-    if x.shape[1] <= _DIRECT:
+    if x.shape[1] <= DIRECT:
         return jnp.sum((x[:, None, :] - means[None]) ** 2 * precision[None], axis=2), None
     scaled = means * precision
     squares = x**2 @ precision.T + jnp.sum(means * scaled, axis=1)[None, :]
@@ -289,7 +288,7 @@ def _diagonal_distances(p: Any, x: Array) -> tuple[Array, Any]:
 
 def _diagonal_moments(p: Any, x: Array, r: Array, _: Any) -> Array:
     means = p["means"]
-    if x.shape[1] <= _DIRECT:
+    if x.shape[1] <= DIRECT:
         return jnp.sum(r[:, :, None] * (x[:, None, :] - means[None]) ** 2, axis=0)
     crossed = 2 * means * (r.T @ x) - means**2 * jnp.sum(r, axis=0)[:, None]
     return r.T @ x**2 - crossed

@@ -15,7 +15,7 @@ from jax import Array
 from jax.tree_util import Partial
 
 from ndsm_jax.checks import COUNT, DIMENSIONS, KEY, SHAPE, arguments, function, number, whole
-from ndsm_jax.references.reference import Reference
+from ndsm_jax.references.reference import Reference, has_constant
 
 _CURVATURE_SAMPLES = 256
 _DENSE_DIM = 64  # up to which Hessians are formed
@@ -162,7 +162,7 @@ def normalised(
     from scipy.optimize import brentq
     from scipy.special import expit
 
-    if not getattr(proposal, "normalised", True):
+    if not has_constant(proposal):
         raise ValueError(
             "normalised: the log_prob of the proposal needs its constant; fit a mixture"
         )
@@ -191,6 +191,15 @@ def normalised(
         )
     found = jnp.asarray(log_normaliser, jnp.float32)
     return dataclasses.replace(reference, log_normaliser=found), float(error)
+
+
+def log_uniform(key: Array, shape: tuple[int, ...]) -> Array:
+    """log u of uniform draws: what a log probability of acceptance has to exceed.
+
+    In float32 a draw in 2^23 is 0, which would accept anything. It is put in the middle of the
+    cell that it stands for: u >= 2^-24, so that nothing of a probability below that is accepted.
+    """
+    return jnp.log(jnp.maximum(jax.random.uniform(key, shape), 2.0**-24))
 
 
 @arguments(function=function(1), samples="finite numbers [M, d]")
@@ -324,7 +333,7 @@ def rejection_samples(
         unit = jax.random.uniform(key_y, (_PROPOSALS, dim))
         y = jnp.asarray(low)[None, :] + jnp.asarray(high - low)[None, :] * unit
         excess = _values(function, y) - lowest
-        return y, excess, jnp.log(jax.random.uniform(key_u, excess.shape)) < -excess
+        return y, excess, log_uniform(key_u, excess.shape) < -excess
 
     kept: list[np.ndarray] = []
     count, batches = 0, 0

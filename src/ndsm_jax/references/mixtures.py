@@ -20,6 +20,9 @@ from ndsm_jax.checks import DIMENSIONS, KEY, POSITIVE, SHAPE, arguments, number,
 
 COVARIANCES = ("spherical", "tied_spherical", "diag", "tied", "full", "low_rank")
 
+DIRECT = 8
+"""Dimensions up to which differences y - mu_k are taken as they are; above, products are."""
+
 
 class LowRank(NamedTuple):
     """The covariances Sigma_k = U_k diag(lambda_k) U_k^T + s_k^2 (I - U_k U_k^T) of `low_rank`.
@@ -119,6 +122,12 @@ class GaussianMixture:
         """grad log eta*(y) = -sum_k r_k(y) Sigma_k^{-1} (y - mu_k): [..., d] -> [..., d].
 
         It is minus grad V in the noising dynamics of 2405.15625, Eq. 3.
+
+        Of isotropic and low-rank mixtures in more than `DIRECT` dimensions it comes from expanded
+        squares, see `_relative_log_prob`: it is then less exact than the gradient of `log_prob`
+        where components overlap far from the mean of all. Measured at d = 784, between two of
+        them 3 s apart: off by 0.02 % (root mean square) at a distance of 200 s from that mean, by
+        0.2 % at 670 s and by 2 % at 2000 s.
         """
         return _batched(_score, "(d)->(d)", self, y)
 
@@ -279,14 +288,28 @@ def _component_log_prob(m: GaussianMixture, y: Array) -> Array:
     return log_scale - 0.5 * (mahalanobis + m.dim * jnp.log(2 * jnp.pi))
 
 
+def _along_and_across(m: GaussianMixture, y: Array) -> tuple[Array, Array]:
+    """U_k^T x and x - U_k U_k^T x with x = y - mu_k: [d] -> [K, q], [K, d]."""
+    difference = y[None, :] - m.means
+    along = jnp.einsum("kdq,kd->kq", m.directions, difference)
+    return along, difference - jnp.einsum("kdq,kq->kd", m.directions, along)
+
+
 def _low_rank_mahalanobis(m: GaussianMixture, y: Array) -> Array:
     """|U_k^T x|^2 / lambda_k + |x - U_k U_k^T x|^2 / s_k^2 with x = y - mu_k: [d] -> [K]."""
     assert m.direction_std is not None  # for the type checker, here and below
-    difference = y[None, :] - m.means
-    along = jnp.einsum("kdq,kd->kq", m.directions, difference)
-    across = difference - jnp.einsum("kdq,kq->kd", m.directions, along)
+    along, across = _along_and_across(m, y)
     squares = jnp.sum((across * m.precision_factor) ** 2, axis=1)
     return squares + jnp.sum((along / m.direction_std) ** 2, axis=1)
+
+
+def _pulls(m: GaussianMixture, y: Array) -> Array:
+    """Sigma_k^{-1} (y - mu_k): [d] -> [K, d]."""
+    if m.directions is None or m.direction_std is None:
+        return _unwhiten(m, _whiten(m, y))
+    along, across = _along_and_across(m, y)
+    inside = jnp.einsum("kdq,kq->kd", m.directions, along / m.direction_std**2)
+    return across * m.precision_factor**2 + inside
 
 
 def _most_likely(m: GaussianMixture, y: Array) -> Array:
@@ -295,7 +318,7 @@ def _most_likely(m: GaussianMixture, y: Array) -> Array:
 
 def _score(m: GaussianMixture, y: Array) -> Array:
     r = jax.nn.softmax(_log_odds(m, y))
-    return _weighted_scores(m, r, y) if _by_products(m) else -(r @ _unwhiten(m, _whiten(m, y)))
+    return _weighted_scores(m, r, y) if _by_products(m) else -(r @ _pulls(m, y))
 
 
 def _log_odds(m: GaussianMixture, y: Array) -> Array:
@@ -305,11 +328,12 @@ def _log_odds(m: GaussianMixture, y: Array) -> Array:
 
 
 # Noising spends its time on scores. Those of isotropic and low-rank mixtures need no [K, d]
-# differences: products with means and directions do, which a batch turns into matrix products.
+# differences: products with means and directions do, which a batch turns into matrix products. In
+# few dimensions these save next to nothing, and differences are exact.
 
 
 def _by_products(m: GaussianMixture) -> bool:
-    return m.isotropic or m.directions is not None
+    return m.dim > DIRECT and (m.isotropic or m.directions is not None)
 
 
 def _precision(m: GaussianMixture) -> Array:
@@ -345,8 +369,8 @@ def _along(m: GaussianMixture, offset: Array, means: Array) -> tuple[Array, Arra
 def _relative_log_prob(m: GaussianMixture, y: Array) -> Array:
     """As `_component_log_prob`, with |y - mu_k|^2 expanded and the common constant left out.
 
-    Centring keeps the cancellation to about |y|^2 / s^2 float32 units in the last place, far below
-    1 in the responsibilities' exponents.
+    With y and means about their centre the exponents of the responsibilities are off by about
+    6e-8 |y|^2 / s^2: nothing while |y| is below a hundred s, and about 1 at four thousand.
     """
     offset, means = _centred(m, y)
     squares = jnp.sum(offset**2) - 2 * (means @ offset) + jnp.sum(means**2, axis=1)

@@ -26,7 +26,8 @@ class Reference(Protocol):
         """Log density, [..., d] -> [...].
 
         A reference for which it is known up to a constant only has an attribute `normalised` that
-        is false, see `Energy`: a likelihood is then refused.
+        is false, see `Energy`: a likelihood is then refused. One that is made of others asks
+        `has_constant` of them.
         """
 
     def score(self, y: Array) -> Array:
@@ -37,3 +38,8 @@ class Reference(Protocol):
 
     def stiffness(self) -> float:
         """Largest curvature of -log density, 1 / variance: what explicit steps must resolve."""
+
+
+def has_constant(reference: Reference) -> bool:
+    """Whether `log_prob` has its constant: a law of which it is not known says so, see there."""
+    return bool(getattr(reference, "normalised", True))

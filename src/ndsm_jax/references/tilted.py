@@ -19,8 +19,8 @@ from jax import Array
 from jax.tree_util import Partial
 
 from ndsm_jax.checks import COUNT, KEY, POSITIVE, SEEDS, SHAPE, arguments, number
-from ndsm_jax.references.energy import largest_curvature
-from ndsm_jax.references.reference import Reference
+from ndsm_jax.references.energy import largest_curvature, log_uniform
+from ndsm_jax.references.reference import Reference, has_constant
 
 _MAX_PROPOSALS = 2000  # a draw, one after another
 _MIN_ACCEPTANCE = 0.01  # so that a draw is never accepted with probability 0.99^2000 = 2e-9
@@ -76,7 +76,7 @@ class Centres:
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=("reference", "partition", "weights", "curvature"),
-    meta_fields=(),
+    meta_fields=("unit_mass",),
 )
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tilted:
@@ -90,12 +90,14 @@ class Tilted:
       partition: r_k.
       weights: alpha_k > 0, shape [K].
       curvature: the part of `stiffness` due to the factor, a scalar.
+      unit_mass: whether sum_k alpha_k E_eta[r_k] = 1 is known of the weights (static).
     """
 
     reference: Reference
     partition: Partition
     weights: Array
     curvature: Array
+    unit_mass: bool
 
     @property
     def dim(self) -> int:
@@ -104,8 +106,8 @@ class Tilted:
 
     @property
     def normalised(self) -> bool:
-        """Whether `log_prob` has its constant: where that of the base does."""
-        return getattr(self.reference, "normalised", True)
+        """Whether `log_prob` has its constant: that of the base, and weights of unit mass."""
+        return self.unit_mass and has_constant(self.reference)
 
     @arguments(y="[..., d]")
     def log_tilt(self, y: Array) -> Array:
@@ -116,7 +118,8 @@ class Tilted:
     def log_prob(self, y: Array) -> Array:
         """log eta(y) + log sum_k alpha_k r_k(y): [..., d] -> [...].
 
-        Normalised where eta is and sum_k alpha_k E_eta[r_k] = 1, which `fit_tilt` sees to.
+        Normalised where eta is and sum_k alpha_k E_eta[r_k] = 1. `fit_tilt` sees to that; weights
+        of `tilted` are only known to have it where they are all the same.
         """
         return self.reference.log_prob(y) + self.log_tilt(y)
 
@@ -139,7 +142,7 @@ class Tilted:
             index, y, accepted = carry
             key_y, key_u = jax.random.split(jax.random.fold_in(key, index))
             proposal = self.reference.sample(key_y, shape)
-            log_u = jnp.log(jax.random.uniform(key_u, shape))
+            log_u = log_uniform(key_u, shape)
             y = jnp.where(accepted[..., None], y, proposal)
             return index + 1, y, accepted | (log_u < self.log_tilt(proposal) - log_bound)
 
@@ -276,6 +279,8 @@ def tilted(reference: Reference, partition: Partition, weights: Any) -> Tilted:
       reference: the base law.
       partition: K states.
       weights: alpha_k > 0, [K]; a common factor changes log_prob by a constant and nothing else.
+        Equal ones are taken as 1: they change nothing. With others the law lacks its constant,
+        and a likelihood is refused; those of `fit_tilt` have it.
 
     Raises:
       ValueError: weights that do not fit the partition or are not positive, or so uneven that
@@ -289,6 +294,9 @@ def tilted(reference: Reference, partition: Partition, weights: Any) -> Tilted:
             f"a tilt of {states} states needs finite positive weights [{states}],"
             f" got {weights.tolist()}"
         )
+    equal = bool(np.all(weights == weights[0]))
+    if equal:
+        weights = np.ones_like(weights)
     leaf = jnp.asarray(weights, jnp.float32)
     acceptance = float(jnp.exp(_log_tilt(partition, leaf, probes)).mean()) / weights.max()
     if acceptance < _MIN_ACCEPTANCE:
@@ -303,6 +311,7 @@ def tilted(reference: Reference, partition: Partition, weights: Any) -> Tilted:
         partition=partition,
         weights=leaf,
         curvature=jnp.asarray(curvature, jnp.float32),
+        unit_mass=equal,
     )
 
 
@@ -361,7 +370,7 @@ def fit_tilt(
         standard_error=float(errors.max()),
         acceptance=float(1 / weights.max()),
     )
-    return tilted(reference, partition, weights), report
+    return dataclasses.replace(tilted(reference, partition, weights), unit_mass=True), report
 
 
 def _responsibilities(c: Centres, y: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,9 @@ from ndsm_jax.reports.study import markdown
 
 NOT_STATED = "not stated"
 
+LIBRARY = 'library_name: "ndsm_jax"'
+"""The first line of a card's header."""
+
 
 def card(
     model: Model, *, use: str, metrics: Mapping[str, Any] | None = None, licence: str | None = None
@@ -24,10 +28,11 @@ def card(
     Args:
       model: what the card is of.
       use: a section of text, how the file beside the card is read.
-      metrics: what `experiments/evaluate.py` wrote into metrics.json; None: not evaluated.
+      metrics: see `metrics_of`; None: not evaluated.
       licence: of the data; None: what is known of data that come by name.
     """
-    config, data, facts = model.config, model.facts["data"], (metrics or {}).get("facts", {})
+    config, data = model.config, model.facts["data"]
+    facts = metrics["facts"] if metrics is not None and _of_this_state(model, metrics) else {}
     title = f"{data['name']}: {config.process.name} + {config.objective.name}"
     if licence is None:
         known = licence_of(data["name"], data["source"])
@@ -70,13 +75,60 @@ def card(
     return f"---\n{_header(model, title, metrics)}---\n\n# {title}\n\n{body}\n"
 
 
+def is_card(text: str) -> bool:
+    """Whether a text begins as a `card` does."""
+    return text.startswith(f"---\n{LIBRARY}\n")
+
+
+def metrics_of(folder: pathlib.Path) -> Mapping[str, Any] | None:
+    """What `experiments/evaluate.py` wrote into the metrics.json of a run; None: there is none.
+
+    Raises ValueError where it is damaged, or another file.
+    """
+    path = folder / "metrics.json"
+    if not path.exists():
+        return None
+    try:
+        found, problem = json.loads(path.read_bytes()), "has other contents"
+    except (ValueError, RecursionError) as error:
+        found, problem = None, f"cannot be read ({error})"
+    if not _is_whole(found):
+        raise ValueError(
+            f"{path} {problem}: write it again with experiments/evaluate.py --workdir={folder}, or"
+            " move it away for a card without metrics"
+        )
+    return found
+
+
+def _is_whole(metrics: Any) -> bool:
+    """Whether there is all of it that a card shows, of the right types."""
+    if not isinstance(metrics, dict):
+        return False
+    facts, rows = metrics.get("facts"), metrics.get("metrics")
+    likely = metrics.get("likelihood") or {}
+    if not (isinstance(facts, dict) and isinstance(rows, dict) and isinstance(likely, dict)):
+        return False
+    more = likely.get("rows", {})
+    return (
+        isinstance(more, dict)
+        and all(isinstance(facts.get(name, ""), str) for name in ("training", "sampling"))
+        and all(_has(row, "value", "floor", "prior") for row in rows.values())
+        and all(isinstance(row.get("better"), str) for row in rows.values())
+        and all(_has(row, "value", "se") for row in more.values())
+    )
+
+
+def _has(row: Any, *names: str) -> bool:
+    """Whether a row has numbers of these names, or null."""
+    return isinstance(row, dict) and all(
+        name in row and isinstance(row[name], int | float | None) for name in names
+    )
+
+
 def _header(model: Model, title: str, metrics: Mapping[str, Any] | None) -> str:
     """YAML, of which JSON is a part."""
     data = model.facts["data"]
-    fields: dict[str, Any] = {
-        "library_name": "ndsm_jax",
-        "tags": ["score-based-model", "diffusion", "jax"],
-    }
+    fields: dict[str, Any] = {"tags": ["score-based-model", "diffusion", "jax"]}
     if metrics is not None and _of_this_state(model, metrics):
         found = [
             {"type": name, "name": f"{name} (floor {number(m['floor'])})", "value": m["value"]}
@@ -91,7 +143,8 @@ def _header(model: Model, title: str, metrics: Mapping[str, Any] | None) -> str:
             "metrics": found,
         }
         fields["model-index"] = [{"name": title, "results": [result]}]
-    return "".join(f"{key}: {json.dumps(value)}\n" for key, value in fields.items())
+    lines = [LIBRARY, *(f"{key}: {json.dumps(value)}" for key, value in fields.items())]
+    return "\n".join(lines) + "\n"
 
 
 def _split(model: Model) -> str:

@@ -4,7 +4,14 @@ from ndsm_jax.runs.checkpoints import Checkpoints, Restored, read_host
 from ndsm_jax.runs.lock import locked
 from ndsm_jax.runs.loop import NonFiniteError
 from ndsm_jax.runs.run import Run, differences, fingerprint, has_checkpoints, in_words
-from ndsm_jax.runs.writers import MetricWriter, json_text, read_metrics, replace_file
+from ndsm_jax.runs.writers import (
+    MetricWriter,
+    aside,
+    check_output,
+    json_text,
+    read_metrics,
+    replace_file,
+)
 
 __all__ = [
     "Checkpoints",
@@ -12,6 +19,8 @@ __all__ = [
     "NonFiniteError",
     "Restored",
     "Run",
+    "aside",
+    "check_output",
     "differences",
     "fingerprint",
     "has_checkpoints",

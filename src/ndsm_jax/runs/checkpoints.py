@@ -307,6 +307,11 @@ def is_saved(directory: str | os.PathLike[str], part: str, name: str) -> bool:
     return f"['{part}']['{name}']" in _saved_leaves(directory)
 
 
+def fits(directory: str | os.PathLike[str], like: PyTree) -> bool:
+    """Whether the newest readable checkpoint has the arrays of `like`, by name, type and shape."""
+    return _saved_leaves(directory) == _leaf_specs(like)
+
+
 def _saved_leaves(directory: str | os.PathLike[str]) -> Mapping[str, str]:
     """Path of each leaf of the newest readable checkpoint -> its type and shape."""
     directory = pathlib.Path(directory).absolute()

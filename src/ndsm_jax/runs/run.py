@@ -13,7 +13,7 @@ import sys
 import sysconfig
 import types
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -39,7 +39,7 @@ class Run:
       facts: what checkpoints record beside arrays; JSON types.
       free: dotted keys of facts that may differ from those of the run that is resumed; a key stands
         for all below it.
-      changeable: how the names of config keys begin that `launch(..., allow_changed=)` lets differ.
+      changeable: whether `launch(..., allow_changed=)` lets these config keys differ.
       upgrade: brings facts that an older version wrote to today's form.
       log_every: steps averaged into one line of metrics.jsonl.
       checkpoint_every: steps between checkpoints.
@@ -51,7 +51,7 @@ class Run:
     folder: pathlib.Path
     facts: dict[str, Any]
     free: frozenset[str] = frozenset()
-    changeable: tuple[str, ...] = ()
+    changeable: Callable[[Sequence[str]], bool] = lambda keys: False
     upgrade: Callable[[dict[str, Any]], dict[str, Any]] = lambda facts: facts
     log_every: int = 50
     checkpoint_every: int = 500
@@ -103,8 +103,8 @@ class Run:
         found = differences(host, self.facts, free=self.free | {WINDOW})
         if found:
             keys = [line.partition(":")[0].removeprefix("config.") for line in found]
-            can = all(key.startswith(self.changeable) for key in keys) if self.changeable else False
-            more = f"\nor go on with the new ones: --allow_changed={','.join(keys)}" if can else ""
+            more = f"\nor go on with the new ones: --allow_changed={','.join(keys)}"
+            more = more if self.changeable(keys) else ""
             raise ValueError(
                 f"the checkpoints in {self.folder} belong to another experiment; choose another"
                 " --workdir (folder) or restore these settings:\n  " + "\n  ".join(found) + more

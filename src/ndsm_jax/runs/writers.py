@@ -237,18 +237,42 @@ def _named(path: pathlib.Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def replace_file(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file, and its folder where missing, so that it is never seen half written."""
+@contextlib.contextmanager
+def aside(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Where a file is written before it takes the name of `path`, its folder made where missing.
+
+    What is of that name is replaced when all is on disk, and stays as it is after an error.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
-        with _named(path), temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        with _named(path):
+            yield temporary
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def replace_file(path: pathlib.Path, content: bytes) -> None:
+    """Writes a file, and its folder where missing, so that it is never seen half written."""
+    with aside(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def check_output(path: pathlib.Path) -> None:
+    """Makes the folder of a file. Raises ValueError where the file could not be written there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(
+            f"--out: the folder of {path} cannot be made ({error.strerror}); choose another path"
+        ) from error
+    if path.is_dir():
+        raise ValueError(f"--out: {path} is a folder where a file is needed; choose another path")
+    if not os.access(path.parent, os.W_OK):
+        raise ValueError(f"--out: {path.parent} cannot be written to; choose another path")
 
 
 def json_text(tree: Any) -> str:

@@ -154,7 +154,7 @@ class RestartFlow(Sampler):
         """See `Sampler`. Up the times it noises, and the flow starts afresh."""
 
         def up(state: Any) -> Any:
-            z = normals(keys, n, process.noise_dim)
+            z = normals(keys, n, process.noise_dim, state.x.dtype)
             return self.flow.init(process, noised(process, state.x, t, t_next, z), t_next)
 
         def down(state: Any) -> Any:

@@ -103,7 +103,7 @@ def reverse(
     Raises:
       ValueError: a sampler that needs to be planned outside of compiled code, see `Sampler.plan`.
     """
-    grid = jnp.asarray(grid)
+    grid = jnp.asarray(grid, x.dtype)
     sampler, times = sampler.plan(process, jnp.flip(grid[1:]))
 
     def step(state: Any, n: Array, t: Array, t_next: Array) -> tuple[Any, Any]:
@@ -307,7 +307,8 @@ def _chunks(
     """Chunks of equal size, the last one padded, each with how many of its rows count."""
     sampler = ReverseSDE() if sampler is None else sampler
     sampler.check(process)
-    times = jnp.asarray(time_grid(process, int(grid)) if np.ndim(grid) == 0 else grid)
+    times = time_grid(process, int(grid)) if np.ndim(grid) == 0 else grid
+    times = jnp.asarray(times, jnp.float32)
     sampler, _ = sampler.plan(process, jnp.flip(times[1:]))
     copies = sampler.particles
     if copies > 1 and (components is not None or hook is not None):

@@ -32,7 +32,7 @@ def churned(
     Returns:
       The states [B, d] and their time t + length (a scalar).
     """
-    z = normals(keys, n, process.noise_dim)
+    z = normals(keys, n, process.noise_dim, x.dtype)
     return noised(process, x, t, t + length, z), t + length
 
 

@@ -26,7 +26,7 @@ def langevin(
     """
 
     def move(i: Array, x: Array) -> Array:
-        z = normals(keys, first + i, x.shape[-1])
+        z = normals(keys, first + i, x.shape[-1], x.dtype)
         return x + alpha * score(x, broadcast_time(t, x)) + jnp.sqrt(2 * alpha) * z
 
     return jax.lax.fori_loop(0, steps, move, x)

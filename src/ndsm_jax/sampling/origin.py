@@ -111,7 +111,8 @@ def origin(
         centre = y if process.known.period is not None else relaxation_kernel(process, y, t)[0]
         offset = y - centre
         mean = centre + slope * offset + gain * (score + offset / total)
-        return Origin(jnp.zeros((len(y), 1)), mean[:, None], Spectrum(jnp.reshape(left, (1, 1))))
+        certain = jnp.zeros((len(y), 1), y.dtype)
+        return Origin(certain, mean[:, None], Spectrum(jnp.reshape(left, (1, 1))))
 
     def gain_of(s: Array) -> Array:
         a, lost = jnp.exp(-t / s), -jnp.expm1(-2 * t / s)
@@ -148,7 +149,7 @@ def noised(
     By the kernel where there is one, for Langevin dynamics of a mixture within a component drawn by
     its responsibility at y, else by the `relaxation_kernel` of the drift at y.
     """
-    z = normals(keys, n, process.dim)
+    z = normals(keys, n, process.dim, y.dtype)
     mixture = process.known.mixture
     if mixture is None or covariances is None:
         centre, before, std_before = relaxation_kernel(process, y, start)

@@ -43,7 +43,8 @@ class ReverseSDE(Sampler):
     ) -> State:
         """See `Sampler`."""
         x = state.x
-        noise = process.spread(self.noise(process, t, t_next) * normals(keys, n, process.noise_dim))
+        z = normals(keys, n, process.noise_dim, x.dtype)
+        noise = process.spread(self.noise(process, t, t_next) * z)
         drift = reverse_drift(process, score)(x, broadcast_time(t, x))
         return State(x + (t - t_next) * drift + noise)
 
@@ -135,7 +136,7 @@ class MultistepSDE(Sampler):
         x = centre + std_next / std * jnp.exp(less) * difference
         x = x - scale_next * jnp.expm1(less - h) * (denoised - centre)
         noise = self.noise(process, t, t_next)
-        x = x if noise is None else x + noise * normals(keys, n, process.dim)
+        x = x if noise is None else x + noise * normals(keys, n, process.dim, x.dtype)
         return Multistep(x, new, log)
 
     def noise(self, process: Process, t: Array, t_next: Array) -> Array | None:

@@ -136,9 +136,9 @@ _HOOK = 0xFFFFFFFF
 """Stream of the hooks' keys: no step has this number."""
 
 
-def normals(keys: Array, n: Array, dim: int) -> Array:
-    """Standard normals of step n, row by row from its key: [B, dim]."""
-    return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, n), (dim,)))(keys)
+def normals(keys: Array, n: Array, dim: int, dtype: Any = jnp.float32) -> Array:
+    """Standard normals of step n, row by row from its key, of the states' type: [B, dim]."""
+    return jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, n), (dim,), dtype))(keys)
 
 
 _CORRECTOR = 0xFFFFFFFE

@@ -38,17 +38,17 @@ def start_components(root: Array, index: Array, log_weights: Array) -> Array:
 def start_states(
     root: Array, index: Array, reference: Reference, components: Array | None = None
 ) -> Array:
-    """Samples number `index` [B] of the stream `root` at the horizon: [B, d], from the reference.
+    """Samples number `index` [B] of the stream `root` at the horizon, from the reference: [B, d].
 
-    For a mixture a normal in the components [B], those of `start_components` where None; for any
-    other reference its own draws, and there are no components.
+    In float32. For a mixture a normal in the components [B], those of `start_components` where
+    None; for any other reference its own draws, and there are no components.
     """
     noise = jax.vmap(partial(sample_keys, root))(index)[1]
     if not isinstance(reference, GaussianMixture):
-        return jax.vmap(reference.sample)(noise)
+        return jax.vmap(reference.sample)(noise).astype(jnp.float32)
     if components is None:
         components = start_components(root, index, reference.log_weights)
-    z = jax.vmap(lambda key: jax.random.normal(key, (reference.dim,)))(noise)
+    z = jax.vmap(lambda key: jax.random.normal(key, (reference.dim,), jnp.float32))(noise)
     return reference.sample_component(components, z)
 
 
