@@ -22,6 +22,7 @@ from ndsm_jax import __version__, datasets, guards, parallel, plots
 from ndsm_jax.columns import Column
 from ndsm_jax.config import Config, check_effect, check_key
 from ndsm_jax.config.assemble import build, measured, resolvable
+from ndsm_jax.config.effect import has_effect
 from ndsm_jax.config.own import sources
 from ndsm_jax.config.parts import (
     Parts,
@@ -248,6 +249,12 @@ def _launch(
         logger.info("resuming %s from step %d", folder, int(state.step))
     else:
         check_data(config, whole)
+        if takes_shifts(config, dataset):
+            logger.info(
+                "%d training images are few: if one moved by a pixel is as good, data.shifts=1 lets"
+                " samples vary more and keeps them nearer to the data",
+                len(dataset.train),
+            )
         parts, experiment = fitted(config, dataset, frame=frame)
         some = examples(config, dataset, frame)
         if some is not None and parallel.is_first():
@@ -355,6 +362,18 @@ def set_aside(config: Config, dataset: Dataset) -> tuple[Dataset, HeldOut | None
     return rest, HeldOut(
         data=rows.x[:], condition=told, every=c.held_out_every, patience=c.patience
     )
+
+
+FEW_IMAGES, SMALL = 1000, 16
+"""Small shifts are advised for fewer training images, of no fewer pixels a side."""
+
+
+def takes_shifts(config: Config, dataset: Dataset) -> bool:
+    """Whether small shifts of the training images are likely to help, and are not asked for."""
+    large = dataset.is_image and min(dataset.shape[:2]) >= SMALL
+    few, c = large and len(dataset.train) < FEW_IMAGES, config.data
+    can = has_effect(config, "data.shifts") and c.frame not in ("standardised", "angles")
+    return few and can and not c.shifts
 
 
 MEMORY_REMEDIES = {

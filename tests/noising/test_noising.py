@@ -60,13 +60,13 @@ def test_time_law_inverts_its_distribution_function(rng):
 
 
 @pytest.mark.parametrize("kind", noising.TIME_LAWS)
-def test_a_grid_of_one_step_is_refused(kind):
-    """As by all that noises."""
+def test_a_grid_of_one_step_has_all_of_its_law(kind):
     process, grid = processes.ornstein_uhlenbeck(2), np.array([0.0, 4.0])
-    with pytest.raises(ValueError, match=r"time_law: grid=.* n >= 2"):
-        noising.time_law(process.clock, grid, kind=kind)
-    with pytest.raises(ValueError, match=r"exact_kernel: grid=.* n >= 2"):
-        noising.exact_kernel(process, grid)
+    law = noising.time_law(process.clock, grid, kind=kind)
+    np.testing.assert_array_equal(law.cdf, [0, 1])
+    batch = noising.exact_kernel(process, grid, times=law)(jax.random.key(0), jnp.ones((6, 2)))
+    assert ((batch.t > 0) & (batch.t <= 4)).all()
+    assert bool(jnp.isfinite(batch.score_target).all())
 
 
 def test_exact_kernel_fills_every_field_consistently():

@@ -23,7 +23,7 @@ from ndsm_jax import control_variates, training
 from ndsm_jax import launch as launch_module
 from ndsm_jax.config import Config
 from ndsm_jax.control_variates import Products
-from ndsm_jax.datasets import batch_indices
+from ndsm_jax.datasets import Dataset, batch_indices
 from ndsm_jax.launch import describe, load_data, make_run, restore
 from ndsm_jax.runs import loop, read_metrics
 from ndsm_jax.training import step as training_step
@@ -439,6 +439,33 @@ def test_pictures_of_unusual_shapes(shape, tmp_path):
     )
     run(config, tmp_path / "run")
     assert (tmp_path / "run" / "images" / "samples" / "00000002.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("num", "side", "data", "is_advised"),
+    [
+        (100, 16, {}, True),
+        (999, 28, {"frame": "shared"}, True),
+        (1000, 28, {}, False),
+        (100, 8, {}, False),  # where a pixel is much
+        (100, 28, {"shifts": 1}, False),
+        (100, 28, {"frame": "standardised"}, False),  # which refuses it
+    ],
+)
+def test_small_shifts_are_advised_where_they_help(num, side, data, is_advised):
+    x = np.zeros((num, side * side), np.float32)
+    dataset = Dataset(
+        name="array",
+        train=x,
+        test=x[:2],
+        train_labels=None,
+        test_labels=None,
+        shape=(side, side, 1),
+        value_range=(-1.0, 1.0),
+        source="zeros",
+    )
+    config = Config.from_dict({"data": data})
+    assert launch_module.takes_shifts(config, dataset) is is_advised
 
 
 def test_describe_shows_shapes_without_training():

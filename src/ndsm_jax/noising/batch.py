@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from scipy.special import logit, ndtr
 
-from ndsm_jax.checks import FLAG, GRID, KEY, arguments, one_of
+from ndsm_jax.checks import FLAG, KEY, TIMES, arguments, one_of
 from ndsm_jax.clock import Clock
 
 
@@ -158,11 +158,11 @@ class Probed:
         return dataclasses.replace(batch, probe=probe)
 
 
-@arguments(clock=Clock, grid=GRID, kind=one_of(TIME_LAWS), stratified=FLAG)
+@arguments(clock=Clock, grid=TIMES, kind=one_of(TIME_LAWS), stratified=FLAG)
 def time_law(
     clock: Clock, grid: np.ndarray, *, kind: str = "clock", stratified: bool = True
 ) -> TimeLaw:
-    """Law of training times on a grid [n + 1] from 0, n >= 2.
+    """Law of training times on a grid [n + 1] from 0; of one step, n = 1, all of it is there.
 
     `uniform`: uniform in t, as 2405.15625, Algorithm 1, draws it on a uniform grid. `clock`: an
     equal mixture of uniform in log v(t), where fine structure is lost, and uniform in the
@@ -171,11 +171,11 @@ def time_law(
     `levels`: the grid's positive times, all as often, as NCSN (1907.05600) draws its noise levels.
 
     Raises:
-      ValueError: unknown kind, or a grid of one step.
+      ValueError: unknown kind.
     """
     if kind == "uniform":
         mass = np.diff(np.asarray(grid, np.float64))
-    elif kind == "levels":
+    elif kind == "levels" or len(grid) == 2:
         mass = np.ones(len(grid) - 1)
     elif kind == "logit_normal":
         share = np.asarray(grid, np.float64) / float(grid[-1])

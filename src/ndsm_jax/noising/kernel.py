@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from ndsm_jax.checks import COUNT, FLAG, GRID, KEY, POSITIVE, STEPS, arguments, function
+from ndsm_jax.checks import COUNT, FLAG, KEY, POSITIVE, STEPS, TIMES, arguments, function
 from ndsm_jax.clock import loss_weight
 from ndsm_jax.linear_maps import Gaussian, Scalar
 from ndsm_jax.noising.batch import NoisedBatch, TimeLaw, Weight, time_law
@@ -91,9 +91,8 @@ def stable_target(x: Array, z: Array, scale: Array, std: Array) -> Array:
     gram = jnp.einsum("bd,id->bi", centred, centred, precision="highest")
     norms = jnp.diagonal(gram)
     squares = norms[:, None] + norms[None] - 2 * gram
-    squares = squares * (
-        1 - jnp.eye(len(x), dtype=x.dtype)
-    )  # an item is at no distance from itself
+    # An item is at no distance from itself.
+    squares = squares * (1 - jnp.eye(len(x), dtype=x.dtype))
     along = jnp.einsum("bkd,id->bki", z, centred, precision="highest")
     own = jnp.einsum("bkd,bd->bk", z, centred, precision="highest")[..., None]
     ratio = (scale / std)[..., None]
@@ -104,7 +103,7 @@ def stable_target(x: Array, z: Array, scale: Array, std: Array) -> Array:
 
 @arguments(
     process=Process,
-    grid=(GRID, STEPS),
+    grid=(TIMES, STEPS),
     k=COUNT,
     times=TimeLaw,
     first=POSITIVE,
