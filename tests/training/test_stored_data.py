@@ -166,7 +166,7 @@ def test_far_values_that_no_part_of_the_data_has_are_found(tmp_path, monkeypatch
             check_data(config, dataset)
             continue
         assert dataset.in_part(0).train.max() < 10
-        with pytest.raises(ValueError, match=r"1000000\.0 of feature 1 in row 4321 of the training"):
+        with pytest.raises(ValueError, match=r"1000000\.0 of feature 1 in row 4321 of the"):
             check_data(config, dataset)
 
 
