@@ -62,7 +62,7 @@ DEGENERATE: Changes = {
     "process": {"name": "critically_damped"},
     "sample": {"sampler": "reverse_sde"},
 }
-FIRST: Changes = {"smallest_variance": 1e-5}
+FIRST = {"smallest_variance": 1e-5}
 EXPLODING: Changes = {"noising": FIRST, "sample": FIRST}
 """Of v(T), the largest squared distance in the data: 14 in the plane, 93 of digits. The default's
 thousandth would leave noise of deviation 0.12 and 0.3, where the other rows have 0.03."""
