@@ -380,6 +380,10 @@ def test_joint_training_lowers_its_own_objective_and_resumes(trained, tmp_path):
     assert np.abs(encoder[1] - encoder[0]).max() > 1e-3
     priors = [m.experiment.process.reference.means for m in (model, after)]
     assert 0 < np.abs(priors[1] - priors[0]).max() < 3  # fitted again, from where it was
+    kept = (after.parts.frame, after.parts.reference)
+    assert fingerprint(kept) == fingerprint(
+        (after.experiment.frame, after.experiment.process.reference)
+    )
     samples = draw(after.experiment, after.state, 5, progress=False)
     assert samples.shape == (5, dataset.dim)  # decoded by the codec of the joint training
 

@@ -24,7 +24,7 @@ from ndsm_jax import frames, plots
 from ndsm_jax.codec import Codec, Latent, decode, encode, posterior, standard_codec, standardised
 from ndsm_jax.config import Config
 from ndsm_jax.config.assemble import build
-from ndsm_jax.config.parts import Parts, autoencoder, fit_reference, takes_mixture
+from ndsm_jax.config.parts import autoencoder, fit_reference, takes_mixture
 from ndsm_jax.datasets import Dataset, batch_indices
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.latent.objective import joint_terms, normal_divergence, reconstruction_loss
@@ -328,7 +328,7 @@ def train_joint(
         }
 
     def arrays(prior: Any) -> tuple[Any, ...]:
-        now = build(score, shape, Parts(frame=frame, reference=prior))
+        now = build(score, shape, dataclasses.replace(start.parts, reference=prior), quiet=True)
         return now.process, now.noising.times, now.model
 
     @partial(jax.jit, donate_argnums=0)
@@ -378,9 +378,11 @@ def train_joint(
     state = _train(config, "joint", folder, facts, init, one, progress=progress)
     ema = state["ema"]
     trained = frame_of(config, dataclasses.replace(codec, params=ema["codec"]))
+    parts = dataclasses.replace(start.parts, frame=trained, reference=state["prior"])
     return dataclasses.replace(
         start,
-        experiment=build(score, shape, Parts(frame=trained, reference=state["prior"])),
+        experiment=build(score, shape, parts),
+        parts=parts,
         state=dataclasses.replace(start.state, params=ema["score"], ema=ema["score"]),
         folder=folder,
     )
