@@ -6,6 +6,9 @@ import numpy as np
 import optax
 import pytest
 
+from ndsm_jax.config import Config
+from ndsm_jax.config.assemble import build
+from ndsm_jax.config.parts import stand_in
 from ndsm_jax.networks import DiT
 from ndsm_jax.optimisation import (
     OPTIMISERS,
@@ -157,3 +160,31 @@ def test_average_forgets_the_initialisation():
 def test_unknown_and_useless_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         make_optimiser(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accumulate": 0}, "accumulate"),
+        ({"accumulate": 30, "steps": 20}, r"optimizer\.accumulate=30 .* there are 20: lower"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"decay_start": 0, "schedule": "inverse_sqrt"}, "decay_start"),
+        ({"ema_decay": 1.5}, "ema_decays"),
+        ({"ema_decay": ()}, "ema_decays"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_optimiser(**options)
+
+
+def test_several_averages_are_a_list_or_a_tuple():
+    made = make_optimiser(ema_decay=[0.9, 0.99])
+    assert made is make_optimiser(ema_decay=(0.9, 0.99))
+    assert made.ema_decays == (0.9, 0.99)
+
+
+def test_a_training_that_makes_no_update_is_refused():
+    config = Config.from_dict({"train": {"steps": 20}, "optimizer": {"accumulate": 21}})
+    with pytest.raises(ValueError, match=r"optimizer\.accumulate=21 .* train\.steps=20 make none"):
+        build(config, (2,), stand_in(config, (2,), None))

@@ -318,7 +318,8 @@ def _allowed_changes(
 def train_as_configured(
     config: Config, experiment: Experiment, dataset: Dataset, held: HeldOut | None, **more: Any
 ) -> TrainState:
-    """`training.train` on what `set_aside` left, as the section train says, with `more` options."""
+    """`training.train` on what `set_aside` left, as the section train says, with `more` options; a
+    state among them is used up."""
     c = config.train
     return train(
         experiment,
@@ -330,6 +331,7 @@ def train_as_configured(
         held_out=held,
         ahead_mb=config.noising.ahead_mb,
         shard_parameters=c.shard_parameters,
+        donate=True,
         **more,
     )
 
@@ -350,7 +352,7 @@ def selects(config: Config, num_train: int) -> bool:
 def set_aside(config: Config, dataset: Dataset) -> tuple[Dataset, HeldOut | None]:
     """The data to fit and train on, and those that are held out of both, if any are.
 
-    A share train.held_out, but no more than a look at them takes.
+    A share train.held_out, but no more than a look at them takes of small states.
     """
     c, num = config.train, len(dataset.train)
     if not selects(config, num):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+
+from ndsm_jax.checks import COUNT, arguments, number, whole
 
 
 class Descended(NamedTuple):
@@ -59,6 +61,9 @@ def averaged(ema: Any, params: Any, decay: float, step: Array) -> Any:
     return optax.incremental_update(params, ema, 1 - share)
 
 
+OWN = "own"
+
+
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=(),
@@ -72,12 +77,22 @@ class Optimiser:
       transform: of the gradient.
       ema_decays: of the averages of the parameters, per step. Samples are made with the first one,
         unless the best is chosen on held-out data (`training.HeldOut`).
-      name: what it is and with which numbers, by which a resumed run knows its own.
+      name: what it is and with which numbers, by which a resumed run knows its own; `OWN`: by what
+        the transform does.
+
+    Raises ValueError for averages that are none.
     """
 
     transform: optax.GradientTransformation
     ema_decays: tuple[float, ...] = (0.999,)
-    name: str = "own"
+    name: str = OWN
+
+    def __post_init__(self) -> None:
+        decays = self.ema_decays
+        if not isinstance(decays, tuple) or not decays or not all(0 <= d < 1 for d in decays):
+            raise ValueError(
+                f"Optimiser: ema_decays={decays!r} has to be a tuple of numbers from 0 to below 1"
+            )
 
 
 def _dimensions(params: Any) -> Any:
@@ -149,7 +164,15 @@ def learning_rates(
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
 
 
-@functools.cache  # so that equal optimisers are the same, to compiled code
+@arguments(
+    learning_rate=number(low=0),
+    weight_decay=number(low=0),
+    steps=whole(),
+    warmup_steps=whole(),
+    decay_start=COUNT,
+    clip_norm=number(low=0),
+    accumulate=COUNT,
+)
 def make_optimiser(
     name: str = "adam",
     learning_rate: float = 1e-3,
@@ -161,7 +184,7 @@ def make_optimiser(
     decay_start: int = 1000,
     clip_norm: float = 0.0,
     accumulate: int = 1,
-    ema_decay: float | tuple[float, ...] = 0.999,
+    ema_decay: float | Sequence[float] = 0.999,
 ) -> Optimiser:
     """An optimiser with what a score network usually needs.
 
@@ -180,8 +203,43 @@ def make_optimiser(
       ema_decay: of the average of the parameters, or of several, see `Optimiser`.
 
     Raises:
-      ValueError: an unknown name, a weight decay that it does not have, or as `learning_rates`.
+      ValueError: an unknown name, a weight decay that it does not have, numbers out of range, more
+        steps to an update than there are, or as `learning_rates`.
     """
+    if 0 < steps < accumulate:
+        raise ValueError(
+            f"optimizer.accumulate={accumulate} steps make an update, and there are {steps}: lower"
+            " it, or take more steps"
+        )
+    return _made(
+        name,
+        learning_rate,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        steps=steps,
+        warmup_steps=warmup_steps,
+        decay_start=decay_start,
+        clip_norm=clip_norm,
+        accumulate=accumulate,
+        ema_decays=tuple(ema_decay) if isinstance(ema_decay, Sequence) else (ema_decay,),
+    )
+
+
+@functools.cache  # so that equal optimisers are the same, to compiled code
+def _made(
+    name: str,
+    learning_rate: float,
+    *,
+    weight_decay: float,
+    schedule: str,
+    steps: int,
+    warmup_steps: int,
+    decay_start: int,
+    clip_norm: float,
+    accumulate: int,
+    ema_decays: tuple[float, ...],
+) -> Optimiser:
+    """See `make_optimiser`."""
     if name not in OPTIMISERS:
         raise ValueError(f"optimizer.name={name!r}: choose one of {', '.join(OPTIMISERS)}")
     decays = "weight_decay" in inspect.signature(OPTIMISERS[name]).parameters
@@ -205,8 +263,7 @@ def make_optimiser(
     end = steps if schedule == "cosine" else 0
     course = (learning_rate, weight_decay, schedule, end, warmup_steps, decay_start)
     numbers = (*course, clip_norm, accumulate)
-    several = ema_decay if isinstance(ema_decay, tuple) else (ema_decay,)
-    return Optimiser(transform=transform, ema_decays=several, name=f"{name}{numbers}")
+    return Optimiser(transform=transform, ema_decays=ema_decays, name=f"{name}{numbers}")
 
 
 adam = functools.partial(make_optimiser, "adam")

@@ -18,6 +18,7 @@ from ndsm_jax import evaluation, references, rows
 from ndsm_jax.conditioning import PRIOR_COUNT, class_log_weights
 from ndsm_jax.datasets import Dataset, load
 from ndsm_jax.evaluation.agreement import _share
+from ndsm_jax.evaluation.likelihood import kernel_density
 from ndsm_jax.evaluation.neighbours import two_nearest
 from ndsm_jax.evaluation.suite import expected_total_variation, total_variation_error
 from ndsm_jax.rows import Stored
@@ -234,6 +235,36 @@ def test_is_memorised():
     np.testing.assert_array_equal(memorised, [True, True, True, False, True, True])
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.uint8, np.int64])
+def test_neighbours_far_from_the_origin_are_those_near_it(rng, dtype):
+    """As |x|^2 - 2 x y + |y|^2 distances would cancel; and integers keep their differences."""
+    x, y = (rng.integers(0, 256, size=(n, 4)) for n in (40, 70))
+    moved = 0 if dtype == np.uint8 else 2**27
+    there = [(a + moved).astype(dtype) for a in (x, y)]
+    distance, index = evaluation.nearest_distances(*there)
+    np.testing.assert_allclose(distance, cdist(x, y).min(axis=1), rtol=1e-6)
+    np.testing.assert_allclose(cdist(x, y)[np.arange(40), index], distance, rtol=1e-6)
+    two = np.sort(cdist(x, y), axis=1)[:, :2]
+    np.testing.assert_allclose(two_nearest(*there)[0], two, rtol=1e-6)
+    scores = [evaluation.precision_recall_density_coverage(*of, 3) for of in (there, (x, y))]
+    assert scores[0] == pytest.approx(scores[1])
+    energies = [evaluation.energy_distance(*of) for of in (there, (x, y))]
+    assert energies[0] == pytest.approx(energies[1], rel=1e-9)
+
+
+def test_too_few_points_are_one_error(rng):
+    one, many = rng.normal(size=(1, 2)), rng.normal(size=(9, 2))
+    for call, message in (
+        (lambda: evaluation.mmd(one, many, bandwidth=1.0), "mmd: two points a side .* 1 and 9"),
+        (lambda: evaluation.median_distance(one), "median_distance: two points"),
+        (lambda: evaluation.two_sample_accuracy(many[:2], many), "three points a side .* 2 and 9"),
+        (lambda: evaluation.is_memorised(np.zeros(1), np.zeros(1, int), one), "two training items"),
+        (lambda: kernel_density(np.ones((70, 2))), "all states are the same"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
 # --- suite ----------------------------------------------------------------------------------------
 
 
@@ -416,6 +447,21 @@ def test_suite_adds_the_agreement_of_finite_samples(rng):
     assert result["conditioning"] is None
 
 
+def test_suite_keeps_the_digits_of_its_data(rng):
+    """Draws of the law of data that only float64 tells apart are told apart no better."""
+    near, x = toy(rng), toy(rng).train
+    x = x.astype(np.float64)
+    far = dataclasses.replace(
+        near, train=near.train.astype(np.float64) + 1e7, test=near.test.astype(np.float64) + 1e7
+    )
+    there, here = (
+        evaluation.evaluate(of, of, data, max_points=200)["metrics"]
+        for of, data in ((x + 1e7, far), (x, near))
+    )
+    for name in ("two_sample_accuracy", "energy_distance", "nearest_train", "recall"):
+        assert there[name]["value"] == pytest.approx(here[name]["value"], rel=0.02, abs=0.01)
+
+
 def test_suite_names_bad_shapes(rng):
     with pytest.raises(ValueError, match=r"samples of shape \(5, 2\)"):
         evaluation.evaluate(np.zeros((5, 2)), np.zeros((50, 2)), toy(rng))
@@ -528,6 +574,12 @@ def test_classifier_needs_labelled_images(rng, digits):
         evaluation.train_classifier(half)
     assert evaluation.evaluator_if_labelled(half) is None
     assert evaluation.evaluator_if_labelled(toy(rng)) is None
+    small = dataclasses.replace(toy(rng), shape=(2, 1, 1))
+    with pytest.raises(
+        ValueError, match="images of 4 x 4 pixels or more; data set 'toy' has 2 x 1"
+    ):
+        evaluation.train_classifier(small)
+    assert evaluation.evaluator_if_labelled(small) is None
 
 
 def test_classifier_takes_colour_images_and_few_steps(rng):

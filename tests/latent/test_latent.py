@@ -21,8 +21,10 @@ from ndsm_jax.latent.training import _upgraded
 from ndsm_jax.launch import Restored, launch, load_data, restore
 from ndsm_jax.networks import Autoencoder
 from ndsm_jax.noising import time_law
+from ndsm_jax.reports.measure import measure
 from ndsm_jax.runs import fingerprint
 from ndsm_jax.training import draw, init_state
+from ndsm_jax.training.state import Best
 
 PIECES = 5000
 MIXTURE = references.mixture([0.3, 0.7], [[-1.0], [1.0]], [0.04, 0.09])
@@ -263,6 +265,23 @@ def test_all_stages_in_one_folder_resume_and_draw_images(trained, tmp_path):
     assert np.abs(samples).max() <= 1
 
 
+def test_components_of_latents_are_not_looked_for_among_the_data(trained, tmp_path):
+    """Latents of as many coordinates as the data have are no data."""
+    _, dataset, model, _ = trained
+    config = small(steps=2)
+    wide = dataclasses.replace(config.autoencoder, latent_dim=dataset.dim)
+    config = dataclasses.replace(config, autoencoder=wide)
+    codec = latent.train_autoencoder(config, dataset, tmp_path, progress=False)
+    score = latent.score_config(config)
+    parts = fit(score, dataset, frame=latent.frame_of(config, codec))
+    built = build(score, dataset.shape, parts)
+    run = dataclasses.replace(model, config=score, experiment=built, parts=parts)
+    assert run.experiment.components.dim == dataset.dim
+    samples, zeros = dataset.test[:60], np.zeros(60, np.int32)
+    found = measure(run, samples, samples, dataset, components=zeros, max_points=60)
+    assert found.get("conditioning") is None
+
+
 def test_a_latent_config_is_not_trained_without_its_autoencoder(tmp_path):
     config = small()
     with pytest.raises(ValueError, match=r"autoencoder\.kind='vae'.*train_latent\.py"):
@@ -360,6 +379,11 @@ def test_joint_training_lowers_its_own_objective_and_resumes(trained, tmp_path):
     config, dataset, model, _ = trained
     joint = dataclasses.replace(config.joint, steps=160, refit_every=100)
     config = dataclasses.replace(config, joint=joint)
+    chosen = Best(params=model.state.ema, loss=jnp.float32(0), step=jnp.int32(0))
+    state = dataclasses.replace(
+        model.state, ema=jax.tree.map(jnp.zeros_like, model.state.ema), best=chosen
+    )
+    model = dataclasses.replace(model, state=state)  # with an average that was chosen
     after = latent.train_joint(config, dataset, model, tmp_path / "whole", progress=False)
 
     @jax.jit
@@ -371,7 +395,7 @@ def test_joint_training_lowers_its_own_objective_and_resumes(trained, tmp_path):
         return jnp.mean(terms["reconstruction"] + config.autoencoder.beta * divergence)
 
     values = [
-        float(bound(e.frame.codec, e.model, m.state.ema, e.process, e.noising.times))
+        float(bound(e.frame.codec, e.model, m.state.chosen, e.process, e.noising.times))
         for m, e in ((m, m.experiment) for m in (model, after))
     ]
     assert values[1] < values[0] - 0.2  # of the same draws
@@ -390,7 +414,8 @@ def test_joint_training_lowers_its_own_objective_and_resumes(trained, tmp_path):
     cut = rewound(tmp_path / "whole", tmp_path / "cut", 160)
     resumed = latent.train_joint(config, dataset, model, cut, progress=False)
     parts = [
-        (m.experiment.frame, m.state.ema, m.experiment.process.reference) for m in (after, resumed)
+        (m.experiment.frame, m.state.chosen, m.experiment.process.reference)
+        for m in (after, resumed)
     ]
     assert fingerprint(parts[0]) == fingerprint(parts[1])
 

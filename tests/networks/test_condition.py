@@ -64,6 +64,17 @@ def test_leaves_are_added_up():
     np.testing.assert_allclose(found, rows + vector[None], rtol=1e-5)
 
 
+def test_vectors_of_one_width_have_each_a_vector_of_their_own():
+    embedding = ConditionEmbedding(5)
+    nan = jnp.full((1, 4), jnp.nan)
+    tree = {"a": nan, "b": nan.reshape(1, 2, 2), "c": nan[:, :3]}
+    params = embedding.init(jax.random.key(0), tree)
+    names = ("nothing_4", "nothing_4_1", "nothing_3")
+    assert set(params["params"]) >= set(names)
+    expected = sum(params["params"][name] for name in names)
+    np.testing.assert_allclose(embedding.apply(params, tree), expected, rtol=1e-6)
+
+
 def test_integers_need_the_number_of_classes():
     with pytest.raises(ValueError, match="0 classes; give the network classes="):
         ConditionEmbedding(5).init(jax.random.key(0), jnp.zeros(2, jnp.int32))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ndsm_jax import processes
+from ndsm_jax import noising, processes, references
 from ndsm_jax.datasets import Dataset, batch_indices
 from ndsm_jax.datasets.dataset import hold_out
 from ndsm_jax.experiment import experiment
@@ -171,6 +171,50 @@ def test_held_out_data_are_checked_before_training():
     for data, message in ((bad, "first row 2"), (normal(5, 0, 3), "held-out")):
         with pytest.raises(ValueError, match=message):
             train(ou(), normal(20, 0), steps=1, batch_size=4, held_out=HeldOut(data=data))
+
+
+def test_a_held_out_row_far_out_is_named():
+    held = normal(30, 1)
+    held[21] = 1e20
+    with pytest.raises(ValueError, match="row 21 of the held-out data is not finite; it lies too"):
+        train(ou(), normal(20, 0), steps=1, batch_size=4, held_out=HeldOut(data=held))
+
+
+def test_of_more_items_than_a_look_takes_some_are_taken_at_random():
+    """Of data that lie sorted, with another loss in the second half: the mean of both halves'."""
+    made = ou()
+    far = np.repeat([0.0, 30.0], 200)[:, None] * np.ones((1, 2))
+
+    def fitted_loss(fitted):
+        look = make_look(
+            made,
+            HeldOut(data=normal(20, 1)),
+            unseen=np.float32(normal(20, 1)),
+            fitted=np.float32(fitted),
+            batch_size=8,
+            seed=0,
+        )
+        return look(init_state(made, seed=0, select=True))[1]["fitted_loss"]
+
+    near, both, all_far = fitted_loss(far[:200]), fitted_loss(far), fitted_loss(far[200:])
+    # 64 of 400 items: a share of 1/2 +- 1/16 is far.
+    assert abs((both - near) / (all_far - near) - 0.5) < 4 / 16
+
+
+def test_few_times_have_few_parts():
+    process = processes.langevin(references.mixture([1.0], [[0.0, 0.0]], [1.0]))
+    made = experiment(
+        process,
+        noise=noising.path_windows(process, 2),
+        network=ScoreMLP(width=8, depth=2, zero_output=True),
+    )
+    held = HeldOut(data=normal(30, 1))
+    unseen = np.float32(held.data)
+    look = make_look(made, held, unseen=unseen, fitted=unseen, batch_size=8, seed=0)
+    found = look(init_state(made, seed=0, select=True))[1]
+    parts = [name for name in found if name.startswith("held_out_loss_")]
+    assert 1 <= len(parts) < 4
+    assert np.isfinite(list(found.values())).all()
 
 
 def test_data_of_many_items_hold_out_none():

@@ -12,12 +12,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from ndsm_jax import frames, noising, processes, references, sampling
 from ndsm_jax.experiment import experiment
 from ndsm_jax.networks import ScoreMLP
 from ndsm_jax.objectives import OBJECTIVES
+from ndsm_jax.optimisation import Optimiser
 from ndsm_jax.runs import Run, read_metrics
 from ndsm_jax.training import draw, train
 from ndsm_jax.training.train import default_run
@@ -111,6 +113,22 @@ def test_another_experiment_is_refused(tmp_path):
         sample_grid=20,
     )
     assert int(trained(longer_grid, steps=3, run=tmp_path).step) == 3
+
+
+def test_another_optimiser_of_ones_own_is_refused(tmp_path):
+    def made(rate):
+        return small(optimiser=Optimiser(transform=optax.adam(rate)))
+
+    trained(made(1e-3), steps=2, run=tmp_path)
+    with pytest.raises(ValueError, match=r"experiment\.optimiser"):
+        trained(made(1e-1), run=tmp_path)
+    assert int(trained(made(1e-3), steps=3, run=tmp_path).step) == 3
+
+
+def test_a_last_step_that_is_not_finite_is_told():
+    far = Optimiser(transform=optax.scale(-np.inf))
+    with pytest.raises(FloatingPointError, match="not finite at step 1"):
+        trained(small(optimiser=far), steps=1)
 
 
 def test_another_objective_is_refused(tmp_path):
@@ -269,5 +287,7 @@ def test_a_state_can_be_handed_over():
     """`state` goes on where it is, bitwise."""
     made = small()
     start = trained(made, steps=3)
-    copied = jax.tree.map(lambda leaf: leaf.copy(), start)
-    chex.assert_trees_all_equal(trained(made, state=copied), trained(made))
+    kept = jax.tree.map(np.array, start)
+    chex.assert_trees_all_equal(trained(made, state=start), trained(made))
+    chex.assert_trees_all_equal(start, kept)  # and is what it was
+    chex.assert_trees_all_equal(trained(made, state=start, donate=True), trained(made))

@@ -573,7 +573,12 @@ def _estimator(config: Config) -> Estimator:
 
 def _optimiser(config: Config) -> Optimiser:
     c = config.optimizer
-    updates = max(1, config.train.steps // c.accumulate)
+    updates = config.train.steps // c.accumulate
+    if not updates:
+        raise ValueError(
+            f"optimizer.accumulate={c.accumulate} steps make an update, and"
+            f" train.steps={config.train.steps} make none; lower it"
+        )
     if c.warmup_steps >= updates:
         raise ValueError(
             f"optimizer.warmup_steps={c.warmup_steps} is not less than the {updates} optimiser"

@@ -35,6 +35,9 @@ PEAK_LEARNING_RATE = 3e-3
 CHUNK = 500
 SAVE_EVERY = 250
 
+SMALLEST = 4
+"""Pixels a side that a network can be given."""
+
 SCALED = (-1.0, 1.0)
 """Where a network sees images: what `datasets` scales is there already."""
 
@@ -148,8 +151,8 @@ def train_classifier(
       progress: whether to show a progress bar.
 
     Raises:
-      ValueError: the data are not images or not both splits have labels, or the folder holds
-        another training.
+      ValueError: the data are not images, too small, or not both splits have labels, or the folder
+        holds another training.
     """
     if not dataset.is_image or dataset.train_labels is None or dataset.test_labels is None:
         unlabelled = dataset.train_labels is None or dataset.test_labels is None
@@ -157,6 +160,12 @@ def train_classifier(
             f"train_classifier needs labelled images; data set {dataset.name!r} has items of shape "
             f"{dataset.shape}{', and not both splits have labels' if unlabelled else ''}. Evaluate "
             "it with classifier=None."
+        )
+    if min(dataset.shape[:2]) < SMALLEST:
+        raise ValueError(
+            f"train_classifier needs images of {SMALLEST} x {SMALLEST} pixels or more; data set"
+            f" {dataset.name!r} has {dataset.shape[0]} x {dataset.shape[1]}. Evaluate it with"
+            " classifier=None."
         )
     dataset = dataset.in_part(seed)
     x, labels = scaled(dataset.train, value_range(dataset)), dataset.train_labels

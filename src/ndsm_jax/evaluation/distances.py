@@ -71,8 +71,7 @@ def energy_gap_error(x: Array, z: Array, y: Array) -> float:
     2 (E|X - y_j| - E|Z - y_j|). Where all three have one law these terms vanish, and what is left
     of them is above the true error, by up to twice.
     """
-    x, y = _as_pair(x, y)
-    z, y = _as_pair(z, y)
+    (x, y), (z, _) = _as_pair(x, y), _as_pair(z, y)
 
     def means(a: Array, b: Array) -> Array:
         return _row_sums(a, b, np.sqrt) / len(b)
@@ -122,6 +121,8 @@ def median_distance(x: Array, *, max_points: int = 2000, seed: int = 0) -> float
     """Median distance between distinct points of x (of a random subset): the usual bandwidth."""
     from scipy.spatial.distance import pdist
 
+    if len(x) < 2:
+        raise ValueError("median_distance: two points are needed, and there are fewer")
     if len(x) > max_points:
         x = x[np.random.default_rng(seed).choice(len(x), max_points, replace=False)]
     return float(np.median(pdist(x)))
@@ -136,6 +137,8 @@ def mmd(x: Array, y: Array, *, bandwidth: float | None = None) -> float:
     """
     x, y = _as_pair(x, y)
     n, m = len(x), len(y)
+    if min(n, m) < 2:
+        raise ValueError(f"mmd: two points a side are needed, and there are {n} and {m}")
     h = median_distance(np.concatenate([x, y])) if bandwidth is None else bandwidth
     if h <= 0:
         raise ValueError(f"mmd: the bandwidth must be positive, got {h}; give one explicitly.")
@@ -173,6 +176,11 @@ def two_sample_accuracy(x: Array, y: Array, *, seed: int = 0, max_points: int = 
 
     x, y = _as_pair(x, y)
     size = min(len(x), len(y), max_points)
+    if size < 3:
+        raise ValueError(
+            f"two_sample_accuracy: three points a side are needed, and there are {len(x)} and"
+            f" {len(y)}"
+        )
     rng = np.random.default_rng(seed)
     points = np.concatenate([rng.permutation(x)[:size], rng.permutation(y)[:size]])
     side = np.repeat([0, 1], size)
@@ -192,11 +200,14 @@ def two_sample_accuracy(x: Array, y: Array, *, seed: int = 0, max_points: int = 
 
 
 def _as_pair(x: Array, y: Array) -> tuple[Array, Array]:
-    """Both as float64 [., d]; raises ValueError when they are not point clouds of one dimension."""
+    """Both as float64 [., d], about the mean of y: far from 0 the distances between them would be
+    differences of large squares. Raises ValueError when they are not point clouds of one dimension.
+    """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
         raise ValueError(f"expected x [n, d] and y [m, d], got shapes {x.shape} and {y.shape}.")
-    return x, y
+    centre = y.mean(axis=0)
+    return x - centre, y - centre
 
 
 def _pair_sum(x: Array, y: Array, function: Callable[[Array], Array]) -> float:

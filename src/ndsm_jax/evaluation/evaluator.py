@@ -20,7 +20,13 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from ndsm_jax.datasets import is_original
-from ndsm_jax.evaluation.classifier import SCALED, ImageClassifier, measured, train_classifier
+from ndsm_jax.evaluation.classifier import (
+    SCALED,
+    SMALLEST,
+    ImageClassifier,
+    measured,
+    train_classifier,
+)
 from ndsm_jax.networks.resnet import ResNet18, fold
 from ndsm_jax.runs import replace_file
 
@@ -50,9 +56,11 @@ def evaluator(dataset: Dataset, *, seed: int = 0, progress: bool = False) -> Ima
 
 
 def evaluator_if_labelled(dataset: Dataset, *, seed: int = 0) -> ImageClassifier | None:
-    """`evaluator`, or None for data that are not images, or of which a split has no labels."""
+    """`evaluator`, or None for data that are not images, of which a split has no labels, or that
+    are too small for one."""
     labelled = dataset.train_labels is not None and dataset.test_labels is not None
-    return evaluator(dataset, seed=seed) if dataset.is_image and labelled else None
+    large = dataset.is_image and min(dataset.shape[:2]) >= SMALLEST
+    return evaluator(dataset, seed=seed) if large and labelled else None
 
 
 @functools.cache

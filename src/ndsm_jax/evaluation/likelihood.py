@@ -47,6 +47,8 @@ def kernel_density(train: Array, *, seed: int = 0) -> Any:
     some = train[:BANDWIDTH_ITEMS]
     rate = -1 / (train.shape[1] + 4)
     scott = some.std(axis=0).mean() * len(some) ** rate
+    if not scott > 0:
+        raise ValueError("kernel_density: all states are the same, and have no density")
     search = GridSearchCV(KernelDensity(), {"bandwidth": scott * np.geomspace(0.05, 4, 14)}, cv=5)
     bandwidth = search.fit(some).best_params_["bandwidth"]
     return KernelDensity(bandwidth=bandwidth * (len(train) / len(some)) ** rate).fit(train)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from ndsm_jax.checks import COUNT, arguments
-from ndsm_jax.rows import Rows, Stored, blocks
+from ndsm_jax.rows import Rows, blocks
 
 Array = np.ndarray
 
@@ -16,21 +14,25 @@ Array = np.ndarray
 def nearest_distances(x: Array, y: Rows) -> tuple[Array, Array]:
     """Distance from each x [n, d] to its nearest y [m, d], and that item's index: ([n], [n]).
 
-    Of stored y block by block.
+    Block by block.
     """
     from sklearn.metrics import pairwise_distances_argmin_min
 
     distance, index = np.full(len(x), np.inf), np.zeros(len(x), np.int64)
-    for start, block in _parts(y):
-        at, near = pairwise_distances_argmin_min(x, block)
+    centre = _centre(y)
+    x = x - centre
+    for start, block in blocks(y):
+        at, near = pairwise_distances_argmin_min(x, block - centre)
         closer = near < distance
         distance, index = np.where(closer, near, distance), np.where(closer, start + at, index)
     return distance, index
 
 
-def _parts(y: Rows) -> Iterator[tuple[int, Array]]:
-    """Blocks of stored rows, or all that are in memory."""
-    return blocks(y) if isinstance(y, Stored) else iter([(0, np.asarray(y))])
+def _centre(x: Rows) -> Array:
+    """Where rows [n, d] are, [d]: about it distances do not cancel, as they do far from 0."""
+    _, some = next(blocks(x))
+    dtype = np.result_type(some.dtype, np.float32)
+    return some.mean(axis=0, dtype=np.float64).astype(dtype)
 
 
 @arguments(real="finite numbers [n, e]", fake="finite numbers [m, e]", k=COUNT)
@@ -50,6 +52,9 @@ def precision_recall_density_coverage(real: Array, fake: Array, k: int = 5) -> d
 
     if min(len(real), len(fake)) <= k:
         raise ValueError(f"k = {k} neighbours need more points than {len(real)} and {len(fake)}.")
+
+    centre = _centre(real)
+    real, fake = real - centre, fake - centre
 
     def radii(points: Array) -> Array:
         neighbours = NearestNeighbors(n_neighbors=k).fit(points)
@@ -83,6 +88,8 @@ def is_memorised(distance: Array, index: Array, train: Rows) -> Array:
     memorisation (cf. Yoon et al. 2023): true for copies of (distinct) training items. Chance hits
     are common in low dimension: compare with the share for held-out data.
     """
+    if len(train) < 2:
+        raise ValueError("is_memorised: two training items are needed, and there are fewer")
     used, inverse = np.unique(index, return_inverse=True)
     # The first neighbour of a training item is itself.
     spacing = two_nearest(train[used], train)[0][:, 1]
@@ -92,14 +99,18 @@ def is_memorised(distance: Array, index: Array, train: Rows) -> Array:
 def two_nearest(x: Array, train: Rows) -> tuple[Array, Array]:
     """Distances from each x [n, d] to its two nearest items of train, and their indices: [n, 2].
 
-    Of stored items block by block.
+    Block by block.
     """
     from sklearn.neighbors import NearestNeighbors
 
+    centre = _centre(train)
+    x = x - centre
+
     distances: Array = np.empty((len(x), 0))
     indices: Array = np.empty((len(x), 0), np.int64)
-    for start, block in _parts(train):
-        near, at = NearestNeighbors(n_neighbors=min(2, len(block))).fit(block).kneighbors(x)
+    for start, block in blocks(train):
+        nearest = NearestNeighbors(n_neighbors=min(2, len(block))).fit(block - centre)
+        near, at = nearest.kneighbors(x)
         distances = np.concatenate([distances, near], axis=1)
         indices = np.concatenate([indices, start + at], axis=1)
         order = np.argsort(distances, axis=1, kind="stable")[:, :2]

@@ -145,9 +145,9 @@ def evaluate(
     Raises ValueError when a set has the wrong shape or fewer than 10 points.
     """
     if coordinates is None:
-        with np.errstate(over="ignore"):  # beyond float32 is as good as infinite
-            samples = np.asarray(samples, np.float32)
-            prior_samples = np.asarray(prior_samples, np.float32)
+        with np.errstate(over="ignore"):  # beyond the data's numbers is as good as infinite
+            samples = np.asarray(samples, dataset.train.dtype)
+            prior_samples = np.asarray(prior_samples, dataset.train.dtype)
     samples, prior_samples = np.asarray(samples), np.asarray(prior_samples)
     _check(dataset.dim, samples=samples, prior_samples=prior_samples)
     _check(dataset.dim, training_set=dataset.train, held_out_set=dataset.test)

@@ -317,8 +317,7 @@ def train_joint(
     optimizer = optax.chain(optax.clip_by_global_norm(c.clip_norm), optax.adam(c.learning_rate))
 
     def init() -> Tree:
-        ema = start.state.ema
-        params = jax.tree.map(jnp.copy, {"codec": codec.params, "score": ema})
+        params = jax.tree.map(jnp.copy, {"codec": codec.params, "score": start.state.chosen})
         return {
             "step": jnp.int32(0),
             "params": params,
@@ -374,7 +373,7 @@ def train_joint(
         return state | {"prior": prior}, metrics
 
     settings = dataclasses.replace(score, autoencoder=config.autoencoder, joint=c)
-    facts = _facts(settings, dataset) | {"start": fingerprint((codec, start.state.ema))}
+    facts = _facts(settings, dataset) | {"start": fingerprint((codec, start.state.chosen))}
     state = _train(config, "joint", folder, facts, init, one, progress=progress)
     ema = state["ema"]
     trained = frame_of(config, dataclasses.replace(codec, params=ema["codec"]))
@@ -383,6 +382,8 @@ def train_joint(
         start,
         experiment=build(score, shape, parts),
         parts=parts,
-        state=dataclasses.replace(start.state, params=ema["score"], ema=ema["score"]),
+        state=dataclasses.replace(
+            start.state, params=ema["score"], ema=ema["score"], others=(), best=None
+        ),
         folder=folder,
     )

@@ -53,10 +53,13 @@ class ConditionEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, condition: Any) -> Array:
-        parts = [self._of(leaf) for leaf in jax.tree.leaves(condition)]
+        leaves = jax.tree.leaves(condition)
+        widths = [leaf[0].size for leaf in leaves]
+        parts = [self._of(leaf, widths[:i].count(widths[i])) for i, leaf in enumerate(leaves)]
         return jnp.sum(jnp.stack(parts), axis=0)
 
-    def _of(self, leaf: Array) -> Array:
+    def _of(self, leaf: Array, before: int) -> Array:
+        """Of a leaf after `before` others as wide."""
         unit = nn.initializers.normal(1.0)
         if jnp.issubdtype(leaf.dtype, jnp.integer):
             if not self.classes or leaf.ndim != 1:
@@ -69,7 +72,8 @@ class ConditionEmbedding(nn.Module):
             return nn.Embed(self.classes + 1, self.size, embedding_init=unit)(row)
         rows = leaf.reshape(len(leaf), -1)
         says = jnp.isfinite(rows).all(axis=-1, keepdims=True)
-        nothing = self.param(f"nothing_{rows.shape[-1]}", unit, (1, self.size))
+        name = f"nothing_{rows.shape[-1]}" + (f"_{before}" if before else "")
+        nothing = self.param(name, unit, (1, self.size))
         return jnp.where(says, nn.Dense(self.size)(jnp.where(says, rows, 0.0)), nothing)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ndsm_jax import evaluation, frames
+from ndsm_jax.codec import Latent
 from ndsm_jax.datasets import Dataset
 from ndsm_jax.evaluation import ImageClassifier, Starts
 from ndsm_jax.frames import Frame
@@ -58,9 +59,13 @@ def drawn(run: Restored, num: int | None = None, *, progress: bool = True) -> Dr
     )
 
 
+def _outer(frame: Frame) -> Frame:
+    return frame.outer if isinstance(frame, frames.Chained) else frame
+
+
 def data_frame(frame: Frame) -> Frame:
     """The part of a frame that takes the units or the period off the data, or the identity."""
-    outer = frame.outer if isinstance(frame, frames.Chained) else frame
+    outer = _outer(frame)
     known = isinstance(outer, frames.Standardised | frames.Angles | TableFrame)
     return outer if known else frames.Identity()
 
@@ -112,6 +117,8 @@ def measure(
     starts = None
     mixture = run.experiment.components
     in_frame = frames.states(frame, dataset.train[:1]).shape[1]
+    if isinstance(_outer(run.experiment.frame), Latent):  # whose components are not of the data
+        mixture = None
     if components is not None and mixture is not None and mixture.dim == in_frame:
         starts = Starts(
             prior=mixture,

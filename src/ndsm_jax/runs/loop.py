@@ -196,6 +196,8 @@ def run(
                     checkpoints.wait()
                     logger.warning("interrupted: step %d is saved; the same command resumes", step)
                 raise Interrupted(stopped)
+        if not checkpoint_every and not _is_finite(state):  # or `save` has looked
+            raise fail(step)
         if run is not None:
             checkpoints.wait()
             lock.check()
@@ -314,8 +316,9 @@ def _first_not_finite(metrics: Mapping[str, np.ndarray]) -> int | None:
 
 
 def _is_finite(state: Any) -> bool:
+    # On the host: on the device every shape of a leaf would be a program of its own.
     return all(
-        bool(jnp.all(jnp.isfinite(leaf)))
+        bool(np.isfinite(parallel.fetched(leaf)).all())
         for leaf in jax.tree.leaves(state)
         if jnp.issubdtype(leaf.dtype, jnp.floating)
     )

@@ -17,7 +17,7 @@ from ndsm_jax.noising import NoisedBatch
 from ndsm_jax.training.state import STREAM_HELD_OUT, Best, TrainState
 from ndsm_jax.training.step import make_noise, minibatches_ahead
 
-MINIBATCHES, MEMORY_MB = 8, 64.0
+MINIBATCHES, MEMORY_MB = 8, 256.0
 """Noised minibatches of held-out data that a look takes, and at most so much memory for them."""
 
 TIME_BINS = 4
@@ -75,7 +75,7 @@ def make_look(
 
     The data are noised once, as they are (not augmented), with keys of their own: looks differ in
     the parameters alone. As many training items, noised with the same keys, give what the gap is
-    measured from.
+    measured from. Of more items than `MINIBATCHES` hold, or `MEMORY_MB`, some are taken at random.
 
     Args:
       experiment: its parts.
@@ -88,13 +88,20 @@ def make_look(
       held_out_loss_1, ... by parts of the training times, from the earliest; and kept_step, that of
       the best average. Of several averages all this is of the one with the least loss, whose decay
       is ema_decay, where one is chosen, and of the first otherwise.
+
+    The first look, at step 0, raises ValueError where the loss of a held-out item is not finite.
     """
     experiment = dataclasses.replace(experiment, augment=None)
     num = min(MINIBATCHES, minibatches_ahead(experiment, unseen, batch_size, MEMORY_MB))
     noise = make_noise(seed, stream=STREAM_HELD_OUT)
 
     def rows(x: np.ndarray) -> np.ndarray:
-        return np.resize(np.arange(len(x), dtype=np.int32), (num, batch_size))
+        order = np.arange(len(x), dtype=np.int32)
+        if len(x) > num * batch_size:  # which may lie sorted, by class
+            order = np.random.default_rng([seed, STREAM_HELD_OUT]).permutation(order)
+        return np.resize(order, (num, batch_size))
+
+    looked_at = rows(unseen).ravel()
 
     def noised(x: np.ndarray, condition: Any) -> NoisedBatch:
         items, told = parallel.gathered((x, condition), rows(x), axis=1)
@@ -104,6 +111,7 @@ def make_look(
     times = parallel.fetched(batches[0].t)
     edges = np.quantile(times, np.arange(1, TIME_BINS) / TIME_BINS)
     part = 1 + np.searchsorted(edges, times)
+    parts = np.unique(part)  # Of few times some have none.
 
     def measured(params: Any, which: int) -> np.ndarray:
         """The loss of every state [A, B, k]."""
@@ -113,7 +121,7 @@ def make_look(
     def better(now: np.ndarray, params: Any) -> bool:
         """Whether losses are less than those of other parameters, by more than chance."""
         difference = (now - measured(params, 0)).mean(axis=-1).ravel()
-        items = rows(unseen).ravel()
+        _, items = np.unique(looked_at, return_inverse=True)
         by_item = np.bincount(items, difference) / np.bincount(items)
         error = by_item.std(ddof=1) / len(by_item) ** 0.5 if len(by_item) > 1 else 0.0
         return bool(by_item.mean() < -error)
@@ -121,12 +129,17 @@ def make_look(
     def look(state: TrainState) -> tuple[TrainState, dict[str, float], bool]:
         averages = (state.ema, *state.others)
         losses = [measured(average, 0) for average in averages]
+        if not int(state.step) and (bad := ~np.isfinite(losses[0]).all(axis=-1).ravel()).any():
+            raise ValueError(
+                f"train: the loss of row {looked_at[bad.argmax()]} of the held-out data is not"
+                " finite; it lies too far from the others: leave it out"
+            )
         least = int(np.argmin([loss.mean() for loss in losses])) if held.select else 0
         loss, average = losses[least], averages[least]
         found = {"held_out_loss": loss.mean(), "fitted_loss": measured(average, 1).mean()}
         if len(averages) > 1:
             found["ema_decay"] = experiment.optimiser.ema_decays[least]
-        found |= {f"held_out_loss_{i}": loss[part == i].mean() for i in range(1, TIME_BINS + 1)}
+        found |= {f"held_out_loss_{i}": loss[part == i].mean() for i in parts}
         found = {name: float(value) for name, value in found.items()}
         if not held.select:
             return state, found, False

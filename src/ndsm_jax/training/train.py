@@ -16,6 +16,7 @@ from ndsm_jax import parallel
 from ndsm_jax.checks import COUNT, FLAG, POSITIVE, SEEDS, arguments, function, whole
 from ndsm_jax.datasets import batch_indices
 from ndsm_jax.experiment import Experiment
+from ndsm_jax.optimisation import OWN, Optimiser
 from ndsm_jax.rows import Rows, Stored
 from ndsm_jax.runs import Run, fingerprint, has_checkpoints, in_words, loop
 from ndsm_jax.training.ahead import ReadAhead
@@ -49,6 +50,7 @@ as few as those of a table."""
     seed=SEEDS,
     held_out=HeldOut,
     state=TrainState,
+    donate=FLAG,
     picture=function(1),
     ahead_mb=POSITIVE,
     shard_parameters=FLAG,
@@ -64,6 +66,7 @@ def train(
     condition: Any = None,
     held_out: HeldOut | None = None,
     state: TrainState | None = None,
+    donate: bool = False,
     run: Run | pathlib.Path | str | None = None,
     keep: Any = None,
     picture: Callable[[TrainState], np.ndarray] | None = None,
@@ -89,7 +92,9 @@ def train(
       held_out: data that are not trained on, to measure the loss on and to choose the average of
         the parameters by (`TrainState.chosen`). With `patience` training may stop before `steps`.
       seed: of initialisation, batches and noise.
-      state: to go on from, of this experiment; by default the run's newest, or a fresh one.
+      state: to go on from, of this experiment, which stays as it is; by default the run's newest,
+        or a fresh one.
+      donate: whether its arrays may be used up, which saves a copy of them.
       run: a `runs.Run`, or a folder for a run with its defaults.
       keep: a pytree of arrays that the run's checkpoints hold beside the state, such as what was
         fitted to the data.
@@ -131,7 +136,8 @@ def train(
             held_out=held_out,
             condition=condition,
         )
-    if state is not None and run is not None and has_checkpoints(run.folder):
+    given = state is not None
+    if given and run is not None and has_checkpoints(run.folder):
         run.check()  # as `resume` does
     if state is None:
         state = init_state(experiment, seed=seed, select=select)
@@ -149,6 +155,8 @@ def train(
         logger.info("nothing to do: step %d of %d is done", step, steps)
         return state
 
+    if given and not donate:
+        state = jax.tree.map(jnp.copy, state)
     where = parallel.shardings(state, spread=shard_parameters)
     experiment = parallel.replicated(experiment)
     noise = make_noise(seed)
@@ -230,7 +238,7 @@ def default_run(
             **{name: fingerprint(getattr(experiment, name)) for name in trained},
             "objective": fingerprint(experiment.objective),
             "estimator": in_words(experiment.estimator),
-            "optimiser": [experiment.optimiser.name, *experiment.optimiser.ema_decays],
+            "optimiser": _named(experiment.optimiser),
         },
         "data": fingerprint(prepared),
         "batch_size": batch_size,
@@ -246,6 +254,12 @@ def default_run(
     if experiment.augment is not None:
         facts["augment"] = fingerprint(experiment.augment)
     return Run(folder=pathlib.Path(folder), facts=facts)
+
+
+def _named(optimiser: Optimiser) -> list[Any]:
+    """What tells an optimiser from others."""
+    own = [fingerprint(optimiser.transform)] if optimiser.name == OWN else []
+    return [optimiser.name, *optimiser.ema_decays, *own]
 
 
 def _checked(experiment: Experiment, data: Rows) -> Any:
