@@ -17,7 +17,7 @@ from ndsm_jax.noising import NoisedBatch
 from ndsm_jax.training.state import STREAM_HELD_OUT, Best, TrainState
 from ndsm_jax.training.step import make_noise, minibatches_ahead
 
-MINIBATCHES, MEMORY_MB = 8, 256.0
+MINIBATCHES, MEMORY_MB = 8, 64.0
 """Noised minibatches of held-out data that a look takes, and at most so much memory for them."""
 
 TIME_BINS = 4
