@@ -21,6 +21,7 @@ docs/conditional.md, docs/conditioning.md, docs/guidance.md.
 """
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -187,6 +188,17 @@ def weaker(run: Restored) -> Score | None:
     return weaker_score(run.config, run.experiment, other.experiment, other.state)
 
 
+def _pooled(shape: tuple[int, ...]) -> np.ndarray:
+    """The matrix of --pool. Raises ValueError where it does not fit the items."""
+    try:
+        return measurements.mean_pooling(shape, POOL.value)
+    except ValueError as error:
+        fitting = math.gcd(*shape[:2]) if len(shape) == 3 else 1
+        numbers = [str(n) for n in range(2, fitting + 1) if fitting % n == 0]
+        remedy = f"choose one of {', '.join(numbers)}" if numbers else "leave it out"
+        raise ValueError(f"--pool={POOL.value}: {error}; {remedy}") from error
+
+
 def measured(run: Restored, num: int) -> tuple[Measurement | None, np.ndarray | None]:
     """What --given says of the samples, one row each, and its items as a picture shows them [m, D].
 
@@ -196,7 +208,7 @@ def measured(run: Restored, num: int) -> tuple[Measurement | None, np.ndarray | 
         return None, None
     if COMPONENT.value or (LABEL.value and run.experiment.classes is None):
         raise ValueError("give --given, or --component or --label: each chooses the components")
-    matrix = measurements.mean_pooling(run.shape, POOL.value) if POOL.value > 1 else None
+    matrix = _pooled(run.shape) if POOL.value > 1 else None
     items = _items(run, _numbers(pathlib.Path(GIVEN.value)))[:num]
     _check_range(run, items)
     rows = items[np.arange(num) % len(items)]
@@ -382,7 +394,8 @@ def main(argv: Sequence[str]) -> None:
         with aside(path) as part:
             tables.write(part, of_table, x)
     replace_file(png, plots.png(picture))
-    print(f"{len(x)} samples: {', '.join(map(str, [npy, *csv]))}, picture: {png}")
+    written = ", ".join(map(str, [npy, *csv]))
+    print(f"{len(x)} samples of step {int(run.state.step)}: {written}, picture: {png}")
 
 
 if __name__ == "__main__":

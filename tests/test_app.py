@@ -51,6 +51,13 @@ def full(argv):
         resource.setrlimit(resource.RLIMIT_FSIZE, (200, resource.RLIM_INFINITY))
     train(folder / "full", at={17: limit})
 
+def at_config(argv):
+    print(app.configured(CONFIG).train.steps)
+
+from ml_collections import config_flags
+CONFIG = config_flags.DEFINE_config_file("config", None, "A config.", lock_config=True)
+configs = pathlib.Path(sys.argv[2])
+
 CASES = {
     "ok": (["--data_dir=", "--label=a,b"], lambda argv: print("fine")),
     "empty": (["--workdir="], noisy),
@@ -66,6 +73,14 @@ CASES = {
     "SIGTERM": ([], interrupted(signal.SIGTERM)),
     "SIGHUP": ([], interrupted(signal.SIGHUP)),
     "full": ([], full),
+    "unknown flag": (["--nope=3"], noisy),
+    "config": ([f"--config={configs / 'default.py'}:smoke", "--config.train.steps=7"], at_config),
+    "variant": ([f"--config={configs / 'default.py'}:vpp"], at_config),
+    "no such config": ([f"--config={configs / 'nope.py'}"], at_config),
+    "key without section": (
+        [f"--config={configs / 'default.py'}", "--config.learning_rate=1"],
+        at_config,
+    ),
 }
 results = {}
 for name, (arguments, main) in CASES.items():
@@ -88,7 +103,7 @@ print("RESULTS" + json.dumps(results))
 def results(tmp_path_factory):
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     found = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path_factory.mktemp("app"))],
+        [sys.executable, "-c", SCRIPT, str(tmp_path_factory.mktemp("app")), str(ROOT / "configs")],
         env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
@@ -114,10 +129,32 @@ def results(tmp_path_factory):
         ),
         ("one dash missing", 1, "error: 'workdir=x' is no flag; did you mean --workdir=x?"),
         ("noisy", 0, "warning: of ours\n"),
+        ("config", 0, "7\n"),
+        ("unknown flag", 1, "error: Unknown command line flag 'nope'; see --help"),
     ],
 )
 def test_status_and_all_that_is_said(name, status, output, results):
     assert results[name] == [status, output]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "variant",
+            r"error: --config=\S+default\.py:vpp: unknown variant 'vpp': choose one of smoke",
+        ),
+        ("no such config", r"error: --config=\S+nope\.py: no such file; one of \S+approx_c2\.py, "),
+        (
+            "key without section",
+            r"error: learning_rate: .*did you mean .*optimizer\.learning_rate or ",
+        ),
+    ],
+)
+def test_a_config_that_does_not_exist_is_one_line(name, said, results):
+    assert results[name][0] == 1
+    assert re.match(said, results[name][1])
+    assert "Traceback" not in results[name][1]
 
 
 @pytest.mark.parametrize(("name", "status"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])

@@ -190,6 +190,12 @@ def test_a_network_that_is_told_labels(tmp_path):
     run(tiny(network=told, sample={"guidance_scale": 1.5}), tmp_path / "run")
     model = ndsm_jax.load(tmp_path / "run")
     programs, labels = archive(model, tmp_path), np.array([0, 2, 1, 0])
+    with zipfile.ZipFile(next(tmp_path.glob("*.zip"))) as file:
+        (use,) = re.findall(r"(labels = .*?)```", file.read("README.md").decode(), re.DOTALL)
+    names: dict = {"model": programs}
+    exec(compile(use, "README.md", "exec"), names)  # as it stands
+    assert names["x"].shape == (16, 2)
+    assert np.isfinite(names["nats"]).all()
     names = [model.classes[label] for label in labels]
     expected = model.sample(4, seed=SEED, label=names)
     found = programs["sample"](SEED, range(4), labels)

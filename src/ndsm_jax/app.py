@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import pathlib
@@ -56,10 +57,15 @@ def configured(flag: Any) -> Config:
 
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
     try:
-        rest = app.parse_flags_with_usage(list(argv))
+        _check_config(argv[1:])
+        rest = flags.FLAGS(list(argv))
         _check_words(rest[1:])
         _check_not_empty()
         return rest
+    except flags.Error as error:
+        # What a config file raises comes with its traceback, of which a refusal needs none.
+        refused = re.search(r"flag (--\S+): .*\nValueError: ([^\n]+)\s*$", str(error), re.DOTALL)
+        sys.exit(f"error: {refused[1]}: {refused[2]}" if refused else f"error: {error}; see --help")
     except (AttributeError, KeyError):
         # All that config_flags says of an override is the last part of the key it does not know.
         for override in re.findall(r"--(?:no)?config\.([\w.]+)", " ".join(argv)):
@@ -70,6 +76,19 @@ def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
         raise
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
+
+
+def _check_config(words: Sequence[str]) -> None:
+    """Raises FileNotFoundError for a --config that does not exist."""
+    for word, following in itertools.pairwise([*words, ""]):
+        name, equals, value = word.partition("=")
+        if name.lstrip("-") != "config" or "config" not in flags.FLAGS:
+            continue
+        path = pathlib.Path((value if equals else following).partition(":")[0])
+        if not path.is_file():
+            beside = sorted(map(str, path.parent.glob("*.py")))
+            there = f"; one of {', '.join(beside)}" if beside else ""
+            raise FileNotFoundError(f"--config={path}: no such file{there}")
 
 
 def _check_words(words: Sequence[str]) -> None:

@@ -122,7 +122,7 @@ def experiment(
     process: Process,
     *,
     frame: Frame | None = None,
-    objective: str = "path_dsm",
+    objective: str | Objective = "path_dsm",
     noise: NoisingFn | None = None,
     network: Any = None,
     model: ScoreModel | None = None,
@@ -142,7 +142,7 @@ def experiment(
       process: the noising process.
       frame: from data to the process's coordinates; by default the data are the states, or, for a
         process on a torus, angles of its period.
-      objective: a key of `objectives.OBJECTIVES`.
+      objective: a key of `objectives.OBJECTIVES`, or an `objectives.Objective` of one's own.
       noise: a way of noising this process that serves it; by default `make_noising`, with the
         weight that goes with the model's preconditioning.
       network: of the default model, (y [n, d], c [n]) -> [n, r], see `networks`; of angles it gets
@@ -169,17 +169,21 @@ def experiment(
         `mu` that the way of noising does not give; a condition that is not the model's, or a
         dropout without one; angles, and a drift, a reference or a model that is not periodic.
     """
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective.name={objective!r}: choose one of {', '.join(OBJECTIVES)}")
+    if not isinstance(objective, Objective) and objective not in OBJECTIVES:
+        raise ValueError(
+            f"objective.name={objective!r}: choose one of {', '.join(OBJECTIVES)}, or give an"
+            " objectives.Objective"
+        )
     sampler = sampler or (MultistepSDE() if process.noisy is None else ReverseSDE())
     _check_serve(objective, sampler, process)
-    kind, frame = OBJECTIVES[objective], frame or _default_frame(process)
+    kind = objective if isinstance(objective, Objective) else OBJECTIVES[objective]
+    frame = frame or _default_frame(process)
     period = _period(frame, process)
     if noise is None:
         simulated = kind.noising == "path" or process.kernel is None
         grid = np.asarray(_stable(process, 150, None) if simulated else time_grid(process, 150))
     else:
-        _check_noise(objective, noise, process)
+        _check_noise(objective, kind, noise, process)
         grid = np.asarray(noise.times.grid)
     coordinate = time_coordinate(process.clock, process.horizon, "clock", first=float(grid[1]))
     if model is None:
@@ -256,7 +260,7 @@ def _stable(process: Process, fewest: int, sampler: Sampler | None) -> np.ndarra
     return grid
 
 
-def _check_serve(objective: str, sampler: Sampler, process: Process) -> None:
+def _check_serve(objective: str | Objective, sampler: Sampler, process: Process) -> None:
     """Raises one ValueError for all of objective and sampler that cannot serve the process."""
     problems = []
     for check in (lambda: check_process(objective, process), lambda: sampler.check(process)):
@@ -268,7 +272,9 @@ def _check_serve(objective: str, sampler: Sampler, process: Process) -> None:
         raise ValueError("; and ".join(problems))
 
 
-def _check_noise(objective: str, noise: NoisingFn, process: Process) -> None:
+def _check_noise(
+    name: str | Objective, objective: Objective, noise: NoisingFn, process: Process
+) -> None:
     """Raises ValueError for noise of another process, or without the mu that is needed."""
     of = getattr(noise, "process", None)
     if of is not None and not _same_dynamics(of, process):
@@ -276,16 +282,17 @@ def _check_noise(objective: str, noise: NoisingFn, process: Process) -> None:
             f"experiment: noise is of another process ({of.name!r} of {of.dim} dimensions) than the"
             f" experiment's ({process.name!r} of {process.dim}); build it of the same one"
         )
-    local = OBJECTIVES[objective].noising == "local" and not getattr(noise, "stable", False)
-    if OBJECTIVES[objective].controlled or local:
+    local = objective.noising == "local" and not getattr(noise, "stable", False)
+    if objective.controlled or local:
         row = jax.ShapeDtypeStruct((1, process.dim), np.float32)
         if jax.eval_shape(lambda x0: noise(jax.random.key(0), x0), row).mu is None:
             other = "the same with stable=False"
             if not getattr(noise, "stable", False):
                 other = "path_windows(..., companion=True)"
+            own = name if isinstance(name, str) else "own"
             raise ValueError(
-                f"experiment: objective={objective!r} needs mu, which this noise does not give;"
-                f" {other} does"
+                f"experiment: objective={own!r} needs mu, which this noise does not give; {other}"
+                " does"
             )
 
 

@@ -524,7 +524,9 @@ def usage(name: str, model: Model, made: Programs) -> str:
         "sample": f"x = model['sample'](0, range(16){labels})  # samples 0 to 15 of seed 0",
         "log_prob": f"nats = model['log_prob'](x, 0{labels})",
     }
-    lines = [f"model, manifest = load({name!r})", *(calls[n] for n in calls if n in made.code)]
+    told = [f"labels = [0] * 16  # {model.classes[0]}"] if model.classes else []
+    lines = [f"model, manifest = load({name!r})", *told]
+    lines += [calls[n] for n in calls if n in made.code]
     table = ["| program | inputs | output |", "| --- | --- | --- |"]
     for program, code in made.code.items():
         (out,) = code.out_avals

@@ -613,9 +613,15 @@ def _upgraded(host: dict[str, Any]) -> dict[str, Any]:
 def checked_host(host: Mapping[str, Any], folder: pathlib.Path) -> dict[str, Any]:
     """The facts recorded with a checkpoint.
 
-    Raises ValueError where there are not those of a run of this package: checkpoints are no more
+    Raises ValueError where there are not those of a run with a config: checkpoints are no more
     trusted than data are.
     """
+    if "experiment" in host and "config" not in host:
+        raise ValueError(
+            f"{folder} is a run of training.train in a Python session, which has no config: make"
+            " its experiment again, give training.train the same folder as run=, and draw from the"
+            " state that this returns by training.draw"
+        )
     for names, kind in (
         (("config", "sources", "data", "versions", "config.sample", "config.evaluate"), dict),
         (("data.shape",), list),

@@ -172,7 +172,7 @@ def ndsm_cv(score_fn: ScoreFn, batch: NoisedBatch, eps: Array) -> Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Objective:
-    """An objective by name.
+    """A loss, and what it needs of the noising: one of `OBJECTIVES`, or of one's own.
 
     Attributes:
       terms: (score_fn, batch) -> (loss [B, k], control variate [B, k] or None).
@@ -231,12 +231,14 @@ OBJECTIVES = {
 }
 
 
-@arguments(name=one_of(OBJECTIVES), process=Process)
-def check_process(name: str, process: Process) -> None:
-    """Raises ValueError when an objective needs what the process cannot give.
+@arguments(objective=(one_of(OBJECTIVES), Objective), process=Process)
+def check_process(objective: str | Objective, process: Process) -> None:
+    """Raises ValueError when an objective, or that of a name, needs what the process cannot give.
 
     A kernel; or, for targets of a path, noise in every coordinate from the start.
     """
+    name = objective if isinstance(objective, str) else "own"
+    kind = OBJECTIVES[objective] if isinstance(objective, str) else objective
 
     def serves(objective: Objective) -> bool:
         if objective.noising == "kernel":
@@ -244,9 +246,9 @@ def check_process(name: str, process: Process) -> None:
         whole = process.noisy is None and noisy_from_the_start(process)
         return objective.noising != "path" or whole
 
-    if not serves(OBJECTIVES[name]):
+    if not serves(kind):
         lacking = "noise from t = 0 on" if process.noisy is None else "noise in every coordinate"
-        if OBJECTIVES[name].noising == "kernel":
+        if kind.noising == "kernel":
             lacking = "a process with a known kernel"
         fitting = [n for n, o in OBJECTIVES.items() if serves(o)]
         raise ValueError(

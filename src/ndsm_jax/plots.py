@@ -85,6 +85,10 @@ def tile(
     return canvas[..., 0] if shown == 1 else canvas
 
 
+UNLIKE = 5.0
+"""Ratio of the ranges of two coordinates from which they have a scale each."""
+
+
 def _show(
     axis: Any,
     x: np.ndarray,
@@ -105,7 +109,12 @@ def _show(
         return
     first_two = x[:, :2]
     axis.scatter(*first_two.T, s=2, alpha=0.5, linewidths=0, color="#1f4e79", rasterized=True)
-    axis.set(xlim=limits[0], ylim=limits[1], aspect="equal")
+    shortest, longest = sorted(limits[:2, 1] - limits[:2, 0])
+    like = longest < UNLIKE * shortest
+    axis.set(xlim=limits[0], ylim=limits[1], aspect="equal" if like else "auto")
+    if x.shape[1] > 2:
+        dim = x.shape[1]
+        axis.set(xlabel=f"coordinate 1 of {dim}", ylabel=f"coordinate 2 of {dim}")
 
 
 def _frame(axis: Any, which: np.ndarray, shape: tuple[int, ...], columns: int) -> None:
@@ -129,8 +138,8 @@ def panels(
     """Point sets or images [n, d], one panel a title, five a row at most, in common limits.
 
     Data of more than two dimensions that are no images show their first two coordinates, data of
-    one dimension a histogram. Images where `framed` [n] of their title is true get a red frame;
-    `grey` are the values that are black and white.
+    one dimension a histogram, in common limits of the density, too. Images where `framed` [n] of
+    their title is true get a red frame; `grey` are the values that are black and white.
     """
     framed = framed or {}
     titles = [textwrap.fill(title, int(9 * size)) for title in sets]
@@ -139,11 +148,18 @@ def panels(
     figure, axes = _grid(len(sets), columns, size, height)
     points = next(iter(sets.values()))[:, :2]
     low, high = points.min(axis=0), points.max(axis=0)
-    margin = 0.15 * (high - low).max() + 1e-6
+    margin = 0.15 * (high - low)
+    if margin.max() < UNLIKE * margin.min():
+        margin = margin.max()
+    margin = np.where(margin > 0, margin, 1e-6)
     limits = np.stack([low - margin, high + margin], axis=1)
     for axis, wrapped, (title, x) in zip(axes, titles, sets.items(), strict=False):
         _show(axis, x, shape, limits, framed.get(title, np.zeros(len(x), bool)), grey)
         axis.set_title(wrapped)
+    if points.shape[1] == 1:
+        highest = max(axis.get_ylim()[1] for axis in axes[: len(sets)])
+        for axis in axes[: len(sets)]:
+            axis.set_ylim(0, highest)
     return figure
 
 
@@ -174,11 +190,12 @@ def rows_figure(
 
 def _groups_figure(groups: Mapping[str, np.ndarray]) -> Any:
     figure, axis = _new(6.5, 4.5)
+    finite = [x[np.isfinite(x).all(axis=1), 0] for x in groups.values()]
+    bins = np.histogram_bin_edges(np.concatenate(finite), 60)
     for i, (name, x) in enumerate(groups.items()):
         colour = f"C{i % 10}"
         if x.shape[1] == 1:
-            values = x[np.isfinite(x[:, 0]), 0]
-            axis.hist(values, bins=60, histtype="step", color=colour, label=name)
+            axis.hist(finite[i], bins=bins, density=True, histtype="step", color=colour, label=name)
         else:
             axis.scatter(*x[:, :2].T, s=2, linewidths=0, color=colour, label=name, rasterized=True)
     figure.legend(loc="outside right upper", markerscale=4)
@@ -209,6 +226,10 @@ def neighbours_figure(
     return figure
 
 
+FEW = 5
+"""Points that are marked in a curve."""
+
+
 def curves_figure(
     rows: Sequence[Mapping[str, float]],
     panels: Mapping[str, Sequence[str]],
@@ -228,7 +249,8 @@ def curves_figure(
         for name in names:
             points = [(r["step"], r[name]) for r in rows if r.get(name) is not None]
             drawn.append(np.array(points, float))
-            axis.plot(*drawn[-1].T, lw=1, label=name.replace("_", " "))
+            marker = "." if len(points) < FEW else ""  # of a single one there is no line
+            axis.plot(*drawn[-1].T, lw=1, marker=marker, label=name.replace("_", " "))
         values = np.concatenate([points[:, 1] for points in drawn])
         positive = values[np.isfinite(values)]
         if positive.size and positive.min() > 0 and positive.max() > 20 * positive.min():

@@ -64,6 +64,7 @@ def test_every_baseline_can_be_built(name, shape, variant):
         ({"train": {"lr": 1}}, r"train\.lr: unknown key"),
         ({"train": {"stepz": 1}}, r"train\.stepz: unknown key \(did you mean 'steps'\?\)"),
         ({"trian": {}}, r"trian: unknown section \(did you mean 'train'\?\)"),
+        ({"learning_rate": 1}, r"unknown section \(did you mean .*optimizer\.learning_rate or"),
         ({"train": {"steps": 0}}, r"train\.steps=0: must be >= 1"),
         ({"train": {"steps": 1.5}}, r"train\.steps=1\.5: expected int"),
         ({"train": {"steps": True}}, r"train\.steps=True: expected int"),

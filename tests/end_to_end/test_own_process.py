@@ -8,16 +8,17 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
-from ndsm_jax import launch
+from ndsm_jax import launch, processes, references, sampling, training
 from ndsm_jax.runs import read_metrics
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "own_process.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-FILE, SESSION, KNOWN, ENERGY, FRAMED = BLOCKS
+FILE, SESSION, OWN, KNOWN, ENERGY, FRAMED = BLOCKS
 SMALL = [
     "--config.mixture.subset=500",
     "--config.network.depth=2",
@@ -126,11 +127,36 @@ def test_session(tmp_path, monkeypatch):
     assert names["samples"].shape == (100, 2)
     assert np.isfinite(names["samples"]).all()
     assert (tmp_path / "runs/session/metrics.jsonl").exists()
+    with pytest.raises(ValueError, match=r"runs/session is a run of training\.train in a Python"):
+        launch.restore("runs/session")
+    exec(compile(OWN, "own_process.md", "exec"), names)
+    own, data = names["own"], names["data"]
+    state = training.train(own, data, steps=5, run="runs/huber", progress=False)
+    assert np.isfinite(training.draw(own, state, 8, progress=False)).all()
     exec(compile(KNOWN, "own_process.md", "exec"), names)
     exec(compile(FRAMED, "own_process.md", "exec"), names)
     # Again, as after an interrupt, and further.
     exec(compile(code.replace("steps=20", "steps=30"), "own_process.md", "exec"), names)
     assert int(names["state"].step) == 30
+
+
+def test_an_objective_and_a_sampler_of_ones_own_sample_the_law():
+    """The page's sampler, by the exact score of a Gaussian, whose moments are known."""
+    reference = references.mixture([1.0], [[1.0, -1.0]], [0.25])
+    names: dict = {"process": processes.langevin(reference)}
+    exec(compile(OWN, "own_process.md", "exec"), names)
+    sampler = names["own"].sampler
+    x = sampling.sample(
+        jax.random.key(0),
+        lambda y, t: reference.score(y),
+        names["process"],
+        4000,
+        grid=300,
+        sampler=sampler,
+    )
+    # Standard errors: 0.008 of a mean, 0.006 of a deviation; steps of 1 / 300 of the horizon.
+    np.testing.assert_allclose(x.mean(axis=0), [1.0, -1.0], atol=0.035)
+    np.testing.assert_allclose(x.std(axis=0), 0.5, atol=0.03)
 
 
 def test_energy(monkeypatch):

@@ -19,7 +19,7 @@ from ndsm_jax.conditioning import PRIOR_COUNT, class_log_weights
 from ndsm_jax.datasets import Dataset, load
 from ndsm_jax.evaluation.agreement import _share
 from ndsm_jax.evaluation.likelihood import kernel_density
-from ndsm_jax.evaluation.neighbours import two_nearest
+from ndsm_jax.evaluation.neighbours import neighbour_gap_errors, two_nearest
 from ndsm_jax.evaluation.suite import expected_total_variation, total_variation_error
 from ndsm_jax.rows import Stored
 
@@ -216,6 +216,23 @@ def test_precision_recall_density_coverage_brute_force(rng, k):
         "coverage": np.mean([in_real[i].any() for i in range(60)]),
     }
     assert evaluation.precision_recall_density_coverage(real, fake, k) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("dim", [2, 10])
+def test_errors_of_neighbours_are_their_spread_over_draws(rng, dim):
+    """100 draws, a spread known to 7 %; of such scores halves say somewhat more."""
+    gaps, squared = [], []
+    for _ in range(100):
+        real, x, z = (s * rng.normal(size=(120, dim)) for s in (1.0, 0.8, 1.1))
+        of_x, of_z = (evaluation.precision_recall_density_coverage(real, a) for a in (x, z))
+        errors = neighbour_gap_errors(real, x, z)
+        gaps.append([of_x[name] - of_z[name] for name in errors])
+        squared.append([errors[name] ** 2 for name in errors])
+    ratio = np.sqrt(np.mean(squared, axis=0)) / np.std(gaps, axis=0, ddof=1)
+    assert (ratio > 0.75).all()
+    assert (ratio < 2).all()
+    with pytest.raises(ValueError, match="k = 5"):
+        neighbour_gap_errors(real[:10], x, z)
 
 
 def test_precision_and_recall_of_a_missing_mode(rng):

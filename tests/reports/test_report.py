@@ -19,6 +19,7 @@ from ndsm_jax import evaluation, frames, plots, references
 from ndsm_jax.config import Config, check_effect
 from ndsm_jax.config.effect import has_effect
 from ndsm_jax.datasets import Dataset, load
+from ndsm_jax.evaluation.neighbours import neighbour_gap_errors
 from ndsm_jax.evaluation.suite import expected_total_variation, total_variation_error
 from ndsm_jax.reports import measure, report
 from tests.training.tiny_runs import run, tiny
@@ -147,6 +148,22 @@ def test_what_is_chance_alone_is_not_called_worse(rng, dim):
         }
         called += report.made_worse(found) != ""
     assert called <= 8
+
+
+@pytest.mark.parametrize("num", [20, 150])
+def test_chance_among_neighbours_is_not_called_worse(rng, num):
+    """As above, of five metrics whose errors are above the truth; they depend on one another."""
+    called = 0
+    for _ in range(100):
+        x, z, real, y = rng.normal(size=(4, num, 3))
+        scores = [evaluation.precision_recall_density_coverage(y, a) for a in (x, real, z)]
+        errors = neighbour_gap_errors(y, x, z)
+        found = {
+            name: metric(*(s[name] for s in scores), error=errors[name], better="higher")
+            for name in errors
+        }
+        called += report.made_worse(found) != ""
+    assert called <= 10
 
 
 @pytest.mark.parametrize("modes", [2, 4, 10])

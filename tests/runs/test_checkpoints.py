@@ -312,6 +312,7 @@ def test_skipping_is_logged(tmp_path, caplog):
     with caplog.at_level("WARNING", logger="ndsm_jax"), Checkpoints(tmp_path) as checkpoints:
         checkpoints.restore(make_state(0))
     assert any("step 2 skipped: state unreadable" in message for message in caplog.messages)
+    assert caplog.messages[-1] == "checkpoint step 1 is read"
 
 
 def test_every_step_damaged(tmp_path):

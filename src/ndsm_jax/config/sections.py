@@ -1121,10 +1121,15 @@ def check_key(dotted: str) -> None:
 
 def _check_section(section: Any) -> None:
     if section not in sections():
-        raise ValueError(
-            f"{_word(section)}: unknown section{hint(_word(section), sections())}; one of"
-            f" {', '.join(sections())}"
-        )
+        word = _word(section)
+        keys = [
+            f"{name}.{field.name}"
+            for name, of in sections().items()
+            for field in dataclasses.fields(of)
+            if field.name == word
+        ]
+        nearest = f" (did you mean {' or '.join(keys)}?)" if keys else hint(word, sections())
+        raise ValueError(f"{word}: unknown section{nearest}; one of {', '.join(sections())}")
 
 
 def _check_name(section: str, key: Any) -> None:

@@ -197,7 +197,8 @@ def validate(samples: Samples, *, what: str, missing: bool = False) -> None:
     x, labels = samples
     if x.ndim not in (2, 3, 4) or 0 in x.shape[1:]:
         raise ValueError(
-            f"{what}: shape {x.shape} is not usable; expected [N, d], [N, H, W] or [N, H, W, C]."
+            f"{what}: shape {x.shape} is not usable; expected [N, d], [N, H, W] or [N, H, W, C]"
+            + ("; of N numbers make x[:, None]." if x.ndim == 1 else ".")
         )
     if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
         raise ValueError(

@@ -45,7 +45,8 @@ def array(options: Options) -> Raw:
         )
     if path.suffix not in (".npy", ".npz"):
         raise FileNotFoundError(
-            f"data.dir={options.dir!r}: data.name='array' needs the path of a .npy or .npz file."
+            f"data.dir={options.dir!r}: data.name='array' needs the path of a .npy or .npz file;"
+            " of a CSV file data.name=table, of a folder of images data.name=folder."
         )
     source = f"array file {path.name}"
     if path.suffix == ".npy":

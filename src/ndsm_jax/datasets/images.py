@@ -206,6 +206,7 @@ class _Reader:
       first: the first image's file and shape.
       size: bytes of all so far.
       cut: files of which one frame of several was read, and their numbers of frames.
+      deep, coloured: files of 16 bits a pixel, and of colours that are not kept.
     """
 
     def __init__(self, options: Options, background: tuple[int, ...]):
@@ -214,9 +215,17 @@ class _Reader:
         self.size = 0
         self.cut: dict[Path, int] = {}
         self.deep: list[Path] = []
+        self.coloured: list[Path] = []
 
     def tell(self, where: str) -> None:
-        """Warns of frames that were left out, and of bits."""
+        """Warns of frames, bits and colours that were left out."""
+        if self.coloured:
+            warnings.warn(
+                f"{where}: {len(self.coloured)} files have colours, as"
+                f" {_shown(self.coloured[0].name)}, and are read as grey; data.channels=3 keeps"
+                " them.",
+                stacklevel=4,
+            )
         if self.deep:
             warnings.warn(
                 f"{where}: {len(self.deep)} files have 16 bits a pixel, as"
@@ -299,6 +308,10 @@ class _Reader:
             layer = layer.convert("RGBA")
             behind = Image.new("RGBA", layer.size, (*self.background, 255))
             image = Image.alpha_composite(behind, layer)
+        if self.options.channels == 1 and image.mode not in ("1", "L", "LA", "La"):
+            pixels = np.asarray(image.convert("RGB"))
+            if (pixels != pixels[..., :1]).any():
+                self.coloured.append(path)
         return image.convert("L" if self.options.channels == 1 else "RGB")
 
     def _pixels(self, image: Any, path: Path) -> np.ndarray:

@@ -25,6 +25,7 @@ from ndsm_jax.evaluation.features import frechet_distance
 from ndsm_jax.evaluation.neighbours import (
     is_memorised,
     nearest_distances,
+    neighbour_gap_errors,
     neighbour_ratios,
     precision_recall_density_coverage,
     two_nearest,
@@ -40,6 +41,7 @@ ModeOf = Callable[[Array], Array]
 Coordinates = Callable[[Array], Array]
 
 MIN_POINTS = 10
+NEIGHBOURS = 5
 NUM_CLUSTERS = 10
 BOX = 10
 
@@ -203,7 +205,12 @@ def evaluate(
                     for key in ("value", "prior")
                 )
             ),
+            "two_sample_accuracy": math.hypot(
+                *(columns[key]["two_sample_accuracy_se"] for key in ("value", "prior"))
+            ),
         }
+        if min(map(len, compared)) // 2 > NEIGHBOURS:
+            errors |= neighbour_gap_errors(compared_with, *compared[:2], k=NEIGHBOURS, seed=seed)
 
     result: dict[str, Any] = {
         "metrics": {
@@ -311,7 +318,7 @@ def _against_held_out(x: Array, held_out: Array, bandwidth: float, seed: int) ->
         "mmd2": mmd(x, held_out, bandwidth=bandwidth),
         "two_sample_accuracy": accuracy.value,
         "two_sample_accuracy_se": accuracy.standard_error,
-        **precision_recall_density_coverage(held_out, x),
+        **precision_recall_density_coverage(held_out, x, NEIGHBOURS),
     }
 
 
@@ -376,7 +383,7 @@ def _modes(
 
         mode_of = label_of_nearest if classifier is None else classifier.predict
         all_labels = np.concatenate([train_labels, test_labels])
-        names = [str(i) for i in range(dataset.num_classes)]
+        names = list(dataset.class_names) or [str(i) for i in range(dataset.num_classes)]
     return names, np.bincount(all_labels, minlength=len(names)) / len(all_labels), mode_of
 
 

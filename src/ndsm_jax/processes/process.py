@@ -245,7 +245,7 @@ def process(
 
     Raises:
       ValueError: a horizon that is not positive and finite, a drift or a diffusion of the wrong
-        shape, or noisy coordinates that do not exist.
+        shape or over something that is no array, or noisy coordinates that do not exist.
     """
     dim = reference.dim
     if callable(diffusion):
@@ -262,6 +262,8 @@ def process(
         noisy = tuple(int(i) for i in noisy)
         if not noisy or len(set(noisy)) < len(noisy) or not 0 <= min(noisy) <= max(noisy) < dim:
             raise ValueError(f"process: noisy={noisy} must be different coordinates below {dim}")
+    for what, function_ in (("drift", drift), ("diffusion", g)):
+        _check_leaves(what, function_)
     y, t = jax.ShapeDtypeStruct((2, 3, dim), jnp.float32), jax.ShapeDtypeStruct((2, 3), jnp.float32)
     _check_shape("drift", drift, (y, t), y)
     _check_shape("diffusion", g, (t,), t)
@@ -275,6 +277,16 @@ def process(
         noisy=noisy,
         known=known or Known(),
     )
+
+
+def _check_leaves(what: str, function: Any) -> None:
+    for leaf in jax.tree.leaves(function) if isinstance(function, Partial) else ():
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | int | float):
+            raise ValueError(
+                f"process: the {what} is a Partial over {type(leaf).__name__}, which is no array; a"
+                " Partial has arrays, pytrees of them and numbers alone: keep what is none, such as"
+                " a network, in the function itself (a closure)"
+            )
 
 
 def _check_shape(what: str, function: Any, args: tuple[Any, ...], like: Any) -> None:

@@ -136,15 +136,21 @@ def _header(model: Model, title: str, metrics: Mapping[str, Any] | None) -> str:
             if m["value"] is not None
         ]
         result = {
-            "task": {"type": "unconditional-image-generation"}
-            if len(data["shape"]) == 3
-            else {"type": "other"},
+            "task": {"type": _task(model)},
             "dataset": {"name": data["name"], "type": data["name"], "revision": data["digest"]},
             "metrics": found,
         }
         fields["model-index"] = [{"name": title, "results": [result]}]
     lines = [LIBRARY, *(f"{key}: {json.dumps(value)}" for key, value in fields.items())]
     return "\n".join(lines) + "\n"
+
+
+def _task(model: Model) -> str:
+    """As the hub calls it."""
+    if len(model.facts["data"]["shape"]) != 3:
+        return "other"
+    told = model.experiment.classes is not None
+    return "other" if told else "unconditional-image-generation"
 
 
 def _split(model: Model) -> str:

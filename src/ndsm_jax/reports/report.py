@@ -59,6 +59,8 @@ CURVES = {
     ),
     **{name.replace("_", " "): (name,) for name in ("grad_norm", "grad_variance", "eps_mean")},
 }
+UNCONTROLLED = {title: names for title, names in CURVES.items() if title != "eps mean"}
+"""Of objectives without a control variate."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -344,7 +346,7 @@ def _pictures(
         ),
         "curves": lambda: plots.curves_figure(
             read_metrics(run.folder),
-            CURVES,
+            CURVES if run.experiment.objective.controlled else UNCONTROLLED,
             kept=None if run.state.best is None else int(run.state.best.step),
         ),
     }
@@ -357,7 +359,7 @@ def _pictures(
         assert mixture is not None
         weights = np.asarray(mixture.log_weights)
         classes = result["conditioning"]["classes"]
-        rows = _started(weights, made.components, made.samples, classes)
+        rows = _started(weights, made.components, made.samples, classes, names=dataset.class_names)
         figures["conditioning"] = lambda: plots.rows_figure(
             rows, dataset.shape, columns=STARTED_COLUMNS, grey=grey
         )
@@ -419,12 +421,18 @@ def _started(
     components: np.ndarray,
     samples: np.ndarray,
     classes: Sequence[int] | None,
+    *,
+    names: Sequence[str] = (),
 ) -> dict[str, np.ndarray]:
-    """Samples by the component that they started from: the heaviest components, by class."""
+    """Samples by the component that they started from: the heaviest components, by class, whose
+    names there are or not."""
     heaviest = np.argsort(-log_weights)[:STARTED_ROWS]
     by_class = sorted(heaviest.tolist(), key=lambda k: (classes[k] if classes else 0, k))
     return {
-        f"component {k}" + (f": class {classes[k]}" if classes else ""): samples[components == k]
+        f"component {k}"
+        + (f": class {names[classes[k]] if names else classes[k]}" if classes else ""): samples[
+            components == k
+        ]
         for k in by_class
     }
 

@@ -184,6 +184,9 @@ class Checkpoints:
                 )
             ]
             state = jax.tree.unflatten(jax.tree.structure(like), placed)
+            if skipped:
+                untrained = ", which is from before any training" if candidate == 0 else ""
+                logger.warning("checkpoint step %d is read%s", candidate, untrained)
             return Restored(step=candidate, state=state, host=manifest["host"], skipped=skipped)
         raise _all_damaged(self.directory, skipped)
 
