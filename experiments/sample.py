@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import flags
 
-from ndsm_jax import app, conditioning, guards, measurements, plots
+from ndsm_jax import app, conditioning, frames, guards, measurements, plots
 from ndsm_jax.contrast import Score
 from ndsm_jax.datasets import tables
 from ndsm_jax.datasets.dataset import states
@@ -50,6 +50,7 @@ from ndsm_jax.launch import (
 from ndsm_jax.measurements import Measurement
 from ndsm_jax.runs import aside, check_output, replace_file
 from ndsm_jax.sampling import SAMPLERS, Sampler
+from ndsm_jax.table_frame import TableFrame
 from ndsm_jax.training import draw_components
 
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a trained run.", required=True)
@@ -152,7 +153,12 @@ def _components_of_labels(run: Restored, num: int) -> np.ndarray:
     if prior is None:
         raise ValueError("--label needs a run whose samples start in components of a mixture")
     dataset = load_run_data(run.config, run.host, data_dir=DATA_DIR.value)
-    states = dataclasses.replace(dataset, train=run.experiment.frame.prepare(dataset.train))
+    frame = frames.outside(run.experiment.frame)
+    of_table = isinstance(frame, TableFrame)  # which prepares no states, but what they are drawn of
+    within = frames.states(frame, dataset.train, by_item=True) if of_table else None
+    states = dataclasses.replace(
+        dataset, train=frame.prepare(dataset.train) if within is None else within
+    )
     if prior.dim != states.train.shape[1]:
         raise ValueError(
             f"--label={','.join(LABEL.value)}: labels cannot choose among the components of this"

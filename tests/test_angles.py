@@ -11,7 +11,10 @@ from conftest import assert_mean
 from jax.tree_util import Partial
 
 from ndsm_jax import frames, networks, noising, processes, references, training
+from ndsm_jax.config import Config
+from ndsm_jax.config.parts import check_data
 from ndsm_jax.experiment import experiment
+from ndsm_jax.launch import load_data
 from ndsm_jax.networks import ScoreMLP
 
 SMALL = ScoreMLP(width=16, depth=1, outputs=2, zero_output=True)
@@ -170,3 +173,14 @@ def test_from_data_to_samples_in_their_cell(kind, periodic):
     prior = training.draw_prior(made, 400)
     for x in (samples, prior):  # all of the cell is used
         assert np.all(np.ptp(x, axis=0) > 0.9 * 2 * np.pi)
+
+
+def test_degrees_are_told(rng, caplog):
+    config = Config.from_dict({"data": {"name": "torsion_angles", "frame": "angles"}})
+    data = load_data(config)
+    degrees = dataclasses.replace(data, train=np.rad2deg(data.train))
+    with caplog.at_level("WARNING", logger="ndsm_jax"):
+        check_data(config, data)
+        assert not caplog.messages
+        check_data(config, degrees)
+    assert "go round 57.3 times; degrees are to be given as radians" in caplog.messages[0]

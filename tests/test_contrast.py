@@ -180,3 +180,22 @@ def test_what_the_weaker_scores_are_told():
 def test_wrong_options_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         Contrast(**options)
+
+
+def test_a_plain_function_is_guided_in_a_sampler():
+    """CFG of two Gaussians of one variance: at scale w a mean of w times the difference."""
+    process = processes.variance_preserving(1)
+    signal = process.clock.signal
+
+    def strong(y, t):
+        return signal(t)[..., None] - y
+
+    def weak(y, t):
+        return -y
+
+    grid = time_grid(process, 40)
+    score = extrapolated(strong, weak, process, scale=2.0)
+    found = sampling.sample(jax.random.key(0), score, process, 2000, grid=grid)
+    assert_mean(found[:, 0], 2.0, bias=0.05)
+    for guided in (Contrast(scale=2.0, weaker=weak)(strong, process), untold(weak)):
+        jax.jit(lambda f: 0)(guided)  # an argument of compiled code

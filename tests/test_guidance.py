@@ -416,3 +416,41 @@ def test_every_guidance_is_named():
     found = inspect.getmembers(guidance, inspect.isclass)
     kinds = {k for _, k in found if issubclass(k, guidance.Guidance) and k is not guidance.Guidance}
     assert set(guidance.GUIDANCES.values()) == kinds
+
+
+def test_a_noised_state_has_the_law_of_a_component_and_its_noise():
+    """From one state half-way between two that overlap: moments of the exact mixture of draws."""
+    mixture = references.mixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [1.0, 1.0])
+    process, num = processes.langevin(mixture), 40_000
+    keys = jax.random.split(jax.random.key(3), num)
+    y = jnp.zeros((num, 2))
+    found = np.asarray(
+        noised(process, components(process), keys, jnp.uint32(0), y, jnp.float32(0), jnp.float32(1))
+    )
+    kept, added = np.exp(-1.0), -np.expm1(-2.0)
+    # mu + (y - mu) kept: +-(1 - kept), either one in two.
+    exact = np.array([added + (1 - kept) ** 2, added])
+    np.testing.assert_allclose(found.var(axis=0), exact, rtol=5 * (2 / num) ** 0.5)
+    assert abs(np.cov(found.T)[0, 1]) < 5 * np.sqrt(exact.prod() / num)
+
+
+def test_replacement_refuses_a_sampler_that_goes_up():
+    process = processes.langevin(plane())
+    sampler = Replacement(
+        sampler=sampling.RestartFlow(), measurement=measurements.given([[0.5, np.nan]])
+    )
+    with pytest.raises(ValueError, match="RestartFlow's go up as well"):
+        sampling.sample(KEY, lambda y, t: -y, process, 5, grid=30, sampler=sampler)
+
+
+@pytest.mark.parametrize("kind", [Replacement, Reconstruction, Twisted])
+def test_guidance_by_readings_of_64_bits(kind):
+    process = processes.langevin(plane())
+    with jax.enable_x64(True):
+        measurement = measurements.given(np.array([[0.5, np.nan]], np.float64))
+        sampler = kind(sampler=sampling.MultistepSDE(), measurement=measurement)
+        found = sampling.sample(
+            jax.random.key(0), lambda y, t: plane().score(y), process, 4, grid=12, sampler=sampler
+        )
+    np.testing.assert_allclose(found[:, 0], 0.5, atol=1e-5)
+    assert np.isfinite(found).all()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ndsm_jax import references, table_frame
+from ndsm_jax import measurements, references, table_frame
 from ndsm_jax.columns import Column
 from ndsm_jax.frames import OfComponent, chained, component_mixture, states
 from ndsm_jax.table_frame import LEVEL_DISTANCE, LEVEL_NOISE, TableFrame, frame_like
@@ -346,4 +346,28 @@ def test_a_frame_that_draws_may_go_first(fitted):
     total = both.log_det(x, component)
     np.testing.assert_allclose(
         total, frame.log_det(x) + both.inner.log_det(prepared, component), rtol=1e-6
+    )
+
+
+def test_positions_of_no_level_are_refused():
+    columns = (category("k", (3, 5, 7)), number("x"))
+    rows = np.array([[0.0, 0.1], [1.0, 0.5], [2.0, 0.9]] * 5)
+    frame = table_frame.table_frame(columns, rows)
+    for value in (7.0, 1.5, -1.0):
+        with pytest.raises(ValueError, match=f"'k': {value:g} is the position of no level"):
+            frame.prepare(np.array([[value, 0.5]]))
+        with pytest.raises(ValueError, match="the positions 0 to 2 of its levels 3, 5, 7"):
+            frame.measured(measurements.given([[value, np.nan]]))
+
+
+def test_a_table_of_words_alone_is_kept_in_a_checkpoint(tmp_path):
+    from ndsm_jax import NDSM
+
+    rng = np.random.default_rng(0)
+    rows = [[sky, "wet" if sky == "rain" else "dry"] for sky in rng.choice(["sun", "rain"], 60)]
+    model = NDSM(steps=20, random_state=0).fit(rows)
+    model.save(tmp_path / "words")
+    again = NDSM.load(tmp_path / "words")
+    np.testing.assert_array_equal(
+        again.sample(20, random_state=1), model.sample(20, random_state=1)
     )

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from ndsm_jax import checks
 from ndsm_jax.checks import FUNCTION, SCORE, arguments, number
 from ndsm_jax.conditions import Both, null
-from ndsm_jax.processes.process import Process
+from ndsm_jax.processes.process import Process, as_pytree
 
 Score = Callable[..., Array]
 """u(y [..., d], t [...]) -> [..., r], or u(y, t, condition), as samplers take it."""
@@ -23,7 +23,7 @@ Score = Callable[..., Array]
 @arguments(score=FUNCTION)
 def untold(score: Score) -> Partial:
     """The score with `conditions.null` in the place of its condition: that of all items."""
-    return Partial(_untold, score)
+    return Partial(_untold, as_pytree(score))
 
 
 def _untold(score: Score, y: Array, t: Array, condition: Any) -> Array:
@@ -33,7 +33,7 @@ def _untold(score: Score, y: Array, t: Array, condition: Any) -> Array:
 @arguments(score=FUNCTION)
 def unconditional(score: Score) -> Partial:
     """A score that is told nothing (but by its frame), beside a condition that it does not see."""
-    return Partial(_unconditional, score)
+    return Partial(_unconditional, as_pytree(score))
 
 
 def _unconditional(score: Score, y: Array, t: Array, condition: Any) -> Array:
@@ -65,7 +65,8 @@ def extrapolated(
     the difference, and is in the result once at any scale.
     """
     limits = jnp.array([low, high if high < 1 else jnp.inf])
-    return Partial(_extrapolated, score, weaker, process, jnp.float32(scale), limits)
+    scores = as_pytree(score), as_pytree(weaker)
+    return Partial(_extrapolated, *scores, process, jnp.float32(scale), limits)
 
 
 @arguments(y="[..., d]", t="[...]")

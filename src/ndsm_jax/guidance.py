@@ -23,6 +23,7 @@ from ndsm_jax.measurements import Measurement
 from ndsm_jax.processes.process import Process, ScoreFn
 from ndsm_jax.references.conditional import Spectrum, conditional, innovation
 from ndsm_jax.references.mixtures import GaussianMixture
+from ndsm_jax.sampling.composed import RestartFlow
 from ndsm_jax.sampling.kernel import denoise
 from ndsm_jax.sampling.origin import (
     SCORE_ERROR,
@@ -178,13 +179,18 @@ class Replacement(Guidance):
         fields(self, repeats=COUNT)
 
     def check(self, process: Process) -> None:
-        """Refuses noisy readings too."""
+        """Refuses noisy readings too, and steps that go up."""
         super().check(process)
         variance = np.asarray(self.measurement.variance)
         if not ((variance == 0) | np.isinf(variance)).all():
             raise ValueError(
                 "Replacement puts readings in as they are, and these have noise; choose"
                 " Reconstruction or Twisted"
+            )
+        if isinstance(self.sampler, RestartFlow):
+            raise ValueError(
+                "Replacement repeats its sampler's steps itself, and RestartFlow's go up as well;"
+                " choose the flow alone, or Reconstruction"
             )
 
     def step(
@@ -211,12 +217,14 @@ class Replacement(Guidance):
                 process, self.covariances, own, jnp.uint32(0), clean, jnp.zeros_like(t), t_next
             )
             change = known * self.measurement.readings(put - state.x)
-            return state._replace(x=state.x + self.measurement.spread(change))
+            x = state.x + self.measurement.spread(change)
+            return state._replace(x=x.astype(y.dtype))  # the process may have 64 bits
 
         def again(i: Array, before: Any) -> Any:
             after = once(i, before)
             own = hook_keys(keys, n * self.repeats + i)
             back = noised(process, self.covariances, own, jnp.uint32(1), after.x, t_next, t)
+            back = back.astype(after.x.dtype)
             return self.sampler.init(process, back, t)  # what it remembers is of another path
 
         state = jax.lax.fori_loop(0, self.repeats - 1, again, state)
@@ -369,7 +377,7 @@ class Twisted(Guidance):
         new = self.sampler.step(process, lambda y, t: twist.score, keys, inner, n, t, t_next)
         std = self.sampler.noise(process, t, t_next)
         assert std is not None  # `check` has seen to it
-        z = normals(keys, n, process.dim)
+        z = normals(keys, n, process.dim, state.x.dtype)
         # The twist at the end of the step narrows the noise of what was read by this factor.
         ahead, v = typical(process, t_next), self.measurement
         factor = jax.lax.rsqrt(1 + (std * ahead.slope) ** 2 / (ahead.variance + v.variance))

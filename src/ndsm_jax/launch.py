@@ -249,6 +249,7 @@ def _launch(
         logger.info("resuming %s from step %d", folder, int(state.step))
     else:
         check_data(config, whole)
+        check_patience(config, len(whole.train))
         if takes_shifts(config, dataset):
             logger.info(
                 "%d training images are few: if one moved by a pixel is as good, data.shifts=1 lets"
@@ -347,6 +348,15 @@ def selects(config: Config, num_train: int) -> bool:
     """Whether the average of the parameters to sample with is chosen on held-out items."""
     kind = config.train.select
     return num_train < FEW if kind == "auto" else kind == "held_out"
+
+
+def check_patience(config: Config, num_train: int) -> None:
+    """Raises ValueError for a patience where so many items have none held out."""
+    if config.train.patience and not selects(config, num_train):
+        raise ValueError(
+            f"train.patience={config.train.patience} has no effect: with {num_train:,} training"
+            " items train.select='auto' holds none out; set train.select to held_out"
+        )
 
 
 def set_aside(config: Config, dataset: Dataset) -> tuple[Dataset, HeldOut | None]:
@@ -591,10 +601,11 @@ def labels_of(data: Mapping[str, Any], words: Sequence[Any]) -> list[int]:
             " train one with network.condition=label, or choose components, as"
             " experiments/sample.py does by a few labels"
         )
-    wrong = [str(word) for word in words if str(word).strip() not in names]
+    texts = [str(word) if str(word) in names else str(word).strip() for word in words]
+    wrong = [text for text in texts if text not in names]
     if wrong:
         raise ValueError(f"label={wrong[0]}: the classes are {', '.join(names)}")
-    return [names.index(str(word).strip()) for word in words]
+    return [names.index(text) for text in texts]
 
 
 def classes_of(data: Mapping[str, Any]) -> tuple[str, ...]:
@@ -909,6 +920,7 @@ def describe(config: Config, dataset: Dataset) -> str:
       ValueError: as `check_data` and `foreseen`.
     """
     check_data(config, dataset)
+    check_patience(config, len(dataset.train))
     parts, experiment, needed = foreseen(config, dataset, examples(config, dataset))
     width = parts.frame.prepare(dataset.train[:1]).shape[1]
     batch = noised_shapes(experiment, width, config.train.batch_size)

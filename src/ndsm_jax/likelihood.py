@@ -473,8 +473,9 @@ def log_prob(
         raise ValueError(f"log_prob: y of shape {y.shape}; finite states [n >= 1, d] are needed")
     condition = jax.tree.map(np.asarray, condition)
     for leaf in jax.tree.leaves(condition):
-        if len(leaf) != len(y):
-            raise ValueError(f"log_prob: condition has {len(leaf)} rows for {len(y)} states")
+        if np.shape(leaf)[:1] != (len(y),):
+            has = f"{len(leaf)} rows" if np.ndim(leaf) else "one number"
+            raise ValueError(f"log_prob: condition has {has} for {len(y)} states")
     if grid is None or np.ndim(grid) == 0:
         smallest = default_smallest_variance(process)
         grid = method.times(process, None if grid is None else int(grid), smallest)

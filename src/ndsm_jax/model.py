@@ -18,6 +18,7 @@ from ndsm_jax.columns import Column
 from ndsm_jax.config import Config
 from ndsm_jax.config.parts import Parts
 from ndsm_jax.datasets import tables
+from ndsm_jax.datasets.dataset import states
 from ndsm_jax.experiment import Experiment
 from ndsm_jax.guidance import GUIDANCES
 from ndsm_jax.training import TrainState
@@ -208,10 +209,15 @@ class Model:
         return np.resize(np.array(numbers, np.int32), num)
 
     def matrix(self, x: Any) -> np.ndarray:
-        """Data as a matrix of numbers [n, D]: of a table its encoded cells, NaN where missing."""
+        """Data as a matrix of numbers [n, D]: of a table its encoded cells, NaN where missing.
+
+        uint8 is scaled where the data of the run are images of a range.
+        """
         matrix = isinstance(x, np.ndarray) and x.ndim == 2 and x.dtype.kind in "fiu"
         if not self.columns or (matrix and x.shape[1] == len(self.columns)):
-            return np.asarray(x)
+            x = np.asarray(x)
+            ranged = self.facts["data"]["value_range"] is not None
+            return states(x) if x.dtype == np.uint8 and ranged else x
         return tables.encode(self.columns, x)
 
     @arguments(folder=FOLDER)

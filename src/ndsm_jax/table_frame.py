@@ -102,9 +102,11 @@ class TableFrame(Identity):
         """See `Frame`: the two ends of each stretch, levels, and which cells are missing.
 
         Raises:
-          ValueError: missing cells, where the table that the frame was fitted to has none.
+          ValueError: missing cells, where the table that the frame was fitted to has none; or
+            numbers in a category that are no positions of its levels.
         """
         rows = as_array(x)
+        self._check_levels(rows)
         if self.completion is None:
             _refuse_missing(rows, "the frame knows none; fit it to a table that has some")
         return self._encoded(rows)
@@ -148,8 +150,9 @@ class TableFrame(Identity):
         has the entropies of their noise (variational dequantisation, 1902.00275, Eq. 4).
 
         Raises:
-          ValueError: missing cells.
+          ValueError: missing cells, or positions of no level.
         """
+        self._check_levels(x)
         _refuse_missing(x, "it has no density thereby; leave it out, or use TableFrame.complete")
         noise = 0.5 * np.log(2 * np.pi * np.e * LEVEL_NOISE**2)
         total = np.full(len(x), noise * (self.dim - len(self._ordered)))
@@ -187,12 +190,13 @@ class TableFrame(Identity):
         """See `Frame`: given cells, exactly; each is somewhere where `seen` puts it.
 
         Raises:
-          ValueError: noisy cells, or sums of them.
+          ValueError: noisy cells, or sums of them; or positions of no level.
         """
         known = measurement.variance == 0
         if measurement.directions is not None or not (known | np.isinf(measurement.variance)).all():
             raise ValueError("of a table cells can be given, without noise (measurements.given)")
         x = np.where(known, measurement.value, np.nan)
+        self._check_levels(x)
         for i, scale in zip(self._ordered, self._scales, strict=True):
             if (unseen := scale.unseen(x[:, i])).any():
                 logger.warning(
@@ -204,6 +208,23 @@ class TableFrame(Identity):
                 )
         y, seen = self.seen(x)
         return given(np.where(seen, y, np.nan))
+
+    def _check_levels(self, x: Any) -> None:
+        if not isinstance(x, np.ndarray):  # traced, in an exported program
+            return
+        for i, column in enumerate(self.columns):
+            if column.ordered:
+                continue
+            values = x[~np.isnan(x[:, i]), i]
+            bad = values[~np.isin(values, np.arange(len(column.levels)))]
+            if bad.size:
+                levels = ", ".join(map(str, column.levels[:10]))
+                raise ValueError(
+                    f"column {column.name!r}: {bad[0]:g} is the position of no level; a matrix of"
+                    f" numbers has the positions 0 to {len(column.levels) - 1} of its levels"
+                    f" {levels}; give values of the table as lists or a data frame, or encode them"
+                    " (datasets.tables.encode)"
+                )
 
     def _encoded(self, x: np.ndarray) -> np.ndarray:
         x = as_array(x, np.float64)
@@ -251,7 +272,8 @@ class TableFrame(Identity):
 
     @property
     def _scales(self) -> list[Scale]:
-        ends = zip(self.first[:-1], self.first[1:], self.normal, strict=True)
+        normal = self.normal[: len(self.first) - 1]  # of no column there is one, too
+        ends = zip(self.first[:-1], self.first[1:], normal, strict=True)
         return [Scale(self.knots_x[i:j], self.knots_y[i:j], bool(n)) for i, j, n in ends]
 
     @property
@@ -297,17 +319,21 @@ def table_frame(columns: Sequence[Column], x: np.ndarray, *, seed: int = 0) -> T
         if column.ordered and not column.constant:
             integer = column.kind == "integer"
             scales.append(fit_scale(values, integer=integer, transform=column.transform))
-    empty = np.zeros(0)
     frame = TableFrame(
         columns=columns,
-        knots_x=np.concatenate([empty, *(scale.x for scale in scales)]),
-        knots_y=np.concatenate([empty, *(scale.y for scale in scales)]),
+        knots_x=_some([scale.x for scale in scales]),
+        knots_y=_some([scale.y for scale in scales]),
         first=np.cumsum([0, *(len(scale.x) for scale in scales)]),
-        normal=np.array([scale.normal for scale in scales], bool),
+        normal=_some([np.array([scale.normal]) for scale in scales]).astype(bool),
     )
     if not any(column.missing for column in columns):
         return frame
     return dataclasses.replace(frame, completion=_fit_completion(frame, x, seed))
+
+
+def _some(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """All in one, and a zero where there are none: a checkpoint holds no empty arrays."""
+    return np.concatenate(arrays) if arrays else np.zeros(1)
 
 
 def frame_like(columns: Sequence[Column]) -> TableFrame:
@@ -316,10 +342,10 @@ def frame_like(columns: Sequence[Column]) -> TableFrame:
     count = sum(column.ordered and not column.constant for column in columns)
     frame = TableFrame(
         columns=columns,
-        knots_x=np.tile([-1.0, 1.0], count),
-        knots_y=np.tile([-1.0, 1.0], count),
+        knots_x=_some([np.array([-1.0, 1.0])] * count),
+        knots_y=_some([np.array([-1.0, 1.0])] * count),
         first=2 * np.arange(count + 1),
-        normal=np.zeros(count, bool),
+        normal=np.zeros(max(count, 1), bool),
     )
     if not any(column.missing for column in columns):
         return frame

@@ -217,3 +217,17 @@ def test_a_function_named_as_data_of_ours_is_not_taken_for_them(tmp_path: Path) 
     assert cached.name.startswith(
         "mine.py_mnist-"
     )  # a colon is no part of a file's name everywhere
+
+
+def test_names_of_classes_of_a_raw_are_kept(write: Write) -> None:
+    body = """
+        x = rng.normal(size=(40, 3))
+        return Raw(train=Samples(x, np.arange(40) % 3), class_names=("a", "b", "c"))
+    """
+    assert load(write(body)).class_names == ("a", "b", "c")
+
+
+def test_images_of_few_levels_are_told(write: Write) -> None:
+    body = "return rng.integers(0, 2, size=(40, 4, 4)).astype(np.uint8)"
+    with pytest.warns(UserWarning, match="largest grey level is 1, and uint8 is scaled as 0 to"):
+        load(write(body))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ndsm_jax.datasets import load, tables
+from ndsm_jax.datasets import files, load, tables
 from ndsm_jax.datasets.tables import Table, decode, encode, read, write
 
 
@@ -339,3 +340,81 @@ def test_a_table_of_a_function(tmp_path):
     data = load(f"{path}:rows")
     assert [c.kind for c in data.columns] == ["numeric", "integer"]
     assert len(data.train) == 30
+
+
+# --- what spreadsheets write ----------------------------------------------------------------------
+
+
+def written(tmp_path, text):
+    path = tmp_path / "t.csv"
+    path.write_text(text)
+    return path
+
+
+def test_codes_that_are_declared_a_category_keep_their_zeros(tmp_path):
+    path = written(tmp_path, "zip,x\n" + "01234,1\n1234,2\n001,3\n" * 4)
+    found = tables.read(path, columns="zip=categorical")
+    assert found.columns[0].levels == ("001", "01234", "1234")
+    again = tables.encode(found.columns, [["01234", 1.0], ["1234", 2.0]])
+    np.testing.assert_array_equal(again[:, 0], [1, 2])
+    assert tables.read(path).columns[0].kind == "integer"  # undeclared they are numbers
+
+
+def test_underscores_are_no_part_of_a_number(tmp_path):
+    found = tables.read(written(tmp_path, "k,x\n" + "1_0,1\n10,2\n" * 5))
+    assert found.columns[0].levels == ("10", "1_0")
+
+
+def test_thousands_separators_are_refused_and_decimal_commas_read(tmp_path):
+    path = written(tmp_path, "a\tb\n" + "999\t1\n1,234\t2\n12,500\t3\n" * 4)
+    with pytest.raises(ValueError, match=r"'1,234' have commas .* without thousands separators"):
+        tables.read(path)
+    for cells in ("1,5", "1,234"):  # all of a column have them, or not of three digits
+        found = tables.read(written(tmp_path, "a\tb\n" + f"{cells}\t1\n2,250\t2\n" * 5))
+        np.testing.assert_allclose(found.x[:2, 0], [float(cells.replace(",", ".")), 2.25])
+
+
+def test_empty_lines_and_the_separator_of_a_spreadsheet_are_told(tmp_path):
+    path = written(tmp_path, "sep=;\na;b\n" + "1;2\n3;5\n;\n" * 20)
+    with pytest.warns(UserWarning, match="20 of 60 rows have no cell at all"):
+        found = load("table", dir=str(path))
+    assert [column.name for column in found.columns] == ["a", "b"]
+
+
+def test_names_with_commas_can_be_said(tmp_path):
+    path = written(tmp_path, '"income, net",a=b\n' + "1,2\n3,4\n" * 5)
+    found = tables.read(path, columns='"income, net"=drop,a=b=categorical')
+    assert [(c.name, c.kind) for c in found.columns] == [("a=b", "categorical")]
+
+
+def test_long_cells_take_their_own_memory_alone(tmp_path):
+    rows = "".join(f"{i},w\n" for i in range(3000))
+    path = written(tmp_path, "x,note\n" + rows + f"1,{'y' * 60_000}\n")
+    tracemalloc.start()
+    found = tables.read(path, columns="note=categorical")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.columns[1].levels == ("w", "y" * 60_000)
+    assert peak < 30e6  # 3,001 x 60,000 x 4 bytes are 720 MB
+
+
+def test_truth_values_come_back_from_a_file(tmp_path):
+    found = tables.read([[True, 1.5], [False, 2.0]] * 6)
+    path = tmp_path / "out.csv"
+    tables.write(path, found.columns, found.x)
+    np.testing.assert_array_equal(tables.encode(found.columns, path), found.x)
+
+
+def test_categories_of_pandas_have_as_many_levels_as_others():
+    pandas = pytest.importorskip("pandas")
+    many = pandas.Categorical([f"w{i}" for i in range(300)])
+    with pytest.raises(ValueError, match="300 different values"):
+        tables.read(pandas.DataFrame({"w": many, "x": np.arange(300.0)}))
+
+
+def test_members_of_an_archive_are_looked_for_without_reading_them(tmp_path, monkeypatch):
+    np.savez(tmp_path / "x.npz", x=np.zeros((20, 2)))
+    members = files._Members(tmp_path / "x.npz", "yes")
+    monkeypatch.setattr(files.zipfile, "ZipFile", None)
+    assert "x" in members
+    assert "labels" not in members

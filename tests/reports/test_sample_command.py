@@ -49,3 +49,35 @@ def test_given_coordinates_are_completed_and_what_says_nothing_is_refused(tmp_pa
     assert result.returncode == 1
     assert "an array [n, 2] is needed" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_labels_of_a_table_choose_components_by_states(tmp_path):
+    """A number and five words have as many coordinates as what a row is prepared to."""
+    own = tmp_path / "own.py"
+    own.write_text(TABLE)
+    config = tiny(
+        data={"name": f"{own}:table", "num_train": 0, "num_test": 0},
+        mixture={"num_components": 5, "num_inits": 3},
+        train={"steps": 2},
+        network={"width": 8},
+    )
+    run(config, tmp_path / "run")
+    script = pathlib.Path(__file__).parents[2] / "experiments" / "sample.py"
+    words = [sys.executable, str(script), f"--workdir={tmp_path / 'run'}", "--num=60", "--label=0"]
+    result = subprocess.run(words, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    words = (tmp_path / "run" / "samples.csv").read_text().split()[1:]
+    assert np.mean([word.endswith(",a") for word in words]) > 0.9
+
+
+TABLE = """
+import numpy as np
+from ndsm_jax.datasets import tables
+from ndsm_jax.datasets.dataset import Raw, Samples
+
+def table():
+    rng = np.random.default_rng(0)
+    k = np.arange(200) % 5
+    made = tables.read([[float(x), "abcde"[i]] for x, i in zip(rng.normal(size=200) + 9 * k, k)])
+    return Raw(train=Samples(made.x, k), source="here", columns=made.columns)
+"""

@@ -503,3 +503,57 @@ def test_adaptive_flow_without_diffrax_names_the_extra(monkeypatch):
         sampling.sample(
             jax.random.key(0), PROCESS.drift, PROCESS, 2, grid=GRID, sampler=AdaptiveFlow()
         )
+
+
+NARROW = references.mixture([0.5, 0.5], [[-3.0], [3.0]], [1.0, 0.01])
+
+
+@pytest.mark.parametrize(
+    ("sampler", "key"),
+    [
+        (sampling.PredictorCorrector(), r"sample\.snr to at most 0\.09"),
+        (sampling.AnnealedLangevin(), r"sample\.langevin_length to at most"),
+        (sampling.AnnealedLangevin(langevin_length=0.1), r"sample\.langevin_length to at most"),
+    ],
+)
+def test_langevin_steps_too_long_for_a_component_are_refused(sampler, key):
+    process = processes.langevin(NARROW)
+    with pytest.raises(ValueError, match=f"narrowest component .* {key}"):
+        sampling.sample(
+            jax.random.key(0), lambda y, t: NARROW.score(y), process, 8, grid=40, sampler=sampler
+        )
+
+
+def test_the_remedy_keeps_the_weights_of_a_narrow_component():
+    """A stationary law: 2,000 samples, a share of 1/2 +- 0.011."""
+    process = processes.langevin(NARROW)
+    x = sampling.sample(
+        jax.random.key(0),
+        lambda y, t: NARROW.score(y),
+        process,
+        2000,
+        grid=time_grid(process, 400),
+        sampler=sampling.PredictorCorrector(snr=0.05),
+        chunk=2000,
+    )
+    assert abs(np.mean(x[:, 0] < 0) - 0.5) < 4 * 0.011
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: sampling.PredictorCorrector(predictor=sampling.RestartFlow()),
+        lambda: sampling.PredictorCorrector(predictor=sampling.AnnealedLangevin()),
+        lambda: sampling.RestartFlow(flow=sampling.RestartFlow()),
+        lambda: sampling.RestartFlow(flow=sampling.AnnealedLangevin()),
+    ],
+)
+def test_samplers_whose_times_are_not_taken_are_refused(make):
+    with pytest.raises(ValueError, match="chooses times or scores of its own"):
+        make()
+
+
+def test_a_condition_that_is_a_number_is_one_error():
+    process = processes.variance_preserving(1)
+    with pytest.raises(ValueError, match="condition: a number for 5 samples"):
+        sampling.sample(jax.random.key(0), lambda y, t, c: -y, process, 5, grid=4, condition=1.0)

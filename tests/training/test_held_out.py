@@ -253,3 +253,11 @@ def test_several_averages_cost_memory_alone_and_the_best_is_kept(tmp_path):
     start = init_state(made, seed=0)
     look = make_look(made, once, unseen=unseen, fitted=fitted, batch_size=12, seed=0)
     assert look(start)[1]["ema_decay"] == decays[0]  # of the one that is sampled with
+
+
+def test_a_patience_that_nothing_reads_is_refused():
+    from ndsm_jax.launch import check_patience
+
+    check_patience(tiny(train={"select": "auto", "patience": 5}), 9999)
+    with pytest.raises(ValueError, match=r"train\.patience=5 has no effect: with 10,000 training"):
+        check_patience(tiny(train={"select": "auto", "patience": 5}), 10_000)

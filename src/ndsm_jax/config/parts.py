@@ -28,7 +28,7 @@ from ndsm_jax.noising import num_paths
 from ndsm_jax.objectives import OBJECTIVES
 from ndsm_jax.references import GaussianMixture, Reference
 from ndsm_jax.references.choosing import LADDER
-from ndsm_jax.rows import Rows, Stored, blocks, moments, part, part_size, read
+from ndsm_jax.rows import Rows, Stored, blocks, extent, moments, part, part_size, read
 from ndsm_jax.runs import fingerprint
 from ndsm_jax.sampling.noise_levels import largest_distance
 from ndsm_jax.table_frame import frame_like, table_frame
@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 
 SEEN_BYTES = 2**25
 """Of each split of data that are not in memory, among which far values are looked for."""
+
+MANY_TURNS = 8
+"""Of a coordinate, from which angles may not be in radians."""
 
 TILT_ITEMS = 4096
 """Draws of a reference among which its metastable states are looked for."""
@@ -121,6 +124,16 @@ def check_data(config: Config, dataset: Dataset) -> None:
     values, be they in the training split or the other.
     """
     kind = frame_kind(config, dataset.shape, dataset.value_range, dataset.columns)
+    if kind == "angles":
+        low, high = extent(dataset.train)
+        if (turns := float(np.max(high - low)) / (2 * np.pi)) > MANY_TURNS:
+            logger.warning(
+                "data.frame='angles': values from %g to %g go round %.3g times; degrees are to be"
+                " given as radians (numpy.deg2rad)",
+                np.min(low),
+                np.max(high),
+                turns,
+            )
     if kind not in ("standardised", "shared") or config.autoencoder.kind != "none":
         return
     stored, seen = dataset.is_stored, dataset.in_part(config.data.seed, SEEN_BYTES)

@@ -104,6 +104,9 @@ class _Members(Mapping[str, Any]):
         except _READ_ERRORS as error:
             raise _unreadable(path, error) from error
 
+    def __contains__(self, name: object) -> bool:  # without reading it
+        return f"{name}.npy" in self.infos
+
     def __getitem__(self, name: str) -> Any:
         info, where = self.infos[f"{name}.npy"], f"{self.path}, {name!r}"
         in_memory = "yes" if name in LABELS else self.in_memory

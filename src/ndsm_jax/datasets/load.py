@@ -8,6 +8,7 @@ subsetting, scaling and flattening then happen once, in `load`, in the same way 
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -40,6 +41,9 @@ DATASETS: dict[str, Loader] = {
     "folder": folder,
     "table": table,
 }
+
+DARK = 32
+"""Largest level below which an image of 256 levels is hardly one."""
 
 _IN_OWN_FILES = ("array", "folder")  # whose labels may be any integers or strings
 
@@ -139,14 +143,22 @@ def load(
     class_names = raw.class_names
     dataset.validate(train, what=f"{name} data", missing=bool(raw.columns))
     if test is not None:
-        dataset.validate(test, what=f"{name} test data")
+        dataset.validate(test, what=f"{name} test data", missing=bool(raw.columns))
         if train.x.shape[1:] != test.x.shape[1:] or train.x.dtype != test.x.dtype:
             raise ValueError(
                 f"{name}: train items are {train.x.dtype}{list(train.x.shape[1:])}, test items "
                 f"{test.x.dtype}{list(test.x.shape[1:])}; make shape and type agree."
             )
+    dark = isinstance(train.x, np.ndarray) and train.x.dtype == np.uint8 and train.x.max() < DARK
+    if dark:
+        warnings.warn(
+            f"{name}: the largest grey level is {train.x.max()}, and uint8 is scaled as 0 to 255;"
+            " of images with fewer levels give floats (x.astype(float)), which are standardised",
+            stacklevel=2,
+        )
     if plugins.is_plugin(name) or name in _IN_OWN_FILES:
-        train, test, class_names = dataset.number_classes(train, test, what=name)
+        train, test, found = dataset.number_classes(train, test, what=name)
+        class_names = found or class_names
     if test is None:
         train, test = dataset.split(train, test_fraction, seed, what=f"{name} data")
     rng_train, rng_test = (np.random.default_rng([seed, s]) for s in (dataset.TRAIN, dataset.TEST))

@@ -6,6 +6,8 @@ import csv
 import itertools
 import math
 import pathlib
+import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -29,6 +31,12 @@ MAX_DECIMALS = 6
 """Of numbers that count as rounded."""
 
 DROP = "drop"
+
+LONG = 200
+"""Characters of a cell from which its column is kept as objects."""
+
+_CODE = re.compile(r"[-+]?0\d")
+_THOUSANDS = re.compile(r"[-+]?\d{1,3}(,\d{3})+")
 
 HEADERS = ("auto", "yes", "no")
 
@@ -162,6 +170,12 @@ def write(path: str | pathlib.Path, columns: Sequence[Column], x: np.ndarray) ->
 def table(options: Options) -> Raw:
     """The table in the file `options.dir`, see `read`."""
     made = read(options.dir, columns=options.columns, header=options.header)
+    if blank := int(np.isnan(made.x).all(axis=1).sum()):
+        warnings.warn(
+            f"data.dir: {blank} of {len(made.x)} rows have no cell at all, and count as missing;"
+            " leave the empty lines of a spreadsheet out of its file",
+            stacklevel=3,
+        )
     source = f"table {pathlib.Path(options.dir).name}"
     return Raw(train=Samples(made.x), source=source, columns=made.columns)
 
@@ -190,9 +204,16 @@ class _Cells(NamedTuple):
         return self.values[~self.missing]
 
     @property
+    def codes(self) -> bool:
+        """Whether they are written as numbers are not: 01234."""
+        return self.text and any(map(_CODE.match, map(str, self.present)))
+
+    @property
     def numbers(self) -> np.ndarray | None:
         """These as float64, or None where they are no numbers."""
         values = self.present
+        if self.text and any("_" in str(value) for value in values):  # which Python would read
+            return None
         if self.levels or values.dtype.kind == "b":
             return None
         if values.dtype.kind in "OUT" and not self.text and not all(map(_is_numeric, values)):
@@ -263,8 +284,12 @@ def as_rows(data: Any) -> np.ndarray:
 def _of_file(path: pathlib.Path, header: str) -> Named:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            separator = _separator(file)
-            file.seek(0)
+            said = re.fullmatch(r'"?sep=(.)"?\s*', file.readline())  # as spreadsheets write it
+            if said is None:
+                file.seek(0)
+            separator = _separator(file) if said is None else said[1]
+            if said is None:
+                file.seek(0)
             reader = csv.reader(file, delimiter=separator, skipinitialspace=True)
             lines = ((reader.line_num, row) for row in reader)
             rows = [(n, row) for n, row in lines if len(row) > 1 or any(map(str.strip, row))]
@@ -313,10 +338,20 @@ def _is_number(cell: str) -> bool:
 
 
 def _of_text(cells: Iterable[str], separator: str) -> _Cells:
-    values = np.array([cell.strip() for cell in cells])
-    made = _Cells(values, np.isin(values, MISSING), text=True)
-    if separator == "," or made.numbers is not None:
+    words = [cell.strip() for cell in cells]
+    # An array of text has the length of its longest cell in every place.
+    values = np.array(words, object if max(map(len, words)) > LONG else None)
+    missing = np.array([word in MISSING for word in words])
+    made = _Cells(values, missing, text=True)
+    if separator == "," or values.dtype == object or made.numbers is not None:
         return made
+    commas = ["," in word for word in made.present]
+    grouped = [bool(_THOUSANDS.fullmatch(word)) for word in made.present[commas]]
+    if grouped and all(grouped) and not all(commas):
+        raise ValueError(
+            f"cells such as {str(made.present[commas][0])!r} have commas before three digits, and"
+            " others of their column none: write numbers without thousands separators"
+        )
     with_points = made._replace(values=np.char.replace(values, ",", "."))  # decimal commas
     return made if with_points.numbers is None else with_points
 
@@ -364,7 +399,8 @@ def _check_names(names: Sequence[str], where: str) -> None:
 def _wanted(columns: Mapping[str, str] | str, names: Sequence[str]) -> dict[str, str]:
     """Column -> what is said of it, checked."""
     if isinstance(columns, str):
-        parts = [part.partition("=") for part in columns.split(",") if part.strip()]
+        said = next(csv.reader([columns], skipinitialspace=True), [])  # quotes hold a comma
+        parts = [part.rpartition("=") for part in said if part.strip()]
         columns = {name.strip(): word.strip() for name, _, word in parts}
     for name, word in columns.items():
         if name not in names:
@@ -408,10 +444,8 @@ def _decimals(x: np.ndarray) -> int | None:
 
 
 def _levels(name: str, cells: _Cells) -> tuple[Level, ...]:
-    if cells.levels:
-        return cells.levels
-    values = cells.present if cells.numbers is None else cells.numbers
-    found = set(map(_plain, values.tolist()))
+    values = cells.present if cells.numbers is None or cells.codes else cells.numbers
+    found = set(cells.levels) or set(map(_plain, values.tolist()))
     infinite = [level for level in found if isinstance(level, float) and math.isinf(level)]
     if infinite:
         raise ValueError(
@@ -424,7 +458,7 @@ def _levels(name: str, cells: _Cells) -> tuple[Level, ...]:
             f" category may have {MAX_LEVELS}: leave it out (data.columns={name}={DROP}), join its"
             " rare levels, or, where they are meant as numbers, mend those that are none"
         )
-    return tuple(sorted(found, key=lambda level: (isinstance(level, str), level)))
+    return cells.levels or tuple(sorted(found, key=lambda level: (isinstance(level, str), level)))
 
 
 def _plain(level: Any) -> Level:
@@ -467,7 +501,8 @@ def _places(column: Column, cells: _Cells) -> list[int]:
     """The position of each value among the levels."""
     of_words = any(isinstance(level, str | bool) for level in column.levels)
     values = cells.present if of_words or cells.numbers is None else cells.numbers
-    place = {level: i for i, level in enumerate(column.levels)}
+    as_text = cells.text and of_words  # as a file has them, truth values too
+    place = {str(level) if as_text else level: i for i, level in enumerate(column.levels)}
     try:
         return [place[_plain(value)] for value in values]
     except KeyError as error:

@@ -35,7 +35,7 @@ DriftFn = Callable[[Array, Array], Array]
 """b(y [..., d], t [...]) -> [..., d]."""
 
 
-def _pytree(function: Any) -> Any:
+def as_pytree(function: Any) -> Any:
     """A function as a pytree; a `Partial` over arrays is one already."""
     plain = callable(function) and jax.tree_util.all_leaves([function])
     return Partial(function) if plain else function
@@ -79,7 +79,7 @@ class Known:
 
     def __post_init__(self) -> None:
         for name in ("kernel", "drift_vjp"):
-            object.__setattr__(self, name, _pytree(getattr(self, name)))
+            object.__setattr__(self, name, as_pytree(getattr(self, name)))
 
     def still_true(self, drift: Any, diffusion: Any, noisy: Any) -> Known:
         """What of it holds for these.
@@ -134,7 +134,7 @@ class Process:
 
     def __post_init__(self) -> None:
         for name in ("drift", "diffusion"):
-            object.__setattr__(self, name, _pytree(getattr(self, name)))
+            object.__setattr__(self, name, as_pytree(getattr(self, name)))
         of = (self.drift, self.diffusion, self.noisy)
         known = self.known.still_true(*of)
         object.__setattr__(known, "of", of)
@@ -249,7 +249,7 @@ def process(
     """
     dim = reference.dim
     if callable(diffusion):
-        g: Callable[[Array], Array] = _pytree(diffusion)
+        g: Callable[[Array], Array] = as_pytree(diffusion)
     else:
         number = np.asarray(diffusion)
         if number.ndim or number.dtype.kind not in "iuf" or not 0 < number < math.inf:

@@ -14,7 +14,7 @@ from ndsm_jax.clock import Clock
 from ndsm_jax.processes.process import Process, ScoreFn
 from ndsm_jax.sampling.flow import HeunFlow
 from ndsm_jax.sampling.kernel import noised
-from ndsm_jax.sampling.langevin import langevin
+from ndsm_jax.sampling.langevin import check_length, langevin
 from ndsm_jax.sampling.reverse import MultistepSDE
 from ndsm_jax.sampling.sampler import Sampler, check_full_noise, corrector_keys, normals
 
@@ -45,8 +45,14 @@ class PredictorCorrector(Sampler):
         _check_common_steps(self, self.predictor)
 
     def check(self, process: Process) -> None:
-        """Refuses degenerate noise: a Langevin step needs the whole score."""
+        """Refuses degenerate noise, as a Langevin step needs the whole score, and steps of the
+        corrector that a component of the reference is too narrow for."""
         check_full_noise("predictor_corrector", process)
+
+        def remedy(most: float) -> str:
+            return f"lower sample.snr to at most {(most / 2) ** 0.5:.2g}"
+
+        check_length("predictor_corrector", process, 2 * self.snr**2, remedy)
         self.predictor.check(process)
 
     def init(self, process: Process, x: Array, t: Array) -> Any:
@@ -87,6 +93,13 @@ def _check_common_steps(sampler: Sampler, within: Sampler) -> None:
             f"{type(sampler).__name__}: rows of {type(within).__name__} choose their own steps;"
             " give another sampler"
         )
+    if within.measurement is not None or type(within).plan is not Sampler.plan:
+        outer, inner = type(sampler).__name__, type(within).__name__
+        guided = f", or give {outer} to it" if within.measurement is not None else ""
+        raise ValueError(
+            f"{outer}: {inner} chooses times or scores of its own, which {outer} does not take"
+            f" from it; give another sampler{guided}"
+        )
 
 
 @jax.tree_util.register_static
@@ -95,8 +108,9 @@ class RestartFlow(Sampler):
     """A flow that noises its states again and repeats a stretch of its way (2306.14878, Eq. 6).
 
     Having come down the grid to a time t_low, states are noised to t_high, exactly where the kernel
-    is known, and flow down again, `restarts` times. Noise contracts the errors made above t_low,
-    and the flow's steps between make fewer new ones than those of the reverse SDE.
+    is N(a y, s^2 I), by explicit steps elsewhere, and flow down again, `restarts` times. Noise
+    contracts the errors made above t_low, and the flow's steps between make fewer new ones than
+    those of the reverse SDE.
 
     Attributes:
       restarts: K.

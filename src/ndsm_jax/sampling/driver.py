@@ -325,8 +325,9 @@ def _chunks(
         check_components(components, num, process.reference.num_components)
         components = np.asarray(components, np.int32)
     for leaf in jax.tree.leaves(condition):
-        if len(leaf) != num:
-            raise ValueError(f"condition: {len(leaf)} rows for {num} samples")
+        if np.shape(leaf)[:1] != (num,):
+            rows_of = f"{len(leaf)} rows" if np.ndim(leaf) else "a number"
+            raise ValueError(f"condition: {rows_of} for {num} samples")
     measurement = sampler.measurement
     if measurement is not None:
         measurement = measurement.of(num)
@@ -343,7 +344,9 @@ def _chunks(
 
         if measurement is not None:
             guided: Any = sampler
-            sampler = dataclasses.replace(guided, measurement=measurement.rows(rows))
+            # Those of the states, also where JAX would keep 64 bits.
+            read = jax.tree.map(lambda a: a.astype(times.dtype), measurement.rows(rows))
+            sampler = dataclasses.replace(guided, measurement=read)
         draws = sample_chunk(
             key,
             parallel.spread(np.arange(first * copies, (first + chunk) * copies, dtype=np.uint32)),

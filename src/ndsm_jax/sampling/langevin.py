@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,26 @@ def langevin(
         return x + alpha * score(x, broadcast_time(t, x)) + jnp.sqrt(2 * alpha) * z
 
     return jax.lax.fori_loop(0, steps, move, x)
+
+
+def check_length(
+    name: str, process: Process, length: float, remedy: Callable[[float], str]
+) -> None:
+    """Raises ValueError where Langevin steps of length v(T) `length` empty a narrow component.
+
+    For the Langevin dynamics of a mixture, whose narrowest component has 1 / stiffness in place of
+    v: an explicit step must be shorter, as everywhere. `remedy`: of the longest such length.
+    """
+    if process.known.mixture is None or process.known.stiffness is None:
+        return
+    longest = process.clock.variance(process.horizon) * process.known.stiffness
+    if isinstance(longest, jax.core.Tracer) or length * float(longest) < 1:
+        return
+    raise ValueError(
+        f"sample.sampler={name!r}: its Langevin steps are {length * float(longest):.3g} times as"
+        f" long as the narrowest component of the reference of {process.name!r} allows, and would"
+        f" empty it; {remedy(0.99 / float(longest))}, or choose another sampler"
+    )
 
 
 @jax.tree_util.register_static
@@ -64,10 +85,12 @@ class AnnealedLangevin(Sampler):
         """The length of the steps, and the times with the last one twice: one interval for each.
 
         Raises:
-          ValueError: no length is given and the times are traced by JAX.
+          ValueError: no length is given and the times are traced by JAX; or a length that a
+            component of the reference is too narrow for.
         """
         levels = jnp.append(times, times[-1])
         if self.langevin_length:
+            self._check_length(process, self.langevin_length)
             return self, levels
         ends = process.clock.std(jnp.stack([times[-1], times[0]]))
         if isinstance(ends, jax.core.Tracer):
@@ -78,7 +101,14 @@ class AnnealedLangevin(Sampler):
         low, high = np.asarray(ends, np.float64)
         ratio = (high / low) ** (1 / max(1, len(times) - 1))
         length = noise_levels.langevin_step(float(ratio), self.langevin_steps)
+        self._check_length(process, length)
         return dataclasses.replace(self, langevin_length=length), levels
+
+    def _check_length(self, process: Process, length: float) -> None:
+        def remedy(most: float) -> str:
+            return f"set sample.langevin_length to at most {most:.2g}"
+
+        check_length("annealed_langevin", process, length, remedy)
 
     def levels(self, dim: int, smallest_variance: float) -> int | None:
         """By Technique 2 of 2006.09011, from five dimensions on, where it has an answer."""

@@ -160,7 +160,8 @@ def noised(
     elapsed = end - start
 
     def row(key: Array, y: Array, z: Array) -> Array:
-        k = jax.random.categorical(jax.random.fold_in(key, n), mixture.log_responsibilities(y))
+        own = jax.random.fold_in(jax.random.fold_in(key, n), 1)  # not that of z
+        k = jax.random.categorical(own, mixture.log_responsibilities(y))
         of = covariances.component(k)
         kept = of.map(lambda s: jnp.exp(-elapsed / s)).mv((y - mixture.means[k])[None])
         added = of.map(lambda s: jnp.sqrt(_relaxed(s, elapsed))).mv(z[None])
