@@ -72,6 +72,12 @@ def precision_recall_density_coverage(real: Array, fake: Array, k: int = 5) -> d
     balls = np.concatenate(list(pairwise_distances_chunked(fake, real, reduce_func=fake_rows)))
     chunks = pairwise_distances_chunked(real, fake, reduce_func=real_rows)
     recalled, covered = (np.concatenate(part) for part in zip(*chunks, strict=True))
+    return _shares(balls, recalled, covered, k)
+
+
+def _shares(balls: Array, recalled: Array, covered: Array, k: int) -> dict[str, float]:
+    """The scores, of numbers of real balls that hold each fake point [m], and of which real points
+    are in a fake ball, and which of their balls hold a fake point [n]."""
     return {
         "precision": float(np.mean(balls > 0)),
         "recall": float(np.mean(recalled)),
@@ -80,8 +86,8 @@ def precision_recall_density_coverage(real: Array, fake: Array, k: int = 5) -> d
     }
 
 
-HALVES = 12
-"""Random halves of which `neighbour_gap_errors` takes the spread."""
+HALVES, MOST = 12, 2000
+"""Random halves of which `neighbour_gap_errors` takes the spread, and points of a set there."""
 
 
 @arguments(
@@ -99,18 +105,43 @@ def neighbour_gap_errors(
     The spread over `HALVES` random halves of all three, which is that of the whole as the variance
     goes with 1 / n (delete-d jackknife with d = n / 2, Shao & Tu 1995, Section 2.3). Scores of
     neighbours are no smooth functions, and what it says lies between 0.85 and 1.8 times the truth.
+    Of larger sets, of `MOST` of their points, and by the same rule for all of them.
 
     Raises ValueError when half a set has no k neighbours.
     """
+    from sklearn.metrics import pairwise_distances
+
+    if (fewest := min(map(len, (real, x, z)))) // 2 <= k:
+        raise ValueError(f"k = {k} neighbours need more points in half a set of {fewest}.")
     rng = np.random.default_rng(seed)
+    smaller = min(1.0, MOST / max(map(len, (real, x, z))))
+    centre = _centre(real)
+    sets = [
+        rng.permutation(points)[: max(round(smaller * len(points)), 2 * k + 2)] - centre
+        for points in (real, x, z)
+    ]
+    within = [pairwise_distances(points) for points in sets]
+    across = [pairwise_distances(sets[0], points) for points in sets[1:]]
+
+    def radii(distances: Array, half: Array) -> Array:
+        return np.partition(distances[np.ix_(half, half)], k, axis=1)[:, k]  # 0: the point itself
 
     def gaps() -> dict[str, float]:
-        halves = [rng.permutation(points)[: len(points) // 2] for points in (real, x, z)]
-        of_x, of_z = (precision_recall_density_coverage(halves[0], half, k) for half in halves[1:])
-        return {name: of_x[name] - of_z[name] for name in of_x}
+        halves = [rng.permutation(len(points))[: len(points) // 2] for points in sets]
+        real_radii = radii(within[0], halves[0])[:, None]
+        scores = []
+        for distances, own, half in zip(across, within[1:], halves[1:], strict=True):
+            apart = distances[np.ix_(halves[0], half)]
+            held = apart < real_radii
+            recalled = np.any(apart < radii(own, half), axis=1)
+            scores.append(_shares(held.sum(axis=0), recalled, held.any(axis=1), k))
+        return {name: scores[0][name] - scores[1][name] for name in scores[0]}
 
     found = [gaps() for _ in range(HALVES)]
-    return {name: float(np.std([gap[name] for gap in found], ddof=1)) for name in found[0]}
+    return {
+        name: float(np.std([gap[name] for gap in found], ddof=1)) * smaller**0.5
+        for name in found[0]
+    }
 
 
 @arguments(distance="finite numbers [n]", index="integers [n]", train="finite numbers [m, e]")
