@@ -454,3 +454,25 @@ def test_guidance_by_readings_of_64_bits(kind):
         )
     np.testing.assert_allclose(found[:, 0], 0.5, atol=1e-5)
     assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("churn", [0.0, 0.5])
+def test_replacement_counts_the_evaluations_that_it_makes(churn):
+    """Calls of the score from within the compiled loop."""
+    calls = []
+
+    def score(y, t):
+        jax.debug.callback(lambda: calls.append(1))
+        return -y
+
+    process = processes.variance_preserving(2)
+    sampler = Replacement(
+        sampler=sampling.HeunFlow(churn=churn),
+        measurement=measurements.given([[0.5, np.nan]]),
+        repeats=3,
+    )
+    sampling.sample(KEY, score, process, 1, grid=11, sampler=sampler)
+    jax.effects_barrier()
+    # Without churn the state that says where readings come from is the flow's own, and XLA, which
+    # a callback keeps from it, evaluates the score once for both.
+    assert len(calls) - (0 if churn else 3 * 10) == sampler.evaluations(11)

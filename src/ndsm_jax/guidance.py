@@ -231,9 +231,11 @@ class Replacement(Guidance):
         return once(jnp.asarray(self.repeats - 1), state)
 
     def evaluations(self, num_steps: int) -> int | None:
-        """`repeats` times those of the sampler's steps."""
+        """`repeats` times those of the sampler's steps, and one each where churn moves the state
+        before the sampler looks at it."""
         steps = self.sampler.evaluations(num_steps)
-        return None if steps is None else self.repeats * (steps - 1) + 1
+        apart = num_steps - 1 if getattr(self.sampler, "churn", 0) else 0
+        return None if steps is None else self.repeats * (steps - 1 + apart) + 1
 
 
 @partial(

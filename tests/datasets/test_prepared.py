@@ -242,6 +242,8 @@ def test_a_folder_of_images_is_written_and_read(tmp_path: Path) -> None:
         (tmp_path / "several2" / f"{i:02}.png").rename(tmp_path / "several" / f"{12 + i}.png")
     with pytest.raises(ValueError, match=r"set --image_size to resize all images"):
         prepare("several", tmp_path / "several", root)
+    with pytest.raises(ValueError, match=r"^--image_size=-5"):
+        prepare("several", tmp_path / "several", root, image_size=-5)
     prepare("several", tmp_path / "several", root, image_size=64)
     data = load("tfds", dir=str(root), tfds="several", test_fraction=0.5)
     assert data.shape == (64, 64, 3)

@@ -418,3 +418,10 @@ def test_members_of_an_archive_are_looked_for_without_reading_them(tmp_path, mon
     monkeypatch.setattr(files.zipfile, "ZipFile", None)
     assert "x" in members
     assert "labels" not in members
+
+
+def test_remedies_for_names_with_commas_can_be_pasted(tmp_path):
+    path = written(tmp_path, '"income, net",b\n' + ",2\n,4\n" * 5)
+    with pytest.raises(ValueError, match=r'leave it out \(data\.columns="income, net"=drop\)'):
+        tables.read(path)
+    tables.read(path, columns='"income, net"=drop')

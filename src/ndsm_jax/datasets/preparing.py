@@ -97,19 +97,19 @@ def original(
 def _pictures(
     source: Path, form: Binary | None, channels: int, image_size: int, background: str
 ) -> Raw:
-    options = Options(
-        dir=str(source),
-        num_train=0,
-        num_test=0,
-        test_fraction=0.5,
-        seed=0,
-        channels=channels,
-        image_size=image_size,
-        columns="",
-        header="auto",
-        background=background,
-    )
     try:
+        options = Options(
+            dir=str(source),
+            num_train=0,
+            num_test=0,
+            test_fraction=0.5,
+            seed=0,
+            channels=channels,
+            image_size=image_size,
+            columns="",
+            header="auto",
+            background=background,
+        )
         raw = image_folder(options)
     except (ValueError, FileNotFoundError) as error:
         words = str(error)

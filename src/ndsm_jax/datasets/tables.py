@@ -415,13 +415,18 @@ def _wanted(columns: Mapping[str, str] | str, names: Sequence[str]) -> dict[str,
     return dict(columns)
 
 
+def _said(name: str, word: str) -> str:
+    """How the command line says a word of a column."""
+    return f'data.columns="{name}"={word}' if "," in name else f"data.columns={name}={word}"
+
+
 def _column(name: str, cells: _Cells, wanted: str) -> Column:
     """What a column is."""
     words = wanted.split("+")
     kind = next((word for word in words if word in KINDS), "")
     transform = next((word for word in words if word in TRANSFORMS), "auto")
     if cells.missing.all():
-        raise ValueError(f"column {name!r} is empty: leave it out (data.columns={name}={DROP})")
+        raise ValueError(f"column {name!r} is empty: leave it out ({_said(name, DROP)})")
     numbers, missing = cells.numbers, bool(cells.missing.any())
     if kind == "categorical" or (numbers is None and not kind):
         if transform != "auto":
@@ -455,7 +460,7 @@ def _levels(name: str, cells: _Cells) -> tuple[Level, ...]:
     if len(found) > MAX_LEVELS:
         raise ValueError(
             f"column {name!r} has {len(found)} different values in {len(values)} rows, and a"
-            f" category may have {MAX_LEVELS}: leave it out (data.columns={name}={DROP}), join its"
+            f" category may have {MAX_LEVELS}: leave it out ({_said(name, DROP)}), join its"
             " rare levels, or, where they are meant as numbers, mend those that are none"
         )
     return cells.levels or tuple(sorted(found, key=lambda level: (isinstance(level, str), level)))
@@ -484,7 +489,7 @@ def _as_numbers(column: Column, cells: _Cells) -> np.ndarray:
         word = next((word for word in words if not _is_number(word)), words[0])
         raise ValueError(
             f"column {column.name!r} is to be {column.kind}, and {word!r:.40} is no number: mend"
-            f" it, or make the column a category (data.columns={column.name}=categorical)"
+            f" it, or make the column a category ({_said(column.name, 'categorical')})"
         )
     fractional = (numbers != np.rint(numbers)) & (column.kind == "integer")
     for problem, bad in (("finite", ~np.isfinite(numbers)), ("a whole number", fractional)):
