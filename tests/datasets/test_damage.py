@@ -58,7 +58,7 @@ def test_arrays(tmp_path: Path, name: str, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".png", ".gif", ".tif", ".webp", ".jpg", ".bmp", ".ico"])
-@pytest.mark.filterwarnings("ignore:.*several frames")
+@pytest.mark.filterwarnings("ignore:.*several frames", "ignore:.*have colours")
 def test_images(tmp_path: Path, suffix: str, rng: np.random.Generator) -> None:
     for i in range(20):
         pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)

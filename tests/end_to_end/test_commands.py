@@ -110,7 +110,7 @@ def test_sample(digits, tmp_path):
         [*twelve, f"--given={tmp_path}"],
     )
     for result in results[:3]:
-        assert "samples: " in succeeded(result)
+        assert " samples of step " in succeeded(result)
     assert np.load(tmp_path / "few_0.25.npy").shape == (30, 8, 8, 1)
     assert (tmp_path / "few_0.25.png").stat().st_size > 1000
     assert np.load(folder / "samples.npy").shape == (12, 8, 8, 1)
@@ -188,7 +188,7 @@ def test_images_that_are_given_are_scaled_as_training_data_are(pictures, tmp_pat
           for name in files),
     )  # fmt: skip
     for name, result in zip(list(files)[:4], results, strict=False):
-        assert "samples: " in succeeded(result)
+        assert " samples of step " in succeeded(result)
         found = np.load(tmp_path / f"{name}_drawn.npy", allow_pickle=False)
         wanted = expected[[0, 0]] if name == "one" else expected
         np.testing.assert_allclose(found, wanted, atol=1e-6, err_msg=name)

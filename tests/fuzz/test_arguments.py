@@ -387,7 +387,10 @@ FUNCTIONS: dict[str, Case] = {
     "objectives.dsm": (objectives.dsm, {"score_fn": score, "batch": BATCH}),
     "objectives.ism": (objectives.ism, {"score_fn": score, "batch": BATCH}),
     "objectives.ndsm": (objectives.ndsm, {"score_fn": score, "batch": BATCH}),
-    "objectives.check_process": (objectives.check_process, {"name": "dsm", "process": OU}),
+    "objectives.check_process": (
+        objectives.check_process,
+        {"objective": "dsm", "process": OU},
+    ),
     "sampling.sample": (
         sampling.sample,
         {

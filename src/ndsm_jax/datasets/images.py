@@ -30,6 +30,9 @@ UNREADABLE = {
 }  # fmt: skip
 """Suffixes of images; an error where Pillow, as it was built, does not open them."""
 
+GREY = 16
+"""Levels by which channels of a pixel differ in a grey image, of lossy formats."""
+
 ONE_PICTURE = ("MPO", "PSD", "ICO", "ICNS")
 """Formats whose further frames are views, layers or sizes of the first."""
 
@@ -309,8 +312,8 @@ class _Reader:
             behind = Image.new("RGBA", layer.size, (*self.background, 255))
             image = Image.alpha_composite(behind, layer)
         if self.options.channels == 1 and image.mode not in ("1", "L", "LA", "La"):
-            pixels = np.asarray(image.convert("RGB"))
-            if (pixels != pixels[..., :1]).any():
+            pixels = np.asarray(image.convert("RGB")).astype(np.int16)
+            if np.ptp(pixels, axis=-1).max() > GREY:
                 self.coloured.append(path)
         return image.convert("L" if self.options.channels == 1 else "RGB")
 

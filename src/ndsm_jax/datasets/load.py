@@ -42,8 +42,8 @@ DATASETS: dict[str, Loader] = {
     "table": table,
 }
 
-DARK = 32
-"""Largest level below which an image of 256 levels is hardly one."""
+DARK = 17
+"""Levels of own images below which all lie that are hardly of 256: masks, four bits, 0 to 16."""
 
 _IN_OWN_FILES = ("array", "folder")  # whose labels may be any integers or strings
 
@@ -149,14 +149,15 @@ def load(
                 f"{name}: train items are {train.x.dtype}{list(train.x.shape[1:])}, test items "
                 f"{test.x.dtype}{list(test.x.shape[1:])}; make shape and type agree."
             )
-    dark = isinstance(train.x, np.ndarray) and train.x.dtype == np.uint8 and train.x.max() < DARK
-    if dark:
+    of_user = plugins.is_plugin(name) or name in _IN_OWN_FILES
+    bytes_there = isinstance(train.x, np.ndarray) and train.x.dtype == np.uint8
+    if of_user and bytes_there and train.x.max() < DARK:
         warnings.warn(
             f"{name}: the largest grey level is {train.x.max()}, and uint8 is scaled as 0 to 255;"
             " of images with fewer levels give floats (x.astype(float)), which are standardised",
             stacklevel=2,
         )
-    if plugins.is_plugin(name) or name in _IN_OWN_FILES:
+    if of_user:
         train, test, found = dataset.number_classes(train, test, what=name)
         class_names = found or class_names
     if test is None:
