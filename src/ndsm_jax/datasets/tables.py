@@ -285,10 +285,11 @@ def _of_file(path: pathlib.Path, header: str) -> Named:
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             said = re.fullmatch(r'"?sep=(.)"?\s*', file.readline())  # as spreadsheets write it
-            if said is None:
+            if said is not None:
+                separator = said[1]
+            else:
                 file.seek(0)
-            separator = _separator(file) if said is None else said[1]
-            if said is None:
+                separator = _separator(file)
                 file.seek(0)
             reader = csv.reader(file, delimiter=separator, skipinitialspace=True)
             lines = ((reader.line_num, row) for row in reader)
