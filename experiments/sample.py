@@ -154,9 +154,10 @@ def _components_of_labels(run: Restored, num: int) -> np.ndarray:
         raise ValueError("--label needs a run whose samples start in components of a mixture")
     dataset = load_run_data(run.config, run.host, data_dir=DATA_DIR.value)
     frame = frames.outside(run.experiment.frame)
-    within = frame.prepare(dataset.train)
     if isinstance(frame, TableFrame):  # which prepares no states, but what they are drawn of
         within = frames.states(frame, dataset.train, by_item=True)
+    else:
+        within = frame.prepare(dataset.train)
     states = dataclasses.replace(dataset, train=within)
     if prior.dim != states.train.shape[1]:
         raise ValueError(

@@ -30,7 +30,7 @@ from ndsm_jax.networks import (
     weight_of,
 )
 from ndsm_jax.noising import NoisingFn, Probed
-from ndsm_jax.objectives import OBJECTIVES, Objective, check_process
+from ndsm_jax.objectives import OBJECTIVES, Objective, check_process, named
 from ndsm_jax.optimisation import Optimiser, adam
 from ndsm_jax.processes import Process
 from ndsm_jax.references import GaussianMixture
@@ -176,14 +176,14 @@ def experiment(
         )
     sampler = sampler or (MultistepSDE() if process.noisy is None else ReverseSDE())
     _check_serve(objective, sampler, process)
-    kind = objective if isinstance(objective, Objective) else OBJECTIVES[objective]
+    name, kind = named(objective)
     frame = frame or _default_frame(process)
     period = _period(frame, process)
     if noise is None:
         simulated = kind.noising == "path" or process.kernel is None
         grid = np.asarray(_stable(process, 150, None) if simulated else time_grid(process, 150))
     else:
-        _check_noise(objective, kind, noise, process)
+        _check_noise(name, kind, noise, process)
         grid = np.asarray(noise.times.grid)
     coordinate = time_coordinate(process.clock, process.horizon, "clock", first=float(grid[1]))
     if model is None:
@@ -272,9 +272,7 @@ def _check_serve(objective: str | Objective, sampler: Sampler, process: Process)
         raise ValueError("; and ".join(problems))
 
 
-def _check_noise(
-    name: str | Objective, objective: Objective, noise: NoisingFn, process: Process
-) -> None:
+def _check_noise(name: str, objective: Objective, noise: NoisingFn, process: Process) -> None:
     """Raises ValueError for noise of another process, or without the mu that is needed."""
     of = getattr(noise, "process", None)
     if of is not None and not _same_dynamics(of, process):
@@ -289,9 +287,8 @@ def _check_noise(
             other = "the same with stable=False"
             if not getattr(noise, "stable", False):
                 other = "path_windows(..., companion=True)"
-            own = name if isinstance(name, str) else "own"
             raise ValueError(
-                f"experiment: objective={own!r} needs mu, which this noise does not give; {other}"
+                f"experiment: objective={name!r} needs mu, which this noise does not give; {other}"
                 " does"
             )
 

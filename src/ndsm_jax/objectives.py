@@ -231,14 +231,20 @@ OBJECTIVES = {
 }
 
 
+def named(objective: str | Objective) -> tuple[str, Objective]:
+    """An objective, or that of a name, with what messages call it."""
+    if isinstance(objective, Objective):
+        return "own", objective
+    return objective, OBJECTIVES[objective]
+
+
 @arguments(objective=(one_of(OBJECTIVES), Objective), process=Process)
 def check_process(objective: str | Objective, process: Process) -> None:
     """Raises ValueError when an objective, or that of a name, needs what the process cannot give.
 
     A kernel; or, for targets of a path, noise in every coordinate from the start.
     """
-    name = objective if isinstance(objective, str) else "own"
-    kind = OBJECTIVES[objective] if isinstance(objective, str) else objective
+    name, kind = named(objective)
 
     def serves(objective: Objective) -> bool:
         if objective.noising == "kernel":
